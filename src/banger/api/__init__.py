@@ -1,0 +1,1 @@
+"""The contract between clients and the daemon: models, errors, operations, client."""

@@ -1,0 +1,1 @@
+"""The daemon: a composition root and its services."""

@@ -1,0 +1,1 @@
+"""Guest disks: squashfs images and ext4 overlays."""

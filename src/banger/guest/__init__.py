@@ -1,0 +1,1 @@
+"""The guest: its boot archive and the host side of the guest protocol."""

@@ -1,0 +1,1 @@
+"""The image catalog: entries on disk, importing, and what can be pulled."""

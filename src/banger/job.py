@@ -1,0 +1,149 @@
+"""A unit of blocking work that reports progress and can be cancelled from another thread."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from banger.api.errors import BangerError, Code
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of a long operation: `done` of `total` in `unit`, either None when unknown."""
+
+    stage: str
+    message: str = ""
+    done: int | None = None
+    total: int | None = None
+    unit: str = "bytes"
+
+
+class Job:
+    """Carries progress out of blocking code and cancellation into it.
+
+    Blocking functions take a Job, call `progress` as they go, `check` in their loops, and start every external
+    command with `run` or `popen`, so that `cancel` ends whatever is under way.
+    """
+
+    def __init__(self, report: Callable[[Progress], None] = lambda progress: None) -> None:
+        self._report = report
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._children: set[subprocess.Popen[bytes]] = set()
+
+    def progress(
+        self, stage: str, message: str = "", done: int | None = None, total: int | None = None, unit: str = "bytes"
+    ) -> None:
+        """Report one step; also a cancellation point."""
+        self.check()
+        self._report(Progress(stage, message, done, total, unit))
+
+    def check(self) -> None:
+        """Raise `BangerError(CANCELLED)` once the job has been cancelled."""
+        if self._cancelled.is_set():
+            raise BangerError(Code.CANCELLED, "the operation was cancelled")
+
+    def cancel(self) -> None:
+        """Make the next `check` raise and kill the process groups of running commands."""
+        with self._lock:
+            self._cancelled.set()
+            for child in self._children:
+                _kill_group(child)
+
+    @contextlib.contextmanager
+    def popen(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        stdin: int | IO[bytes] | None = subprocess.DEVNULL,
+        stdout: int | IO[bytes] | None = subprocess.PIPE,
+        stderr: int | IO[bytes] | None = subprocess.PIPE,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """Start a command in its own process group; kill that group if the block is left while it still runs."""
+        with self._lock:
+            self.check()
+            try:
+                child = subprocess.Popen(
+                    [os.fspath(word) for word in argv],
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=stderr,
+                    env=env,
+                    cwd=cwd,
+                    start_new_session=True,
+                    pass_fds=pass_fds,
+                )
+            except FileNotFoundError as error:
+                raise missing_tool(os.fspath(argv[0])) from error
+            self._children.add(child)
+        try:
+            yield child
+        finally:
+            if child.poll() is None:
+                _kill_group(child)
+            child.wait()
+            for stream in (child.stdin, child.stdout, child.stderr):
+                if stream is not None:
+                    with contextlib.suppress(OSError):
+                        stream.close()
+            with self._lock:
+                self._children.discard(child)
+        self.check()
+
+    def run(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        input: bytes | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        code: Code = Code.CORRUPT,
+    ) -> bytes:
+        """Run a command to its end and return its standard output.
+
+        Raises `BangerError(code)` with the last lines of its standard error when it fails, MISSING_TOOL (naming the
+        package) when it is not installed.
+        """
+        stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
+        with self.popen(argv, stdin=stdin, env=env, cwd=cwd) as child:
+            out, err = child.communicate(input)
+        if child.returncode != 0:
+            raise command_failed(argv, child.returncode, err, code)
+        return out
+
+
+def command_failed(argv: Sequence[str | Path], status: int, stderr: bytes, code: Code = Code.CORRUPT) -> BangerError:
+    """The error for an external command that ended with a non-zero status."""
+    tail = " / ".join(stderr.decode(errors="replace").strip().splitlines()[-3:])
+    command = shlex.join(os.fspath(word) for word in argv)
+    return BangerError(
+        code,
+        f"{Path(os.fspath(argv[0])).name} failed with status {status}: {tail or 'no message'}",
+        details={"command": command},
+    )
+
+
+def missing_tool(tool: str) -> BangerError:
+    """The error for a host tool that is not installed, naming its package."""
+    return BangerError(
+        Code.MISSING_TOOL,
+        f"the host tool {Path(tool).name!r} is not installed",
+        hint="run 'banger doctor' to see what is missing and how to install it",
+    )
+
+
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)

@@ -1,0 +1,1 @@
+"""The kernel catalog: entries on disk, importing, and what can be pulled."""

@@ -1,0 +1,97 @@
+"""Where banger keeps things; nothing else knows a path of the state directory."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from banger.api.errors import BangerError, Code
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The directories of one user's banger (XDG Base Directory Specification 0.8)."""
+
+    config: Path
+    state: Path
+    cache: Path
+    runtime: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.config / "config.toml"
+
+    @property
+    def database(self) -> Path:
+        return self.state / "banger.db"
+
+    @property
+    def kernels(self) -> Path:
+        return self.state / "kernels"
+
+    @property
+    def images(self) -> Path:
+        return self.state / "images"
+
+    @property
+    def vms(self) -> Path:
+        return self.state / "vms"
+
+    @property
+    def log_file(self) -> Path:
+        return self.state / "bangerd.log"
+
+    @property
+    def socket(self) -> Path:
+        return self.runtime / "bangerd.sock"
+
+    @property
+    def lock(self) -> Path:
+        return self.runtime / "bangerd.lock"
+
+    def vm(self, vm_id: str) -> Path:
+        return self.vms / vm_id
+
+    def create(self) -> None:
+        """Make the state and cache directories, private to the user."""
+        for directory in (self.state, self.kernels, self.images, self.vms, self.cache):
+            try:
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise BangerError(
+                    Code.INVALID,
+                    f"cannot create the state directory {directory}: {error.strerror}",
+                    hint="set XDG_STATE_HOME and XDG_CACHE_HOME to directories that you can write",
+                ) from error
+
+
+def user_layout() -> Layout:
+    """The layout of the user who runs this process, from the XDG variables and their defaults."""
+    home = Path.home()
+
+    def base(variable: str, default: Path) -> Path:
+        value = os.environ.get(variable, "")
+        return (Path(value) if value.startswith("/") else default) / "banger"
+
+    runtime_base = os.environ.get("XDG_RUNTIME_DIR", "")
+    runtime = Path(runtime_base) / "banger" if runtime_base.startswith("/") else Path(f"/tmp/banger-{os.getuid()}")
+    return Layout(
+        config=base("XDG_CONFIG_HOME", home / ".config"),
+        state=base("XDG_STATE_HOME", home / ".local/state"),
+        cache=base("XDG_CACHE_HOME", home / ".cache"),
+        runtime=runtime,
+    )
+
+
+def ensure_runtime(runtime: Path) -> None:
+    """Make the directory of the daemon's socket, 0700; refuse one that is not ours (it may lie in /tmp)."""
+    runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = os.lstat(runtime)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
+        raise BangerError(
+            Code.INVALID,
+            f"{runtime} is not a private directory of yours",
+            hint=f"remove it, or chmod 700 {runtime}, or set XDG_RUNTIME_DIR",
+        )

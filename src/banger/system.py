@@ -1,0 +1,245 @@
+"""The few system calls that Python does not wrap well: atomic publication, cheap copies, long socket paths."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2  # <linux/fs.h>, renameat2(2)
+_FICLONE = 0x40049409  # <linux/fs.h>, ioctl_ficlone(2)
+
+STAGING_PREFIX = ".staging-"
+
+
+def _check(result: int, path: Path) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), os.fspath(path))
+
+
+def rename_exchange(first: Path, second: Path) -> None:
+    """Swap two existing paths of one filesystem in one step (renameat2 with RENAME_EXCHANGE)."""
+    result = _libc.renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+    _check(result, second)
+
+
+def syncfs(path: Path) -> None:
+    """Write the whole filesystem that holds `path` to disk: one call instead of an fsync per file."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        _check(_libc.syncfs(fd), path)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def staging(parent: Path, name: str) -> Iterator[Path]:
+    """A private directory beside the entry `name` to build it in; what is left in it at the end is removed."""
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix=f"{STAGING_PREFIX}{name}-", dir=parent))
+    try:
+        yield directory
+    finally:
+        remove_tree(directory)
+
+
+def publish(staged: Path, target: Path) -> None:
+    """Make `staged` appear as `target` in one step, on disk before it is visible.
+
+    An entry that is already there is exchanged with it, and so ends up in the staging directory, which its context
+    manager (or the next start's sweep) removes.
+    """
+    syncfs(staged)
+    if target.exists():
+        rename_exchange(staged, target)
+    else:
+        os.rename(staged, target)
+    fsync_directory(target.parent)
+
+
+def fsync_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove_entry(target: Path) -> None:
+    """Remove a published directory so that a crash never leaves half of it: rename away, then delete."""
+    with staging(target.parent, "removed") as graveyard:
+        os.rename(target, graveyard / "entry")
+        fsync_directory(target.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a tree, also one with directories that lost their write permission."""
+
+    def make_writable_and_retry(function: object, name: str, info: object) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(os.path.dirname(name), 0o700)
+            if os.path.isdir(name) and not os.path.islink(name):
+                os.chmod(name, 0o700)
+                shutil.rmtree(name, ignore_errors=True)
+            else:
+                os.unlink(name)
+
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path, onerror=make_writable_and_retry)
+
+
+def sweep_staging(parent: Path) -> list[Path]:
+    """Remove what interrupted operations left in `parent`; call it only while nothing else builds there."""
+    leftovers = sorted(parent.glob(f"{STAGING_PREFIX}*")) if parent.is_dir() else []
+    for leftover in leftovers:
+        remove_tree(leftover)
+    return leftovers
+
+
+def write_file_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace a small file so that readers and crashes see the old content or the new one."""
+    fd, temporary = tempfile.mkstemp(prefix=STAGING_PREFIX, dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fchmod(stream.fileno(), mode)
+            os.fsync(stream.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    fsync_directory(path.parent)
+
+
+def copy_file_prefer_clone(source: Path, target: Path) -> None:
+    """Copy a file by reflink where the filesystem can, else its data extents only, so that holes stay holes."""
+    with open(source, "rb") as reader, open(target, "xb") as writer:
+        mode = os.fstat(reader.fileno()).st_mode & 0o777
+        try:
+            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS):
+                raise
+            _copy_extents(reader.fileno(), writer.fileno())
+        os.fchmod(writer.fileno(), mode)
+
+
+def _copy_extents(reader: int, writer: int) -> None:
+    size = os.fstat(reader).st_size
+    os.ftruncate(writer, size)
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(reader, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        end = os.lseek(reader, start, os.SEEK_HOLE)
+        os.lseek(reader, start, os.SEEK_SET)
+        os.lseek(writer, start, os.SEEK_SET)
+        while start < end:
+            copied = os.sendfile(writer, reader, None, min(end - start, 1 << 30))
+            if copied == 0:
+                return
+            start += copied
+        position = end
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give `target` the content of `source` for good: a hard link, else a reflink, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+            raise
+        copy_file_prefer_clone(source, target)
+
+
+def bind_unix(path: Path, mode: int = 0o600) -> socket.socket:
+    """A listening Unix stream socket at `path`, however long the path is (sun_path holds 108 bytes, unix(7))."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        # fchmod before bind decides the mode with which the name appears
+        os.fchmod(listener.fileno(), mode)
+        listener.bind(f"/proc/self/fd/{directory}/{path.name}")
+        os.chmod(path, mode)
+        listener.listen(128)
+        return listener
+    finally:
+        os.close(directory)
+
+
+def unix_address(path: Path) -> tuple[str, int]:
+    """An address of at most 108 bytes for a socket path, and the descriptor to close after connecting to it."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    return f"/proc/self/fd/{directory}/{path.name}", directory
+
+
+def connect_unix(path: Path, timeout: float | None = None) -> socket.socket:
+    """Connect to a Unix stream socket, however long its path is."""
+    address, directory = unix_address(path)
+    try:
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        client.settimeout(timeout)
+        try:
+            client.connect(address)
+        except BaseException:
+            client.close()
+            raise
+        return client
+    finally:
+        os.close(directory)
+
+
+def allocated_bytes(path: Path) -> int:
+    """What a file really takes on disk, holes not counted."""
+    return path.stat().st_blocks * 512
+
+
+def human_size(size: int) -> str:
+    """A size for people, in decimal units: 146 MB."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def nearest(name: str, candidates: list[str]) -> str:
+    """The candidate that a mistyped name most likely meant, or ''."""
+    import difflib
+
+    matches = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+    return matches[0] if matches else ""
+
+
+def validate_name(name: str, what: str) -> str:
+    """Check a kernel, image or VM name (design: 1 to 64 of letters, digits, '.', '_', '-'); return it."""
+    from banger.api.errors import BangerError, Code
+
+    allowed = all(character.isascii() and (character.isalnum() or character in "._-") for character in name)
+    if not (1 <= len(name) <= 64 and allowed and name[0].isalnum() and ".." not in name):
+        raise BangerError(
+            Code.INVALID,
+            f"{name!r} is not a valid {what} name",
+            hint="use 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit, without '..'",
+        )
+    return name
