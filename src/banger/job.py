@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from banger import hostpackages
 from banger.api.errors import BangerError, Code
 
 
@@ -77,6 +78,7 @@ class Job:
             try:
                 child = subprocess.Popen(
                     [os.fspath(word) for word in argv],
+                    executable=hostpackages.find_command(os.fspath(argv[0]), (env or os.environ).get("PATH")),
                     stdin=stdin,
                     stdout=stdout,
                     stderr=stderr,
@@ -136,11 +138,15 @@ def command_failed(argv: Sequence[str | Path], status: int, stderr: bytes, code:
 
 
 def missing_tool(tool: str) -> BangerError:
-    """The error for a host tool that is not installed, naming its package."""
+    """The error for a host tool that is not installed, naming its package and the command that installs it."""
+    name = Path(tool).name
+    package = hostpackages.package_for(name)
+    known = hostpackages.find_tool(name)
+    command = hostpackages.install_command([known], hostpackages.read_os_release()) if known else ""
     return BangerError(
         Code.MISSING_TOOL,
-        f"the host tool {Path(tool).name!r} is not installed",
-        hint="run 'banger doctor' to see what is missing and how to install it",
+        f"the host tool {name!r} is not installed" + (f" (package {package})" if package else ""),
+        hint=f"install it with: {command}" if command else "install it with your distribution's package manager",
     )
 
 

@@ -1,0 +1,97 @@
+# Every target prepares what it needs itself: host packages, the virtual environment, the guest agent.
+
+ARGS ?= vm run --rm -- sh -c 'uname -a; head -n 1 /etc/os-release'
+BINDIR ?= $(HOME)/.local/bin
+UV ?= uv
+
+# The first Python that is new enough, as the real file behind any shim.
+PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.version_info >= (3, 11) or sys.exit(1); print(sys.executable)' 2>/dev/null && break; \
+	done)
+
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+AGENT_SOURCES := $(wildcard agent/*.c agent/*.h) scripts/build_agent.py
+BENCHMARKS := $(wildcard bench/*.py)
+# mypy refuses a directory without Python in it
+TYPED := src tests hatch_build.py $(wildcard scripts/*.py) $(BENCHMARKS)
+
+# Nothing from the caller's Python set-up may leak in; where packages come from stays the caller's choice.
+unexport PYTHONPATH PYTHONHOME
+export PIP_USER := 0
+export PIP_REQUIRE_VIRTUALENV := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: run test soak lint bench install uninstall lock agent clean python test-host
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+run: $(VENV)/installed
+	@$(BIN)/banger $(ARGS)
+
+# Unit, process and guest tests, in this order, in one pytest with one summary.
+test: test-host lint
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+soak: test-host $(VENV)/installed
+	@seed=$${BANGER_SOAK_SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; \
+	echo "repeat this run with: make soak BANGER_SOAK_SEED=$$seed"; \
+	BANGER_SOAK_SEED=$$seed $(BIN)/pytest -m soak
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(TYPED)
+	$(BIN)/mypy --scripts-are-modules scripts/setup-host
+
+bench: $(VENV)/installed
+	@for benchmark in $(BENCHMARKS); do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
+
+install: $(VENV)/installed
+	@if [ -e $(BINDIR)/banger ] && [ ! -L $(BINDIR)/banger ]; then \
+		echo "$(BINDIR)/banger is a file that this did not install; remove it first" >&2; exit 1; fi
+	@mkdir -p $(BINDIR)
+	@ln -sfn $(BIN)/banger $(BINDIR)/banger
+	@echo "installed $(BINDIR)/banger; it runs from $(CURDIR), so keep that directory"
+	@case ":$$PATH:" in *":$(BINDIR):"*) ;; *) \
+		echo "$(BINDIR) is not on your PATH; add it: export PATH=\"$(BINDIR):\$$PATH\"";; esac
+
+uninstall:
+	@if [ "$$(readlink $(BINDIR)/banger)" = $(BIN)/banger ]; then \
+		rm $(BINDIR)/banger; echo "removed $(BINDIR)/banger"; \
+	else echo "$(BINDIR)/banger is not installed from here"; fi
+	@echo "your data stays; remove it by hand if you want it gone:"
+	@echo "  $${XDG_STATE_HOME:-$$HOME/.local/state}/banger   kernels, images and virtual machines"
+	@echo "  $${XDG_CACHE_HOME:-$$HOME/.cache}/banger   downloads"
+	@echo "  $${XDG_CONFIG_HOME:-$$HOME/.config}/banger   configuration"
+
+# Pins what pyproject.toml asks for and leaves every pin that still fits; to move them all, delete the file first.
+lock:
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
+		--no-emit-find-links --group dev --output-file requirements.lock pyproject.toml
+
+agent: python
+	@$(PYTHON) scripts/build_agent.py
+
+clean:
+	rm -rf $(VENV) dist build src/banger/_agent .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find $(wildcard src tests scripts bench) -name __pycache__ -prune -exec rm -rf {} +
+
+python:
+	@[ -n "$(PYTHON)" ] || { echo "banger needs Python 3.11 or newer, and this host has $$(python3 --version 2>&1 \
+		|| echo none). Install it: apt-get install python3.11 python3.11-venv (Debian, Ubuntu)," \
+		"dnf install python3.11 (Fedora), pacman -S python (Arch)" >&2; exit 1; }
+
+test-host: python
+	@$(PYTHON) scripts/setup-host --test
+
+# The stamps lie inside the environment, so that removing it removes them.
+$(VENV)/requirements: requirements.lock | python
+	@$(PYTHON) scripts/setup-host
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	@touch $@
+
+$(VENV)/installed: $(VENV)/requirements pyproject.toml hatch_build.py $(AGENT_SOURCES)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
