@@ -1,0 +1,211 @@
+"""Turns tar streams into squashfs images with tar2sqfs: owners, modes, xattrs and devices kept, without root."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from banger.api.errors import BangerError, Code
+from banger.disk import tar
+from banger.job import Job, command_failed
+
+SIZE_LIMIT = 64 << 30  # bytes of tar stream
+_FREE_RESERVE = 256 << 20  # bytes to leave free on the target's filesystem
+_CHECK_EVERY = 32 << 20
+_OS_RELEASE = (b"etc/os-release", b"usr/lib/os-release")
+_BIN_DIRECTORIES = (b"bin/", b"sbin/", b"usr/bin/", b"usr/sbin/", b"usr/local/bin/")
+_ELF_MACHINES = {62: "amd64", 183: "arm64"}  # EM_X86_64, EM_AARCH64 in <elf.h>
+
+TarSource = Callable[[], AbstractContextManager[BinaryIO]]
+
+
+@dataclass
+class Contents:
+    """What was seen in a root filesystem while it was packed."""
+
+    members: int = 0
+    machines: Counter[str] = field(default_factory=Counter)  # programs per architecture, those in bin directories
+    other_machines: Counter[str] = field(default_factory=Counter)  # and all others
+    os_release: bytes = b""
+
+    @property
+    def arch(self) -> str:
+        """The architecture of most programs: `amd64`, `arm64`, `machine-<ELF number>`, or '' without any program."""
+        counts = self.machines or self.other_machines
+        return counts.most_common(1)[0][0] if counts else ""
+
+
+class _Rewritten(Exception):
+    """The archive gives one path twice."""
+
+
+Plan = dict[int, list[bytes]]  # number of a member to the paths it finally has
+
+
+class _Tree:
+    """The tree that members build one after the other: path to (number of its member, whether it is a directory).
+
+    A hard link shares the number of the member it links to. Directories that no member describes have number -1.
+    """
+
+    def __init__(self, reader: tar.TarReader) -> None:
+        self._reader = reader
+        self._nodes: dict[bytes, tuple[int, bool]] = {b"": (-1, True)}
+
+    def add(self, member: tar.Member, number: int) -> bool:
+        """Add a member; True when it replaces an earlier one, False when its path is new."""
+        path = member.path
+        self._require_directory(path.rpartition(b"/")[0], path)
+        node = (number, member.kind == tar.DIRECTORY)
+        if member.kind == tar.HARD_LINK:
+            target = self._nodes.get(member.link)
+            if target is None or target[1]:
+                raise self._reader.corrupt(
+                    f"has a hard link {_text(path)} to {_text(member.link)}, which is no file before it"
+                )
+            node = target
+        old = self._nodes.get(path)
+        if old is not None and old[1] and not node[1]:
+            raise self._reader.corrupt(f"has a member {_text(path)} that replaces a directory")
+        self._nodes[path] = node
+        return old is not None and old[0] >= 0
+
+    def plan(self) -> Plan:
+        """The paths that each member has in the end; one that lost all of them is missing."""
+        plan: Plan = {}
+        for path, (number, _) in self._nodes.items():
+            plan.setdefault(number, []).append(path)
+        return plan
+
+    def _require_directory(self, path: bytes, child: bytes) -> None:
+        while True:
+            node = self._nodes.get(path)
+            if node is None:
+                self._nodes[path] = (-1, True)
+                path = path.rpartition(b"/")[0]
+                continue
+            if not node[1]:
+                raise self._reader.corrupt(f"has a member {_text(child)}, but {_text(path)} in it is no directory")
+            return
+
+
+def write_squashfs(open_tar: TarSource, target: Path, job: Job, label: str, limit: int = SIZE_LIMIT) -> Contents:
+    """Pack a tar archive into the new squashfs file `target`; `label` names the archive in errors.
+
+    Where the archive gives a path twice the last member wins, as when tar unpacks it; only then is `open_tar` called
+    again (twice). POSIX ACLs and overlayfs' own xattrs are left out. Raises CORRUPT for a damaged, truncated or
+    unsafe archive, EXHAUSTED beyond `limit` bytes of tar or without disk space.
+    """
+    try:
+        return _pack(open_tar, target, job, label, limit, None)
+    except _Rewritten:
+        with open_tar() as stream:
+            reader = tar.TarReader(stream, label, limit)
+            tree = _Tree(reader)
+            for number, member in enumerate(reader):
+                if number % 1000 == 0:
+                    job.check()
+                tree.add(member, number)
+        return _pack(open_tar, target, job, label, limit, tree.plan())
+
+
+def _pack(open_tar: TarSource, target: Path, job: Job, label: str, limit: int, plan: Plan | None) -> Contents:
+    # lz4: see docs/image-catalog.md for the measurement
+    argv = ["tar2sqfs", "--quiet", "--force", "--no-skip", "--compressor", "lz4", target]
+    with (
+        open_tar() as stream,
+        tempfile.TemporaryFile() as errors,
+        job.popen(argv, stdin=-1, stdout=errors, stderr=errors) as packer,
+    ):
+        assert packer.stdin is not None
+        try:
+            with io.open(packer.stdin.fileno(), "wb", buffering=1 << 18, closefd=False) as sink:
+                contents = _feed(tar.TarReader(stream, label, limit), sink, target, job, plan)
+            packer.stdin.close()
+            _drain(stream, limit)
+            status = packer.wait()
+        except BrokenPipeError:
+            status = packer.wait()
+        job.check()
+        if status != 0:
+            errors.seek(0)
+            message = errors.read(1 << 20)
+            if b"No space left" in message:
+                raise _no_space(target)
+            raise command_failed(argv, status, message)
+    return contents
+
+
+def _feed(reader: tar.TarReader, sink: BinaryIO, target: Path, job: Job, plan: Plan | None) -> Contents:
+    contents = Contents()
+    tree = _Tree(reader)
+    unchecked = _CHECK_EVERY  # bytes since the last look at the free space and for a cancellation
+    for number, member in enumerate(reader):
+        links: list[bytes] = []
+        if plan is None:
+            if tree.add(member, number):
+                raise _Rewritten
+        elif member.kind == tar.HARD_LINK or number not in plan:
+            continue
+        else:
+            member.path, *links = plan[number]
+        contents.members += 1
+        sink.write(tar.encode_header(member))
+        first = True
+        for chunk in reader.data():
+            if first:
+                _look_at(member, chunk, contents)
+                first = False
+            sink.write(chunk)
+        sink.write(bytes(-member.size % tar.BLOCK))
+        for link in links:
+            sink.write(tar.encode_header(dataclasses.replace(member, path=link, kind=tar.HARD_LINK, link=member.path)))
+        unchecked += member.size + tar.BLOCK
+        if unchecked >= _CHECK_EVERY:
+            unchecked = 0
+            job.check()
+            if shutil.disk_usage(target.parent).free < _FREE_RESERVE:
+                raise _no_space(target)
+    sink.write(tar.encode_end())
+    return contents
+
+
+def _look_at(member: tar.Member, start: bytes, contents: Contents) -> None:
+    """Take note of what the first chunk of a file tells about the whole root filesystem."""
+    if member.is_sparse:
+        return
+    # e_ident and e_machine, System V ABI, "ELF Header"
+    if start[:4] == b"\x7fELF" and len(start) >= 20:
+        number = int.from_bytes(start[18:20], "little" if start[5] == 1 else "big")
+        machine = _ELF_MACHINES.get(number, f"machine-{number}") if start[4] == 2 else f"machine-{number}-32bit"
+        in_bin = member.path.startswith(_BIN_DIRECTORIES)
+        (contents.machines if in_bin else contents.other_machines)[machine] += 1
+    elif member.path in _OS_RELEASE and not contents.os_release:
+        contents.os_release = start[:65536]
+
+
+def _drain(stream: BinaryIO, limit: int) -> None:
+    """Read what follows the archive, so that a compressed file's own checksum is verified."""
+    rest = limit
+    while rest > 0 and (chunk := stream.read(tar.CHUNK)):
+        rest -= len(chunk)
+
+
+def _no_space(target: Path) -> BangerError:
+    return BangerError(
+        Code.EXHAUSTED,
+        f"not enough disk space for the image in {target.parent}",
+        hint="remove images or VMs that you no longer need: 'banger image list', 'banger vm list'",
+    )
+
+
+def _text(path: bytes) -> str:
+    return repr(path.decode(errors="backslashreplace"))

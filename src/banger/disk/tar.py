@@ -1,0 +1,390 @@
+"""Reads tar archives of any common dialect and writes them again in one canonical, safe form.
+
+Formats: POSIX.1-2017 pax (ustar and pax interchange), GNU tar manual "Tar Internals" (long names, base-256 numbers,
+old GNU sparse and pax sparse 0.0, 0.1, 1.0). Only headers are held in memory; file data passes through in chunks.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from banger.api.errors import BangerError, Code
+
+BLOCK = 512
+CHUNK = 1 << 20
+
+REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
+_CONTIGUOUS, _GNU_SPARSE, _GNU_LONG_NAME, _GNU_LONG_LINK, _GNU_VOLUME = b"7", b"S", b"L", b"K", b"V"
+_PAX, _PAX_GLOBAL = b"x", b"g"
+_GNU_MAGIC = b"ustar  \0"
+_POSIX_MAGIC = b"ustar\00000"
+
+_NAME_MAX, _PATH_MAX = 255, 4095  # <linux/limits.h>, without the terminating NUL
+_ID_MAX = 2**32 - 1
+_TIME_MAX = 2**32 - 1  # squashfs keeps 32 bits
+_METADATA_MAX = 4 << 20  # one pax header, long name or sparse map; Linux allows 64 KiB per extended attribute
+_SPARSE_MAX = 1 << 40
+_MEMBERS_MAX = 8_000_000
+
+_HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
+_XATTR = b"SCHILY.xattr."
+# squashfs stores these namespaces; overlayfs' own marks of some other mount must not reach ours
+_XATTRS_KEPT = (b"user.", b"trusted.", b"security.")
+_XATTRS_DROPPED = (b"trusted.overlay.", b"user.overlay.")
+
+Records = list[tuple[bytes, bytes]]
+
+
+@dataclass(slots=True)
+class Member:
+    """One file of an archive: `path` without leading slash (b"" is the root), `size` bytes of data in the archive."""
+
+    path: bytes
+    kind: bytes
+    mode: int
+    uid: int
+    gid: int
+    mtime: int
+    size: int = 0
+    link: bytes = b""  # a symlink's target as it is, a hard link's as a normalised path
+    device: tuple[int, int] = (0, 0)
+    xattrs: Records = field(default_factory=list)
+    sparse: Records = field(default_factory=list)  # pax sparse records, passed on as they are
+    gnu_sparse: bytes = b""  # header bytes 386 to 495 of an old GNU sparse member and its extension blocks
+
+    @property
+    def is_sparse(self) -> bool:
+        return bool(self.sparse or self.gnu_sparse)
+
+
+class TarReader:
+    """Iterates over the members of a tar stream; `data` gives the file data of the current one.
+
+    `label` names the archive in errors. More than `limit` bytes of archive are refused (EXHAUSTED); whatever is not a
+    whole, well-formed archive with safe names is CORRUPT.
+    """
+
+    def __init__(self, stream: BinaryIO, label: str, limit: int) -> None:
+        self._stream = stream
+        self._label = label
+        self._limit = limit
+        self._consumed = 0
+        self._data = 0  # of the current member, still unread
+        self._padding = 0
+
+    def __iter__(self) -> Iterator[Member]:
+        defaults: dict[bytes, bytes] = {}
+        records: Records = []
+        long_name = long_link = b""
+        members = 0
+        while True:
+            for _ in self.data():
+                pass
+            header = self._read(BLOCK)
+            kind = self._check(header)
+            if not kind:
+                return
+            if kind in (_PAX, _PAX_GLOBAL):
+                parsed = self._pax_records(self._metadata(header))
+                if kind == _PAX_GLOBAL:
+                    defaults.update(parsed)
+                else:
+                    records = parsed
+                continue
+            if kind == _GNU_LONG_NAME:
+                long_name = self._metadata(header).rstrip(b"\0")
+                continue
+            if kind == _GNU_LONG_LINK:
+                long_link = self._metadata(header).rstrip(b"\0")
+                continue
+            if kind != _GNU_VOLUME:
+                members += 1
+                if members > _MEMBERS_MAX:
+                    raise BangerError(Code.EXHAUSTED, f"{self._label} has more than {_MEMBERS_MAX:,} files")
+                yield self._member(header, kind, defaults, records, long_name, long_link)
+            records, long_name, long_link = [], b"", b""
+
+    def data(self) -> Iterator[bytes]:
+        """The rest of the current member's data, in chunks of at most CHUNK bytes."""
+        while self._data:
+            if self._data + self._padding <= CHUNK:  # data and padding in one read: most files are small
+                chunk = self._read(self._data + self._padding)
+                if self._padding:
+                    chunk = chunk[: self._data]
+                self._data = self._padding = 0
+            else:
+                chunk = self._read(min(CHUNK, self._data))
+                self._data -= len(chunk)
+            yield chunk
+        if self._padding:
+            self._read(self._padding)
+            self._padding = 0
+
+    def corrupt(self, what: str) -> BangerError:
+        """The error for an archive that breaks a rule."""
+        return BangerError(Code.CORRUPT, f"{self._label} {what}")
+
+    def _read(self, size: int) -> bytes:
+        self._consumed += size
+        if self._consumed > self._limit:
+            raise BangerError(
+                Code.EXHAUSTED, f"{self._label} unpacks to more than {self._limit:,} bytes, the limit for an image"
+            )
+        data = self._stream.read(size)
+        if len(data) != size:
+            raise self.corrupt("is cut off: the archive ends in the middle")
+        return data
+
+    def _check(self, header: bytes) -> bytes:
+        """The type flag of a header block with a right checksum; b"" for the block of zeros that ends an archive."""
+        if not header.strip(b"\0"):
+            return b""
+        # POSIX: the sum of all bytes, the checksum's own eight counted as spaces
+        total = sum(header) - sum(header[148:156]) + 8 * 0x20
+        if self._number(header[148:156]) != total:
+            raise self.corrupt("is damaged or is not a tar archive: wrong header checksum")
+        return REGULAR if header[156:157] == b"\0" else header[156:157]
+
+    def _number(self, raw: bytes) -> int:
+        if raw[0] & 0x80:  # GNU base-256, two's complement after the marker bit
+            value = int.from_bytes(raw, "big") - (1 << (8 * len(raw) - 1))
+            return value if raw[0] != 0xFF else value - (1 << (8 * len(raw) - 1))
+        digits = raw.partition(b"\0")[0].strip(b" ")
+        if digits.strip(b"01234567"):
+            raise self.corrupt(f"is damaged: {raw!r} in a header is not a number")
+        return int(digits or b"0", 8)
+
+    def _metadata(self, header: bytes) -> bytes:
+        size = self._number(header[124:136])
+        if not 0 <= size <= _METADATA_MAX:
+            raise self.corrupt(f"has an extended header of {size:,} bytes")
+        return self._read(size + -size % BLOCK)[:size]
+
+    def _pax_records(self, data: bytes) -> Records:
+        records: Records = []
+        position = 0
+        while position < len(data):
+            space = data.find(b" ", position, position + 11)
+            digits = data[position:space] if space > position else b""
+            end = position + int(digits) if digits.isdigit() else 0
+            key, equals, value = data[space + 1 : end - 1].partition(b"=")
+            if not (space + 1 < end <= len(data) and data[end - 1] == 0x0A and equals and key):
+                raise self.corrupt("has a malformed pax header")
+            records.append((key, value))
+            position = end
+        return records
+
+    def _member(
+        self,
+        header: bytes,
+        kind: bytes,
+        defaults: dict[bytes, bytes],
+        records: Records,
+        long_name: bytes,
+        long_link: bytes,
+    ) -> Member:
+        pax = {**defaults, **dict(records)} if records else defaults
+        posix = header[257:265] == _POSIX_MAGIC
+        prefix = header[345:500].partition(b"\0")[0] if posix else b""
+        name = header[:100].partition(b"\0")[0]
+        if prefix:
+            name = prefix + b"/" + name
+        name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or long_name or name
+        if kind == REGULAR and name.endswith(b"/"):  # how the V7 format marks a directory
+            kind = DIRECTORY
+        elif kind == _CONTIGUOUS:
+            kind = REGULAR
+        path = self._normalise(name)
+        gnu_sparse = b""
+        if kind == _GNU_SPARSE:
+            gnu_sparse = self._gnu_sparse(header, path)
+            kind = REGULAR
+        if kind not in (REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO):
+            raise self.corrupt(f"has a member {_show(path)} of the unsupported type {kind!r}")
+        link = b""
+        if kind in (HARD_LINK, SYMLINK):
+            link = pax.get(b"linkpath") or long_link or header[157:257].partition(b"\0")[0]
+            if not link or b"\0" in link or len(link) > _PATH_MAX:
+                raise self.corrupt(f"has a link {_show(path)} with an unusable target")
+            if kind == HARD_LINK:
+                link = self._normalise(link)
+        size = 0
+        if kind == REGULAR:  # POSIX: no data follows the other types, whatever their size field says
+            size = self._decimal(pax, b"size", self._number(header[124:136]))
+            if size < 0:
+                raise self.corrupt(f"has a member {_show(path)} of negative size")
+        self._data = size
+        self._padding = -size % BLOCK
+        device = (0, 0)
+        if kind in (CHARACTER, BLOCK_DEVICE):
+            device = (self._number(header[329:337]), self._number(header[337:345]))
+            if not (0 <= device[0] < 1 << 12 and 0 <= device[1] < 1 << 20):  # <linux/kdev_t.h>
+                raise self.corrupt(f"has a device {_show(path)} with impossible numbers")
+        uid = self._decimal(pax, b"uid", self._number(header[108:116]))
+        gid = self._decimal(pax, b"gid", self._number(header[116:124]))
+        if not (0 <= uid <= _ID_MAX and 0 <= gid <= _ID_MAX):
+            raise self.corrupt(f"has a member {_show(path)} with an impossible owner")
+        return Member(
+            path=path,
+            kind=kind,
+            mode=self._number(header[100:108]) & 0o7777,
+            uid=uid,
+            gid=gid,
+            mtime=max(0, min(self._decimal(pax, b"mtime", self._number(header[136:148])), _TIME_MAX)),
+            size=size,
+            link=link,
+            device=device,
+            xattrs=_kept_xattrs(records),
+            sparse=self._pax_sparse(records, path),
+            gnu_sparse=gnu_sparse,
+        )
+
+    def _decimal(self, pax: dict[bytes, bytes], key: bytes, default: int) -> int:
+        value = pax.get(key)
+        if not value:
+            return default
+        whole = value.partition(b".")[0]
+        if not whole.removeprefix(b"-").isdigit() or len(whole) > 20:
+            raise self.corrupt(f"is damaged: {value[:40]!r} is not a number")
+        return int(whole)
+
+    def _normalise(self, name: bytes) -> bytes:
+        """A member's name as a path relative to the root of the image, without '.' and empty components."""
+        if not name or b"\0" in name:
+            raise self.corrupt(f"has an unusable member name {_show(name)}")
+        parts = [part for part in name.split(b"/") if part not in (b"", b".")]
+        path = b"/".join(parts)
+        if b".." in parts:
+            raise self.corrupt(f"has a member {_show(name)} that points out of the image with '..'")
+        if len(path) > _PATH_MAX or any(len(part) > _NAME_MAX for part in parts):
+            raise self.corrupt(f"has a member {_show(name)} whose name is longer than Linux allows")
+        return path
+
+    def _gnu_sparse(self, header: bytes, path: bytes) -> bytes:
+        if header[257:265] != _GNU_MAGIC:
+            raise self.corrupt(f"has a member {_show(path)} in an unsupported sparse format")
+        self._check_sparse_size(self._number(header[483:495]), path)
+        sparse_map = header[386:495]
+        extended = header[482]
+        while extended:
+            block = self._read(BLOCK)
+            sparse_map += block
+            extended = block[504]
+            if len(sparse_map) > _METADATA_MAX:
+                raise self.corrupt(f"has a member {_show(path)} with too many holes")
+        return sparse_map
+
+    def _pax_sparse(self, records: Records, path: bytes) -> Records:
+        sparse = [
+            (key, value) for key, value in records if key.startswith(b"GNU.sparse.") and key != b"GNU.sparse.name"
+        ]
+        for key in (b"GNU.sparse.realsize", b"GNU.sparse.size"):
+            self._check_sparse_size(self._decimal(dict(sparse), key, 0), path)
+        return sparse
+
+    def _check_sparse_size(self, size: int, path: bytes) -> None:
+        if not 0 <= size <= _SPARSE_MAX:
+            raise self.corrupt(f"has a sparse member {_show(path)} of {size:,} bytes; the limit is 1 TiB")
+
+
+def encode_header(member: Member) -> bytes:
+    """The header blocks of a member in pax format; exactly `member.size` bytes of data and their padding follow."""
+    records: Records = []
+    name = member.path or b"./"
+    if len(name) > 100:
+        records.append((b"path", name))
+    if len(member.link) > 100:
+        records.append((b"linkpath", member.link))
+    for key, value, limit in (
+        (b"uid", member.uid, 8**7),
+        (b"gid", member.gid, 8**7),
+        (b"size", member.size, 8**11),
+    ):
+        if value >= limit:
+            records.append((key, b"%d" % value))
+    records += member.sparse
+    records += [(_XATTR + key, value) for key, value in member.xattrs]
+    kind, magic = (_GNU_SPARSE, _GNU_MAGIC) if member.gnu_sparse else (member.kind, _POSIX_MAGIC)
+    block = _block(
+        name,
+        kind,
+        member.mode,
+        member.uid % 8**7,
+        member.gid % 8**7,
+        member.size % 8**11,
+        member.mtime,
+        member.link,
+        magic,
+        member.device,
+        member.gnu_sparse[:109],
+    )
+    block += member.gnu_sparse[109:]
+    if not records:
+        return block
+    data = b"".join(_pax_record(key, value) for key, value in records)
+    return _block(b"pax", _PAX, 0o644, 0, 0, len(data), 0) + data + bytes(-len(data) % BLOCK) + block
+
+
+def encode_end() -> bytes:
+    """The two blocks of zeros that end an archive."""
+    return bytes(2 * BLOCK)
+
+
+def _block(
+    name: bytes,
+    kind: bytes,
+    mode: int,
+    uid: int,
+    gid: int,
+    size: int,
+    mtime: int,
+    link: bytes = b"",
+    magic: bytes = _POSIX_MAGIC,
+    device: tuple[int, int] = (0, 0),
+    gnu_sparse: bytes = b"",
+) -> bytes:
+    block = _HEADER.pack(
+        name,
+        b"%07o" % mode,
+        b"%07o" % uid,
+        b"%07o" % gid,
+        b"%011o" % size,
+        b"%011o" % mtime,
+        b" " * 8,
+        kind,
+        link,
+        magic,
+        b"",
+        b"",
+        b"%07o" % device[0],
+        b"%07o" % device[1],
+        b"\0" * 41 + gnu_sparse,  # the old GNU sparse map begins at byte 386, inside the POSIX prefix
+    )
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+def _pax_record(key: bytes, value: bytes) -> bytes:
+    """`length key=value\\n`, where the length counts its own digits (POSIX pax, "pax Header Block")."""
+    rest = len(key) + len(value) + 3
+    length = rest + len(str(rest))
+    length = rest + len(str(length))
+    return b"%d %s=%s\n" % (length, key, value)
+
+
+def _kept_xattrs(records: Records) -> Records:
+    if not records:
+        return []
+    names = ((key.removeprefix(_XATTR), value) for key, value in records if key.startswith(_XATTR))
+    return [
+        (name, value)
+        for name, value in names
+        if name.startswith(_XATTRS_KEPT) and not name.startswith(_XATTRS_DROPPED) and len(name) <= _NAME_MAX
+    ]
+
+
+def _show(name: bytes) -> str:
+    text = name.decode(errors="backslashreplace")
+    return repr(text if len(text) <= 80 else text[:77] + "...")
