@@ -1,0 +1,107 @@
+"""Long-lived processes that outlive the daemon: started, recognised again, awaited and signalled without pid races."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from banger.job import missing_tool
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """A process that cannot be mistaken for a later one with the same pid: `start_time` is field 22 of proc(5) stat."""
+
+    pid: int
+    start_time: int
+
+
+def identify(pid: int) -> ProcessId | None:
+    """The identity of a running process, None when there is none or it is a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in ("Z", "X") else ProcessId(pid, int(fields[19]))
+
+
+class Watched:
+    """A process held by pidfd: awaited and signalled without any race against pid reuse."""
+
+    def __init__(self, identity: ProcessId, pidfd: int) -> None:
+        self.identity = identity
+        self._pidfd = pidfd
+        self.ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(pidfd, self._on_end)
+
+    @classmethod
+    def find(cls, identity: ProcessId) -> Watched | None:
+        """Hold a process found again after a restart; None when it is gone."""
+        try:
+            pidfd = os.pidfd_open(identity.pid)
+        except OSError:
+            return None
+        if identify(identity.pid) != identity:
+            os.close(pidfd)
+            return None
+        return cls(identity, pidfd)
+
+    @property
+    def alive(self) -> bool:
+        return not self.ended.is_set()
+
+    def signal(self, number: int) -> None:
+        """Send a signal unless the process has ended."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def release(self) -> None:
+        """Stop watching; the process itself goes on."""
+        if self._pidfd >= 0:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _on_end(self) -> None:
+        self.release()
+        # a child of ours stays a zombie until it is waited for; an adopted one is not ours to wait for
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.identity.pid, os.WNOHANG)
+        self.ended.set()
+
+
+def spawn(
+    argv: Sequence[str], inherited: Sequence[int], log: int, uid: int = -1, groups: Sequence[int] = ()
+) -> Watched:
+    """Start a process in its own session that writes its messages to the descriptor `log`.
+
+    It inherits the given descriptors only, and runs as `uid` with only `groups` unless that is -1: the uid is dropped
+    before exec, so the program never runs as root. Raises BangerError(MISSING_TOOL).
+    """
+    drop = uid >= 0
+    try:
+        child = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            pass_fds=inherited,
+            start_new_session=True,
+            user=uid if drop else None,
+            group=uid if drop else None,
+            extra_groups=groups if drop else None,
+        )
+    except FileNotFoundError as error:
+        raise missing_tool(argv[0]) from error
+    pidfd = os.pidfd_open(child.pid)
+    # from here on the pidfd owns the process: Popen must neither wait for it nor warn about it
+    child.returncode = 0
+    return Watched(identify(child.pid) or ProcessId(child.pid, 0), pidfd)

@@ -1,0 +1,70 @@
+"""Which accelerator really works on this host."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from banger.api.errors import BangerError, Code
+from banger.job import missing_tool
+
+_ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+_EMULATORS = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """`name` is kvm or tcg, `reason` one sentence on why."""
+
+    name: str
+    reason: str
+
+
+def host_arch() -> str:
+    """amd64 or arm64; BangerError(UNSUPPORTED) elsewhere."""
+    machine = platform.machine()
+    if machine not in _ARCHITECTURES:
+        raise BangerError(Code.UNSUPPORTED, f"banger does not run on {machine} hosts, only on x86_64 and aarch64")
+    return _ARCHITECTURES[machine]
+
+
+def detect(kvm: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/cpuinfo")) -> Acceleration:
+    """KVM when it can run ordinary guests, else TCG.
+
+    On x86 a /dev/kvm without vmx or svm among the CPU flags is an emulation that stops ordinary kernels at boot.
+    """
+    if not kvm.exists():
+        return Acceleration("tcg", f"{kvm} does not exist, so guests are emulated")
+    if host_arch() == "amd64":
+        flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
+        if flags is None or not {"vmx", "svm"} & set(flags[1].split()):
+            return Acceleration(
+                "tcg",
+                f"{kvm} is here but cannot run ordinary guests: the CPU shows neither vmx nor svm; guests are emulated",
+            )
+    if not os.access(kvm, os.R_OK | os.W_OK):
+        return Acceleration("tcg", f"{kvm} may not be opened by this user (it belongs to group {kvm.group()})")
+    return Acceleration("kvm", f"{kvm} works")
+
+
+def emulator(arch: str) -> str:
+    """The QEMU program for guests of an architecture."""
+    return _EMULATORS[arch]
+
+
+@functools.cache
+def versioned_machine(arch: str, alias: str) -> str:
+    """The versioned name behind a QEMU machine alias: q35 is pc-q35-7.2. Raises MISSING_TOOL without QEMU."""
+    try:
+        listing = subprocess.run(
+            [emulator(arch), "-machine", "help"], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
+        ).stdout
+    except FileNotFoundError as error:
+        raise missing_tool(emulator(arch)) from error
+    match = re.search(rf"^{re.escape(alias)}\s.*\(alias of (\S+)\)$", listing, re.MULTILINE)
+    return match[1] if match else alias

@@ -1,0 +1,67 @@
+"""What every VMM driver offers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from banger.process import ProcessId, Watched
+from banger.vmm.machine import Machine
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a running VM, kept in `vmm.json` of its directory; `helpers` end by themselves with the VMM."""
+
+    vmm: ProcessId
+    helpers: list[ProcessId]
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Descriptors that a VMM inherits: `network` carries the NIC (-1: none), `console` and `log` go to the recorder."""
+
+    network: int
+    console: int
+    log: int
+
+
+class Vmm(Protocol):
+    """A running VMM process under control."""
+
+    process: Watched
+
+    @property
+    def stop_reason(self) -> str:
+        """Why the VMM ended, as far as it said; ''."""
+
+    async def set_reboot(self, allowed: bool) -> None:
+        """Whether a guest's reset starts it again (True) or ends the VMM (False, while it boots)."""
+
+    async def wait_reset(self) -> None:
+        """Return when the guest has been reset since the last call."""
+
+    async def kill(self) -> None:
+        """End the VMM at once and wait until its process is gone."""
+
+    def release(self) -> None:
+        """Let go of the VMM, which goes on."""
+
+
+class Driver(Protocol):
+    """One kind of VMM."""
+
+    name: str
+
+    def reason_unusable(self) -> str:
+        """Why this driver cannot work on this host, '' when it can."""
+
+    async def launch(self, machine: Machine, directory: Path, wiring: Wiring) -> Vmm:
+        """Start a VMM for a machine in its own process group; it outlives the daemon."""
+
+    async def adopt(self, directory: Path, process: Watched) -> Vmm:
+        """Take control of a VMM that an earlier daemon started."""
+
+    def agent_socket(self, directory: Path) -> Path:
+        """The Unix socket that carries the guest protocol."""

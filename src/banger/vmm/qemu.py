@@ -1,0 +1,207 @@
+"""The QEMU driver: with KVM where that works, emulated (TCG) everywhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from pathlib import Path
+
+from banger.api.codec import Json
+from banger.api.errors import BangerError, Code
+from banger.process import Watched, spawn
+from banger.system import bind_unix
+from banger.vmm import detect
+from banger.vmm.driver import Wiring
+from banger.vmm.machine import Disk, Machine
+from banger.vmm.qmp import Qmp
+
+# Slots below 8 are for devices that every machine has; disks and NICs come after them.
+_SLOT_RNG, _SLOT_BALLOON, _SLOT_SERIAL, _SLOT_PANIC = 2, 3, 4, 5
+FIRST_FREE_SLOT = 8
+
+_TSC = "tsc=reliable no_timer_check"
+_QUIET = "quiet loglevel=3 panic=-1 mitigations=off nokaslr"
+# Kernel command lines for emulation; under KVM the guest keeps its own mitigations and address randomisation.
+_COMMAND_LINES = {
+    ("amd64", "tcg"): f"console=ttyS0 reboot=t {_TSC} {_QUIET}",
+    ("amd64", "kvm"): "console=ttyS0 reboot=t quiet loglevel=3 panic=-1",
+    ("arm64", "tcg"): f"console=ttyAMA0 {_QUIET}",
+    ("arm64", "kvm"): "console=ttyAMA0 quiet loglevel=3 panic=-1",
+}
+# q35 never hung under TCG where microvm with ACPI did; microvm boots fastest under KVM. See docs/architecture.md.
+_MACHINES = {
+    ("amd64", "tcg"): ("q35", "vmport=off,smm=off,hpet=off,sata=off,smbus=off"),
+    ("amd64", "kvm"): ("microvm", "acpi=on,pcie=on,rtc=on,pit=off,pic=off"),
+    ("arm64", "tcg"): ("virt", "gic-version=3"),
+    ("arm64", "kvm"): ("virt", "gic-version=host"),
+}
+_QUIT_SECONDS = 5.0
+
+
+def hardware(arch: str, accelerator: str) -> tuple[str, str, str, str]:
+    """Machine type (versioned), CPU model, firmware and kernel command line for a new VM."""
+    alias, _ = _MACHINES[arch, accelerator]
+    # la57 makes the kernel switch paging modes at boot; no guest here needs 57-bit addresses
+    cpu = "host" if accelerator == "kvm" else "max,la57=off" if arch == "amd64" else "max"
+    firmware = "qboot.rom" if alias == "q35" else ""
+    return detect.versioned_machine(arch, alias), cpu, firmware, _COMMAND_LINES[arch, accelerator]
+
+
+def command_line(
+    machine: Machine, directory: Path, wiring: Wiring, qmp: int, agent: int, files: dict[str, int]
+) -> list[str]:
+    """QEMU's argument vector. `files` maps paths of the machine to descriptors that QEMU inherits.
+
+    All files are handed over as descriptors, since the user that QEMU runs as may not enter their directory.
+    """
+    options = _MACHINES[machine.arch, machine.accelerator][1]
+    argv = [
+        detect.emulator(machine.arch),
+        "-name", directory.name,
+        "-nodefaults", "-no-user-config",
+        "-display", "none",
+        "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        "-machine", f"{machine.type},{options},memory-backend={machine.memory_backend}",
+        "-accel", "kvm" if machine.accelerator == "kvm" else "tcg,thread=multi",
+        "-cpu", machine.cpu,
+        "-smp", str(machine.vcpu),
+        "-m", f"size={machine.memory_bytes >> 20}M",
+        "-object", f"memory-backend-ram,id={machine.memory_backend},size={machine.memory_bytes}",
+        "-rtc", "base=utc",
+        "-action", "reboot=shutdown,panic=shutdown",
+        "-kernel", f"/proc/self/fd/{files[machine.kernel]}",
+        "-initrd", f"/proc/self/fd/{files[machine.initrd]}",
+        "-append", machine.command_line,
+        "-chardev", f"socket,id=qmp,fd={qmp},server=on,wait=off",
+        "-mon", "chardev=qmp,mode=control",
+        "-chardev", f"socket,id=console,fd={wiring.console}",
+        "-serial", "chardev:console",
+        "-object", "rng-random,id=rng0,filename=/dev/urandom",
+        "-device", f"virtio-rng-pci,rng=rng0,addr={_SLOT_RNG}",
+        "-device", f"virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free-page-reporting=on,addr={_SLOT_BALLOON}",
+        "-device", f"virtio-serial-pci,id=serial0,max_ports=8,addr={_SLOT_SERIAL}",
+        "-chardev", f"socket,id=agent,fd={agent},server=on,wait=off",
+        "-device", "virtserialport,bus=serial0.0,nr=1,chardev=agent,name=banger.agent",
+        "-chardev", f"socket,id=log,fd={wiring.log}",
+        "-device", "virtserialport,bus=serial0.0,nr=2,chardev=log,name=banger.log",
+        "-device", f"pvpanic-pci,addr={_SLOT_PANIC}",
+    ]  # fmt: skip
+    if machine.firmware:
+        argv += ["-bios", machine.firmware]
+    for index, disk in enumerate(machine.disks):
+        argv += _disk(disk, index, files[disk.path])
+    for nic in machine.nics:
+        argv += ["-netdev", f"stream,id={nic.id},addr.type=fd,addr.str={wiring.network}"]
+        argv += ["-device", f"virtio-net-pci,netdev={nic.id},mac={nic.mac},addr={nic.slot},romfile="]
+    return argv
+
+
+def _disk(disk: Disk, fdset: int, descriptor: int) -> list[str]:
+    readonly = "on" if disk.readonly else "off"
+    discard = "ignore" if disk.readonly else "unmap"
+    return [
+        "-add-fd", f"fd={descriptor},set={fdset}",
+        "-blockdev", f"driver=file,node-name={disk.id}-file,filename=/dev/fdset/{fdset},aio=threads,"
+        f"read-only={readonly},discard={discard},cache.direct=off",
+        "-blockdev", f"driver={disk.format},node-name={disk.id},file={disk.id}-file,read-only={readonly},"
+        f"discard={discard},detect-zeroes={'off' if disk.readonly else 'unmap'}",
+        "-device", f"virtio-blk-pci,drive={disk.id},serial={disk.serial},addr={disk.slot},num-queues=1",
+    ]  # fmt: skip
+
+
+class QemuVmm:
+    """A running QEMU, controlled over QMP."""
+
+    def __init__(self, process: Watched) -> None:
+        self.process = process
+        self._qmp = Qmp(self._on_event)
+        self._reset = asyncio.Event()
+        self._reason = ""
+
+    @property
+    def stop_reason(self) -> str:
+        return self._reason
+
+    async def connect(self, directory: Path) -> None:
+        await self._qmp.connect(directory / "qmp.sock")
+
+    async def set_reboot(self, allowed: bool) -> None:
+        await self._qmp.execute("set-action", reboot="reset" if allowed else "shutdown")
+
+    async def wait_reset(self) -> None:
+        await self._reset.wait()
+        self._reset.clear()
+
+    async def kill(self) -> None:
+        self.process.signal(signal.SIGKILL)
+        await self.process.ended.wait()
+
+    def release(self) -> None:
+        self._qmp.close()
+        self.process.release()
+
+    def _on_event(self, name: str, data: dict[str, Json]) -> None:
+        match name, data.get("reason"):
+            case "RESET", _:
+                self._reset.set()
+            case "GUEST_PANICKED", _:
+                self._reason = "the guest's kernel panicked"
+            case "SHUTDOWN", "guest-shutdown":
+                self._reason = self._reason or "the guest powered off"
+            case "SHUTDOWN", "guest-reset":
+                self._reason = self._reason or "the guest reset while it booted"
+
+
+class QemuDriver:
+    """Starts and adopts QEMU processes."""
+
+    name = "qemu"
+
+    def reason_unusable(self) -> str:
+        program = detect.emulator(detect.host_arch())
+        return "" if shutil.which(program) else f"{program} is not installed"
+
+    def agent_socket(self, directory: Path) -> Path:
+        return directory / "agent.sock"
+
+    async def launch(self, machine: Machine, directory: Path, wiring: Wiring) -> QemuVmm:
+        with contextlib.ExitStack() as stack:
+            qmp = stack.enter_context(bind_unix(directory / "qmp.sock"))
+            agent = stack.enter_context(bind_unix(directory / "agent.sock"))
+            files: dict[str, int] = {}
+            writable = {disk.path for disk in machine.disks if not disk.readonly}
+            for name in [machine.kernel, machine.initrd, *(disk.path for disk in machine.disks)]:
+                flags = os.O_RDWR if name in writable else os.O_RDONLY
+                files[name] = os.open(directory / name, flags | os.O_CLOEXEC)
+                stack.callback(os.close, files[name])
+            inherited = [qmp.fileno(), agent.fileno(), wiring.console, wiring.log, *files.values()]
+            if wiring.network >= 0:
+                inherited.append(wiring.network)
+            argv = command_line(machine, directory, wiring, qmp.fileno(), agent.fileno(), files)
+            log = stack.enter_context(open(directory / "vmm.log", "wb"))
+            process = spawn(argv, inherited, log.fileno(), machine.uid, _kvm_groups())
+        vmm = QemuVmm(process)
+        try:
+            await vmm.connect(directory)
+        except (BangerError, OSError) as error:
+            await vmm.kill()
+            tail = (directory / "vmm.log").read_text(errors="replace").strip().splitlines()[-3:]
+            raise BangerError(
+                Code.UNSUPPORTED,
+                f"QEMU did not start: {' / '.join(tail) or error}",
+                hint="run 'banger doctor'",
+            ) from error
+        return vmm
+
+    async def adopt(self, directory: Path, process: Watched) -> QemuVmm:
+        vmm = QemuVmm(process)
+        await vmm.connect(directory)
+        return vmm
+
+
+def _kvm_groups() -> list[int]:
+    kvm = Path("/dev/kvm")
+    return [kvm.stat().st_gid] if kvm.exists() and kvm.stat().st_mode & 0o060 == 0o060 else []

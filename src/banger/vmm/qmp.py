@@ -1,0 +1,69 @@
+"""A client of the QEMU Machine Protocol (docs/interop/qmp-spec in QEMU's documentation)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from banger.api.codec import Json
+from banger.api.errors import BangerError, Code
+from banger.system import connect_unix
+
+_LINE_LIMIT = 1 << 20
+
+
+class Qmp:
+    """One QMP connection: commands are answered in order, events go to `on_event(name, data)`."""
+
+    def __init__(self, on_event: Callable[[str, dict[str, Json]], None]) -> None:
+        self._on_event = on_event
+        self._replies: list[asyncio.Future[dict[str, Json]]] = []
+        self._writer: asyncio.StreamWriter | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def connect(self, path: Path) -> None:
+        """Connect, negotiate, and start to deliver events."""
+        connection = connect_unix(path)
+        connection.setblocking(False)
+        reader, self._writer = await asyncio.open_unix_connection(sock=connection, limit=_LINE_LIMIT)
+        self._task = asyncio.create_task(self._read(reader))
+        await self.execute("qmp_capabilities")
+
+    async def execute(self, command: str, **arguments: Json) -> dict[str, Json]:
+        """Run a command; raises BangerError with QEMU's own description when it is refused."""
+        if self._writer is None or self._task is None or self._task.done():
+            raise BangerError(Code.GUEST, "QEMU has ended")
+        reply: asyncio.Future[dict[str, Json]] = asyncio.get_running_loop().create_future()
+        self._replies.append(reply)
+        self._writer.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        message = await reply
+        if "error" in message:
+            raise BangerError(Code.GUEST, f"QEMU refused {command}: {message['error']}")
+        result = message["return"]
+        return result if isinstance(result, dict) else {}
+
+    def close(self) -> None:
+        """Drop the connection; QEMU goes on."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        try:
+            with contextlib.suppress(ConnectionError, ValueError, asyncio.LimitOverrunError):
+                while line := await reader.readline():
+                    message = json.loads(line)
+                    if "event" in message:
+                        self._on_event(message["event"], message.get("data", {}))
+                    elif ("return" in message or "error" in message) and self._replies:
+                        waiting = self._replies.pop(0)
+                        if not waiting.done():
+                            waiting.set_result(message)
+        finally:
+            for waiting in self._replies:
+                if not waiting.done():
+                    waiting.set_exception(BangerError(Code.GUEST, "QEMU has ended"))
