@@ -1,0 +1,262 @@
+"""Debian packages for building guests: the host's own mirror, and downloads through a private apt, without root."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from banger.api.errors import BangerError, Code
+from banger.job import Job, command_failed
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+_SCHEMES = ("http:", "https:", "file:", "copy:", "mirror:", "mirror+")
+_PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")  # Debian Policy 5.6.1
+_SUITE_NAME = re.compile(r"[a-z][a-z0-9-]*")
+# the packages that a kernel's metapackage stands for; all else that it depends on is for installing it
+_KERNEL_PART = re.compile(r"linux-(image|modules|binary)-.+")
+
+# hooks of the host's configuration are not for us; options with a path go on the command line
+_APT_CONF = """\
+#clear APT::Update;
+#clear DPkg;
+#clear APT::Architectures;
+Dir::State::status "/dev/null";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+Dir::Cache::pkgcache "pkgcache.bin";
+Dir::Cache::srcpkgcache "";
+APT::Sandbox::User "root";
+APT::Update::Error-Mode "any";
+APT::Get::AllowUnauthenticated "false";
+Acquire::AllowInsecureRepositories "false";
+Acquire::AllowWeakRepositories "false";
+Acquire::AllowDowngradeToInsecureRepositories "false";
+Acquire::Languages "none";
+Acquire::Retries "3";
+Acquire::http::Timeout "30";
+Acquire::https::Timeout "30";
+"""
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """Where Debian's archive is, and its security archive when known: addresses as in sources.list(5)."""
+
+    main: str
+    security: str | None = None
+
+
+@dataclass(frozen=True)
+class _Source:
+    uri: str
+    suite: str
+    signed_by: str
+
+
+def find_mirror(
+    override: str = "", *, etc: Path = Path("/etc/apt"), lists: Path = Path("/var/lib/apt/lists")
+) -> Mirror:
+    """The Debian mirror that this host's apt uses, or `override` (config.toml: debian_mirror) for the main archive.
+
+    An entry is Debian's when it is signed with Debian's archive keys, or when its Release file says so. Raises
+    NOT_FOUND when there is none.
+    """
+    if override and (not override.startswith(_SCHEMES) or re.search(r"[\s\[\]]", override)):
+        raise BangerError(
+            Code.INVALID,
+            f"debian_mirror is {override!r}, which is not an address of a package archive",
+            hint="set it in config.toml as the address stands in apt's sources.list",
+        )
+    sources = [source for source in _host_sources(etc) if _is_debian(source, lists)]
+    security = next((source.uri for source in sources if _is_security(source.suite)), None)
+    main = override or next((source.uri for source in sources if not _is_security(source.suite)), None)
+    if main is None:
+        raise BangerError(
+            Code.NOT_FOUND,
+            "this host's apt configuration names no Debian mirror",
+            hint="set debian_mirror in config.toml to the address of one",
+        )
+    return Mirror(main, security)
+
+
+def download(
+    packages: Sequence[str],
+    suite: str,
+    arch: str,
+    job: Job,
+    *,
+    into: Path,
+    cache: Path,
+    mirror: Mirror,
+    keyring: Path = KEYRING,
+) -> list[Path]:
+    """Download kernel packages of a suite, signatures checked; a metapackage stands for those that it depends on.
+
+    `cache` keeps the package lists for the next time. Returns the .deb files, named <package>_<version>_<arch>.deb.
+    Raises DOWNLOAD when the archive cannot be reached or verified, NOT_FOUND for an unknown package.
+    """
+    for name, pattern in ((suite, _SUITE_NAME), *((package, _PACKAGE_NAME) for package in packages)):
+        if not pattern.fullmatch(name):
+            raise BangerError(Code.INVALID, f"{name!r} is not a name in a Debian archive")
+    if not keyring.is_file():
+        raise BangerError(
+            Code.MISSING_TOOL,
+            f"Debian's archive keys {keyring} are not installed",
+            hint="install the package debian-archive-keyring",
+        )
+    root = cache / "apt" / f"{suite}-{arch}"
+    for directory in ("lists/partial", "archives/partial"):
+        (root / directory).mkdir(parents=True, exist_ok=True)
+    with _locked(root, job):
+        apt = _configure(root, suite, arch, mirror, keyring)
+        _fetch(job, "package lists", ["apt-get", *apt, "update"], root)
+        names = _resolve(packages, apt, job)
+        _fetch(job, "packages", ["apt-get", *apt, "download", *names], into)
+    return [_downloaded(into, name) for name in names]
+
+
+def _host_sources(etc: Path) -> Iterator[_Source]:
+    parts = etc / "sources.list.d"
+    for file in [etc / "sources.list", *sorted(parts.glob("*.list")), *sorted(parts.glob("*.sources"))]:
+        with contextlib.suppress(OSError):
+            text = file.read_text(errors="replace")
+            yield from _deb822(text) if file.suffix == ".sources" else _one_line(text)
+
+
+def _one_line(text: str) -> Iterator[_Source]:
+    """sources.list(5), ONE-LINE-STYLE FORMAT."""
+    for line in text.splitlines():
+        match = re.match(r"\s*deb\s+(?:\[([^\]]*)\]\s*)?(\S+)\s+(\S+)", line)
+        if match:
+            signed_by = re.search(r"signed-by=(\S+)", match[1] or "")
+            yield _Source(match[2], match[3], signed_by[1] if signed_by else "")
+
+
+def _deb822(text: str) -> Iterator[_Source]:
+    """sources.list(5), DEB822-STYLE FORMAT."""
+    for stanza in re.split(r"\n\s*\n", re.sub(r"(?m)^#.*\n?", "", text)):
+        pairs = re.findall(r"(?m)^([\w-]+):[ \t]*(.*(?:\n[ \t].*)*)", stanza)
+        fields = {name.lower(): value for name, value in pairs}
+        if "deb" not in fields.get("types", "").split() or fields.get("enabled", "yes").lower() in ("no", "false", "0"):
+            continue
+        for uri in fields.get("uris", "").split():
+            for suite in fields.get("suites", "").split():
+                yield _Source(uri, suite, fields.get("signed-by", "").strip())
+
+
+def _is_debian(source: _Source, lists: Path) -> bool:
+    if not source.uri.startswith(_SCHEMES):
+        return False
+    if "debian-archive" in source.signed_by:
+        return True
+    stem = re.sub(r"^[\w+]+:/*", "", source.uri).strip("/").replace("/", "_")
+    release = lists / f"{stem}_dists_{source.suite.replace('/', '_')}_InRelease"
+    try:
+        return re.search(r"(?m)^Origin: Debian$", release.read_text(errors="replace")) is not None
+    except OSError:
+        return False
+
+
+def _is_security(suite: str) -> bool:
+    return suite.endswith(("-security", "/updates"))
+
+
+def _configure(root: Path, suite: str, arch: str, mirror: Mirror, keyring: Path) -> list[str | Path]:
+    """Write the private configuration; returns the options that make apt use it."""
+    lines = [f"deb [signed-by={keyring}] {mirror.main} {suite} main"]
+    if mirror.security and suite not in ("sid", "unstable", "experimental"):
+        lines.append(f"deb [signed-by={keyring}] {mirror.security} {suite}-security main")
+    (root / "sources.list").write_text("\n".join(lines) + "\n")
+    (root / "apt.conf").write_text(_APT_CONF)
+    return [
+        "--config-file",
+        root / "apt.conf",
+        f"--option=Dir::State={root}",
+        f"--option=Dir::Cache={root}",
+        f"--option=Dir::Etc::sourcelist={root / 'sources.list'}",
+        f"--option=APT::Architecture={arch}",
+        f"--option=APT::Architectures::={arch}",
+    ]
+
+
+def _resolve(packages: Sequence[str], apt: Sequence[str | Path], job: Job) -> list[str]:
+    """Follow metapackages to the packages with the files."""
+    names: list[str] = []
+    waiting = list(packages)
+    while waiting:
+        package = waiting.pop(0)
+        output = job.run(
+            ["apt-cache", *apt, "--important", "depends", package], env=_environment(), code=Code.NOT_FOUND
+        )
+        needed = re.findall(r"(?m)^ *\|?(?:Pre)?Depends: (\S+)", output.decode())
+        parts = [name for name in needed if _KERNEL_PART.fullmatch(name)]
+        waiting += [name for name in parts if name not in names and name not in waiting]
+        is_metapackage = any(name.startswith("linux-image-") for name in parts)
+        if not is_metapackage and package not in names:
+            names.append(package)
+    return names
+
+
+def _fetch(job: Job, stage: str, argv: Sequence[str | Path], cwd: Path) -> None:
+    """Run an apt command that downloads, reporting what it writes to its status descriptor."""
+    reader, writer = os.pipe()
+    with contextlib.ExitStack() as stack:
+        status = stack.enter_context(os.fdopen(reader, errors="replace"))
+        errors = stack.enter_context(tempfile.TemporaryFile())
+        command = [argv[0], f"--option=APT::Status-Fd={writer}", *argv[1:]]
+        try:
+            child = stack.enter_context(
+                job.popen(command, stdout=errors, stderr=errors, env=_environment(), cwd=cwd, pass_fds=(writer,))
+            )
+        finally:
+            os.close(writer)
+        for line in status:
+            match = re.match(r"dlstatus:\d+:(\d+)[.\d]*:(.*)", line)
+            if match:
+                job.progress(stage, match[2], int(match[1]), 100, "%")
+        if child.wait() != 0:
+            job.check()
+            errors.seek(0)
+            raise _download_failed(argv, child.returncode, errors.read(1 << 20))
+
+
+def _download_failed(argv: Sequence[str | Path], status: int, output: bytes) -> BangerError:
+    complaints = b"\n".join(line for line in output.splitlines() if line.startswith(b"E:"))
+    error = command_failed(argv, status, complaints or output, Code.DOWNLOAD)
+    error.hint = "check the network and the mirror, then try again; debian_mirror in config.toml names another mirror"
+    return error
+
+
+def _environment() -> dict[str, str]:
+    """The caller's, which may name proxies, with messages that can be parsed."""
+    return {**os.environ, "LC_ALL": "C"}
+
+
+def _downloaded(directory: Path, package: str) -> Path:
+    matches = sorted(directory.glob(f"{package}_*.deb"))
+    if not matches:
+        raise BangerError(Code.DOWNLOAD, f"apt reported success, but there is no package {package!r}")
+    return matches[-1]
+
+
+@contextlib.contextmanager
+def _locked(root: Path, job: Job) -> Iterator[None]:
+    """Only one apt at a time may use a root; waits for another to finish."""
+    with open(root / "lock-banger", "wb") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                job.progress("package lists", "waiting for another download")
+                time.sleep(0.1)
+        yield

@@ -1,0 +1,82 @@
+"""Typed reading of the JSON objects that catalogs are made of."""
+
+from __future__ import annotations
+
+import json
+
+from banger.api.errors import BangerError, Code
+
+ARCHITECTURES = ("amd64", "arm64")
+
+# what other distributions call them (uname -m)
+_ARCH_ALIASES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+class Fields:
+    """One JSON object from outside; `where` names the file in the errors (`BangerError(CORRUPT)`)."""
+
+    def __init__(self, value: object, where: str) -> None:
+        if not isinstance(value, dict):
+            raise BangerError(Code.CORRUPT, f"{where} is not a JSON object")
+        self._values: dict[str, object] = value
+        self.where = where
+
+    @classmethod
+    def parse(cls, text: str | bytes, where: str) -> Fields:
+        """Read one JSON document."""
+        try:
+            return cls(json.loads(text), where)
+        except (ValueError, RecursionError) as error:
+            raise BangerError(Code.CORRUPT, f"{where} is not valid JSON: {error}") from error
+
+    def wrong(self, key: str, expected: str) -> BangerError:
+        """The error for a field that is not what it must be."""
+        return BangerError(Code.CORRUPT, f"{where_key(self.where, key)} must be {expected}")
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A string; required, and then not empty, when no default is given."""
+        value = self._values.get(key, default)
+        if not isinstance(value, str) or (default is None and not value):
+            raise self.wrong(key, "a string")
+        return value
+
+    def number(self, key: str, default: int) -> int:
+        """An integer that is not negative."""
+        value = self._values.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise self.wrong(key, "a non-negative integer")
+        return value
+
+    def flag(self, key: str) -> bool:
+        """A boolean, False when absent."""
+        value = self._values.get(key, False)
+        if not isinstance(value, bool):
+            raise self.wrong(key, "true or false")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of strings, empty when absent."""
+        value = self._values.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.wrong(key, "a list of strings")
+        return tuple(value)
+
+    def objects(self, key: str) -> list[Fields]:
+        """A list of objects."""
+        value = self._values.get(key)
+        if not isinstance(value, list):
+            raise self.wrong(key, "a list of objects")
+        return [Fields(item, f"{self.where}, {key}[{index}]") for index, item in enumerate(value)]
+
+    def arch(self, key: str = "arch", default: str | None = None) -> str:
+        """An architecture by Debian's name for it; the kernel's own names are understood too."""
+        value = self.text(key, default)
+        value = _ARCH_ALIASES.get(value, value)
+        if value not in ARCHITECTURES and value != default:
+            raise self.wrong(key, " or ".join(ARCHITECTURES))
+        return value
+
+
+def where_key(where: str, key: str) -> str:
+    """How errors name a field."""
+    return f"{key!r} in {where}"

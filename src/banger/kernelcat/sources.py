@@ -1,0 +1,169 @@
+"""Finds the files of a kernel in what it is imported from: Debian packages, directories, bare kernel files."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from banger import system
+from banger.api.errors import BangerError, Code
+from banger.job import Job
+from banger.kernelcat.deb import is_deb, unpack_deb
+from banger.kernelcat.fields import Fields
+from banger.kernelcat.manifest import is_version
+
+_METADATA = "metadata.json"
+_METADATA_LIMIT = 1 << 20  # bytes
+_KERNEL_LIMIT = 1 << 30  # bytes of a kernel file
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of a kernel, each None when the source has none, and what its metadata says ('' where nothing).
+
+    `modules` is a lib/modules/<version> directory, or the lib/modules above several.
+    """
+
+    kernel: Path | None = None
+    initrd: Path | None = None
+    modules: Path | None = None
+    config: Path | None = None
+    distro: str = ""
+    arch: str = ""
+    kernel_version: str = ""
+
+
+def discover(sources: list[Path], scratch: Path, kernel_version: str, job: Job) -> tuple[Path, Found]:
+    """Find one kernel file, and what else belongs to it, in all sources together; packages are unpacked in `scratch`.
+
+    `kernel_version` chooses among several, '' takes the newest. Raises NOT_FOUND for a source that does not exist,
+    INVALID when two sources hold the same part, CORRUPT for damaged or hostile packages.
+    """
+    found = Found()
+    packages = scratch / "packages"
+    for source in sources:
+        if source.is_dir():
+            found = _merge(found, _in_directory(source, kernel_version))
+        elif not source.is_file():
+            raise BangerError(Code.NOT_FOUND, f"there is no file or directory {str(source)!r}")
+        elif is_deb(source):
+            unpack_deb(source, packages, job)
+        else:
+            found = _merge(found, Found(kernel=source))
+    if packages.is_dir():
+        found = _merge(found, _in_directory(packages, kernel_version))
+    if found.kernel is None:
+        names = ", ".join(map(str, sources)) or "nothing"
+        raise BangerError(
+            Code.NOT_FOUND,
+            f"no kernel in {names}",
+            hint=f"a directory holds boot/vmlinux-* or boot/vmlinuz-*, or {_METADATA} that names the files",
+        )
+    return found.kernel, found
+
+
+def read_bounded(file: Path, limit: int = _KERNEL_LIMIT) -> bytes:
+    """The content of a file of at most `limit` bytes (else CORRUPT)."""
+    with open(file, "rb") as stream:
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise BangerError(Code.CORRUPT, f"{file.name} is larger than {system.human_size(limit)}")
+    return data
+
+
+def newest(paths: list[Path]) -> Path | None:
+    """The path whose name has the highest version: runs of digits compare as numbers, '~' sorts before all."""
+
+    def key(path: Path) -> list[tuple[int, int, str]]:
+        words = re.findall(r"\d+|[^\d]", path.name)
+        return [(2, int(word), "") if word.isdecimal() else (-1 if word == "~" else 1, 0, word) for word in words] + [
+            (0, 0, "")
+        ]
+
+    return max(paths, key=key, default=None)
+
+
+def _merge(first: Found, second: Found) -> Found:
+    changes: dict[str, Path] = {}
+    for part in ("kernel", "initrd", "modules", "config"):
+        path = getattr(second, part)
+        if path is None:
+            continue
+        if getattr(first, part) is not None:
+            raise BangerError(
+                Code.INVALID,
+                f"two sources hold a {part}: {getattr(first, part)} and {path}",
+                hint="give only the sources of one kernel",
+            )
+        changes[part] = path
+    return replace(
+        first,
+        **changes,
+        distro=first.distro or second.distro,
+        arch=first.arch or second.arch,
+        kernel_version=first.kernel_version or second.kernel_version,
+    )
+
+
+def _in_directory(directory: Path, kernel_version: str) -> Found:
+    if (directory / _METADATA).is_file():
+        return _by_metadata(directory)
+
+    boot = [path for path in directory.glob("boot/*") if path.is_file()]
+    kernels = [path for path in boot if path.name.startswith(("vmlinux-", "vmlinuz-"))]
+    chosen = [path for path in kernels if _suffix(path) == kernel_version] or kernels
+    kernel = newest([path for path in chosen if path.name.startswith("vmlinux-")]) or newest(chosen)
+
+    def belonging(prefix: str) -> Path | None:
+        matches = (
+            path for path in boot if path.name.startswith(prefix) and kernel and _suffix(path) == _suffix(kernel)
+        )
+        return next((_inside(directory, path) for path in matches), None)
+
+    roots = [directory / "lib/modules", directory / "usr/lib/modules"]
+    modules = next((root for root in roots if root.is_dir()), None)
+    return Found(
+        kernel=_inside(directory, kernel) if kernel else None,
+        initrd=belonging("initramfs-") or belonging("initrd.img-"),
+        modules=_inside(directory, modules) if modules else None,
+        config=belonging("config-"),
+    )
+
+
+def _suffix(path: Path) -> str:
+    """What stands after the first '-' of boot/<kind>-<version>[.img]: a release, or a flavour like 'lts'."""
+    return path.name.partition("-")[2].removesuffix(".img")
+
+
+def _by_metadata(directory: Path) -> Found:
+    fields = Fields.parse(read_bounded(_inside(directory, directory / _METADATA), _METADATA_LIMIT), _METADATA)
+
+    def path(key: str, kind: str, default: str | None = "") -> Path | None:
+        value = fields.text(key, default)
+        if not value:
+            return None
+        target = _inside(directory, directory / value)
+        if not (target.is_dir() if kind == "directory" else target.is_file()):
+            raise BangerError(Code.CORRUPT, f"{key!r} in {_METADATA} names {value!r}, which is not a {kind} there")
+        return target
+
+    kernel_version = fields.text("kernel_version", "")
+    if kernel_version and not is_version(kernel_version):
+        raise fields.wrong("kernel_version", "a kernel release as 'uname -r' prints it")
+    return Found(
+        kernel=path("kernel", "file", None),
+        initrd=path("initrd", "file"),
+        modules=path("modules", "directory"),
+        distro=fields.text("distro", ""),
+        arch=fields.arch(default=""),
+        kernel_version=kernel_version,
+    )
+
+
+def _inside(directory: Path, path: Path) -> Path:
+    """The real path of something in a directory; CORRUPT when links or '..' lead out of it."""
+    real = path.resolve()
+    if not real.is_relative_to(directory.resolve()):
+        raise BangerError(Code.CORRUPT, f"{str(path)!r} leads out of {str(directory)!r}")
+    return real
