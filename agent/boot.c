@@ -1,0 +1,248 @@
+/* The agent as /init of the boot archive: kernel filesystems, modules, ports, and the hand-over to the image's init. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/netlink.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/reboot.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "system.h"
+
+static bool in_guest;
+static const char *chosen_init;
+
+int64_t now_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+bool read_line(const char *path, char *line, size_t size) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    ssize_t length = read(fd, line, size - 1);
+    close(fd);
+    if (length < 0)
+        return false;
+    line[length] = 0;
+    line[strcspn(line, "\n")] = 0;
+    return true;
+}
+
+static void console_print_list(const char *format, va_list arguments) {
+    char line[600] = "banger: ";
+    size_t used = strlen(line);
+    int length = vsnprintf(line + used, sizeof line - used - 1, format, arguments);
+    if (length < 0)
+        return;
+    used = used + (size_t)length < sizeof line - 2 ? used + (size_t)length : sizeof line - 2;
+    line[used] = '\n';
+    /* Opened each time: the image's init may have hung up what was open before. */
+    int console = open("/dev/console", O_WRONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+    ssize_t written = write(console >= 0 ? console : STDERR_FILENO, line, used + 1);
+    (void)written;
+    if (console >= 0)
+        close(console);
+}
+
+void console_print(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    console_print_list(format, arguments);
+    va_end(arguments);
+}
+
+/* There is nobody to report to: says it on the console and ends the guest. */
+static _Noreturn __attribute__((format(printf, 1, 2))) void fatal(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    console_print_list(format, arguments);
+    va_end(arguments);
+    sync();
+    reboot(RB_POWER_OFF);
+    for (;;)
+        pause();
+}
+
+bool boot_in_guest(void) {
+    return in_guest;
+}
+
+bool boot_is_init(void) {
+    return getpid() == 1;
+}
+
+static void mount_kernel(const char *type, const char *target, unsigned long flags, const char *options) {
+    mkdir(target, 0755);
+    if (mount(type, target, type, flags, options) < 0 && errno != EBUSY)
+        fatal("cannot mount %s on %s: %s", type, target, strerror(errno));
+}
+
+static void open_console(void) {
+    int console = open("/dev/console", O_RDWR | O_NOCTTY);
+    if (console < 0)
+        console = open("/dev/null", O_RDWR);
+    for (int fd = 0; console >= 0 && fd <= 2; fd++)
+        if (fd != console)
+            dup2(console, fd);
+    if (console > 2)
+        close(console);
+}
+
+static void load_module(const char *path) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) < 0 && errno != EEXIST))
+        console_print("cannot load the kernel module %s: %s", path, strerror(errno));
+    if (fd >= 0)
+        close(fd);
+    unlink(path); /* the boot archive lies in memory */
+}
+
+static void load_modules(void) {
+    FILE *order = fopen("/modules/order", "re");
+    if (!order)
+        return; /* a kernel with everything built in */
+    char *line = NULL;
+    size_t size = 0;
+    while (getline(&line, &size, order) > 0) {
+        line[strcspn(line, "\n")] = 0;
+        if (*line)
+            load_module(line);
+    }
+    free(line);
+    fclose(order);
+    unlink("/modules/order");
+    rmdir("/modules");
+}
+
+void boot_prepare(void) {
+    in_guest = true;
+    umask(022);
+    mount_kernel("devtmpfs", "/dev", MS_NOSUID | MS_STRICTATIME, "mode=0755");
+    open_console();
+    mount_kernel("proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+    mount_kernel("sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+    reboot(RB_DISABLE_CAD); /* Ctrl-Alt-Del becomes SIGINT to this process */
+    /* The kernel's own limit of 4096 is too low for databases; these are what systemd gives (systemd.exec(5)). */
+    setrlimit(RLIMIT_NOFILE, &(struct rlimit){.rlim_cur = 1024, .rlim_max = 524288});
+    load_modules();
+}
+
+bool device_wait(bool (*found)(void *context), void *context, int wait_ms) {
+    int64_t deadline = now_ms() + wait_ms;
+    int events = socket(AF_NETLINK, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, NETLINK_KOBJECT_UEVENT);
+    struct sockaddr_nl group = {.nl_family = AF_NETLINK, .nl_groups = 1};
+    if (events >= 0)
+        bind(events, (struct sockaddr *)&group, sizeof group);
+    bool result;
+    while (!(result = found(context))) {
+        int64_t left = deadline - now_ms();
+        if (left <= 0)
+            break;
+        struct pollfd poll_events = {.fd = events, .events = POLLIN};
+        poll(&poll_events, 1, left < 1000 ? (int)left : 1000); /* looks again even when no event came */
+        char event[4096];
+        while (recv(events, event, sizeof event, 0) > 0)
+            ;
+    }
+    if (events >= 0)
+        close(events);
+    return result;
+}
+
+struct port {
+    const char *name;
+    int fd;
+};
+
+static bool port_open(void *context) {
+    struct port *port = context;
+    DIR *ports = opendir("/sys/class/virtio-ports");
+    if (!ports)
+        return false;
+    struct dirent *entry;
+    while (port->fd < 0 && (entry = readdir(ports))) {
+        char path[300], name[64];
+        snprintf(path, sizeof path, "/sys/class/virtio-ports/%s/name", entry->d_name);
+        if (!read_line(path, name, sizeof name) || strcmp(name, port->name) != 0)
+            continue;
+        snprintf(path, sizeof path, "/dev/%s", entry->d_name);
+        port->fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+    }
+    closedir(ports);
+    return port->fd >= 0;
+}
+
+int boot_open_port(const char *name, int wait_ms) {
+    struct port port = {name, -1};
+    device_wait(port_open, &port, wait_ms);
+    return port.fd;
+}
+
+int boot_choose_init(struct failure *failure) {
+    static const char *const candidates[] = {"/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd",
+                                             "/bin/init"};
+    for (size_t i = 0; i < sizeof candidates / sizeof *candidates; i++) {
+        struct stat status;
+        if (stat(candidates[i], &status) == 0 && S_ISREG(status.st_mode) && access(candidates[i], X_OK) == 0) {
+            chosen_init = candidates[i];
+            return 0;
+        }
+    }
+    return fail(failure, ENOENT, "the image has no init (/sbin/init, /lib/systemd/systemd or /bin/init)");
+}
+
+bool boot_wants_init(void) {
+    return boot_is_init() && chosen_init;
+}
+
+static _Noreturn void execute_init(void) {
+    sigset_t none;
+    sigemptyset(&none);
+    for (int number = 1; number < NSIG; number++)
+        signal(number, SIG_DFL);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    char *arguments[] = {(char *)chosen_init, NULL};
+    char *environment[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "TERM=linux",
+                           NULL};
+    execve(chosen_init, arguments, environment);
+    fatal("cannot execute %s: %s", chosen_init, strerror(errno));
+}
+
+static void write_setting(const char *path, const char *text) {
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    ssize_t written = write(fd, text, strlen(text));
+    (void)written;
+    close(fd);
+}
+
+void boot_run_init(void) {
+    /* systemd spares processes whose argv[0] begins with '@' (ROOT_STORAGE_DAEMONS in its documentation). */
+    static char title[] = "@banger-agent";
+    pid_t child = fork();
+    if (child < 0)
+        fatal("cannot start the image's init: %s", strerror(errno));
+    if (child > 0)
+        execute_init();
+    setsid();
+    prctl(PR_SET_MM, PR_SET_MM_ARG_START, (unsigned long)title, 0, 0);
+    prctl(PR_SET_MM, PR_SET_MM_ARG_END, (unsigned long)title + sizeof title, 0, 0);
+    prctl(PR_SET_NAME, title + 1, 0, 0, 0);
+    write_setting("/proc/self/oom_score_adj", "-1000");
+    loop_reopen();
+}

@@ -1,0 +1,448 @@
+/* configure: who this guest is: disks, host name, network, resolver, keys, environment; also its clock and entropy. */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/random.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "system.h"
+
+enum { MAX_STRINGS = 1024, MAX_STRING = 32768 };
+
+#define KEYS "/root/.ssh/authorized_keys"
+#define MANAGED_BEGIN "# banger: the keys from here on are written by banger"
+#define MANAGED_END "# banger: your own keys may follow"
+
+static char *no_environment[] = {NULL};
+char **configured_environment = no_environment;
+enum guest_state guest_state = STATE_WAITING;
+
+/* Ends with NULL. */
+struct strings {
+    char **items;
+    size_t count;
+};
+
+struct configuration {
+    struct disk disks[MAX_DISKS];
+    struct interface interfaces[MAX_INTERFACES];
+    size_t disk_count, interface_count;
+    char hostname[65]; /* empty: not mentioned */
+    struct strings nameservers, searches, hosts, keys, environment, volumes;
+    uint64_t init;
+    bool init_given;
+};
+
+/* The last that was given: a later request may replace a part of what one file is made of. */
+static struct strings nameservers, searches, hosts, environment;
+static bool disks_tried, root_stands;
+
+static void strings_free(struct strings *strings) {
+    for (size_t i = 0; i < strings->count; i++)
+        free(strings->items[i]);
+    free(strings->items);
+    *strings = (struct strings){0};
+}
+
+/* Each becomes a line of some file, or NAME=value: nothing may break out of its line. */
+static bool is_line(const char *text) {
+    for (; *text; text++)
+        if ((unsigned char)*text < ' ' && *text != '\t')
+            return false;
+    return true;
+}
+
+static int add_string(struct strings *strings, struct bytes value, const char *what, bool line,
+                      struct failure *failure) {
+    char *text = value_string(value, MAX_STRING);
+    if (!text || (line && !is_line(text)) || strings->count == MAX_STRINGS) {
+        free(text);
+        return fail(failure, EINVAL, "a %s of the configuration is not valid, or there are too many", what);
+    }
+    char **items = realloc(strings->items, (strings->count + 2) * sizeof *items);
+    if (!items) {
+        free(text);
+        return fail(failure, ENOMEM, "no memory for the configuration");
+    }
+    items[strings->count++] = text;
+    items[strings->count] = NULL;
+    strings->items = items;
+    return 0;
+}
+
+static bool copy_text(struct bytes value, char *text, size_t size) {
+    char *copy = value_string(value, size - 1);
+    if (copy)
+        memcpy(text, copy, strlen(copy) + 1);
+    bool good = copy && is_line(copy);
+    free(copy);
+    return good;
+}
+
+static int parse_interface(struct bytes nested, struct interface *interface, struct failure *failure) {
+    struct fields fields = {.rest = nested};
+    struct bytes value;
+    uint16_t tag = 0;
+    bool good = true, has_mac = false;
+    while (good && fields_next(&fields, &tag, &value)) {
+        char text[64];
+        if (tag == TAG_MAC) {
+            good = has_mac = value.length == sizeof interface->mac;
+            if (good)
+                memcpy(interface->mac, value.data, sizeof interface->mac);
+        } else if (tag == TAG_MTU) {
+            good = value_number(value, &interface->mtu) && interface->mtu <= 65535;
+        } else if (tag == TAG_CIDR) {
+            good = interface->address_count < MAX_ADDRESSES && copy_text(value, text, sizeof text) &&
+                   parse_address(text, true, &interface->addresses[interface->address_count++]);
+        } else if (tag == TAG_GATEWAY) {
+            good = interface->gateway_count < MAX_ADDRESSES && copy_text(value, text, sizeof text) &&
+                   parse_address(text, false, &interface->gateways[interface->gateway_count++]);
+        }
+    }
+    if (!good || fields.bad || !has_mac)
+        return fail(failure, EINVAL, "an interface of the configuration is not valid (field %u)", tag);
+    return 0;
+}
+
+static int parse_disk_fields(struct bytes nested, struct disk *disk, struct failure *failure) {
+    struct fields fields = {.rest = nested};
+    struct bytes value;
+    uint16_t tag = 0;
+    uint64_t readonly = 0;
+    bool good = true;
+    while (good && fields_next(&fields, &tag, &value)) {
+        if (tag == TAG_SERIAL)
+            good = copy_text(value, disk->serial, sizeof disk->serial);
+        else if (tag == TAG_FSTYPE)
+            good = copy_text(value, disk->fstype, sizeof disk->fstype);
+        else if (tag == TAG_TARGET)
+            good = copy_text(value, disk->target, sizeof disk->target);
+        else if (tag == TAG_ROLE)
+            good = value_number(value, &disk->role) && disk->role >= ROLE_IMAGE && disk->role <= ROLE_OTHER;
+        else if (tag == TAG_READONLY)
+            good = value_number(value, &readonly);
+    }
+    disk->readonly = readonly != 0;
+    if (!good || fields.bad || !*disk->serial || !*disk->fstype || !disk->role)
+        return fail(failure, EINVAL, "a disk of the configuration is not valid (field %u)", tag);
+    return 0;
+}
+
+static int parse_field(struct configuration *configuration, uint16_t tag, struct bytes value,
+                       struct failure *failure) {
+    switch (tag) {
+    case TAG_HOSTNAME:
+        if (!copy_text(value, configuration->hostname, sizeof configuration->hostname) || !*configuration->hostname ||
+            strpbrk(configuration->hostname, " \t/"))
+            return fail(failure, EINVAL, "the host name is not valid or longer than 64 bytes");
+        return 0;
+    case TAG_INTERFACE:
+        if (configuration->interface_count == MAX_INTERFACES)
+            return fail(failure, EINVAL, "more than %d interfaces", MAX_INTERFACES);
+        return parse_interface(value, &configuration->interfaces[configuration->interface_count++], failure);
+    case TAG_DISK:
+        if (configuration->disk_count == MAX_DISKS)
+            return fail(failure, EINVAL, "more than %d disks", MAX_DISKS);
+        return parse_disk_fields(value, &configuration->disks[configuration->disk_count++], failure);
+    case TAG_INIT:
+        configuration->init_given = true;
+        if (!value_number(value, &configuration->init) || configuration->init > 1)
+            return fail(failure, EINVAL, "the init mode is neither 0 nor 1");
+        return 0;
+    case TAG_NAMESERVER:
+        return add_string(&configuration->nameservers, value, "name server", true, failure);
+    case TAG_SEARCH:
+        return add_string(&configuration->searches, value, "search domain", true, failure);
+    case TAG_HOST:
+        return add_string(&configuration->hosts, value, "host line", true, failure);
+    case TAG_KEY:
+        return add_string(&configuration->keys, value, "key", true, failure);
+    case TAG_VOLUME:
+        return add_string(&configuration->volumes, value, "volume", true, failure);
+    case TAG_ENV:
+        if (add_string(&configuration->environment, value, "variable", false, failure))
+            return failure->code;
+        return strchr(configuration->environment.items[configuration->environment.count - 1], '=')
+                   ? 0
+                   : fail(failure, EINVAL, "a variable of the environment has no '='");
+    default:
+        return 0;
+    }
+}
+
+static int parse_configuration(struct fields *request, struct configuration *configuration,
+                               struct failure *failure) {
+    struct bytes value;
+    uint16_t tag;
+    while (fields_next(request, &tag, &value))
+        if (parse_field(configuration, tag, value, failure))
+            return failure->code;
+    return request->bad ? fail(failure, EBADMSG, "the fields of configure are damaged") : 0;
+}
+
+static void append_text(struct buffer *buffer, const char *text) {
+    buffer_append(buffer, text, strlen(text));
+}
+
+/* Writes a file beside its place and renames it: a reader sees the old or the new, and a link is replaced. */
+static int write_file(const char *path, const struct buffer *content, mode_t mode, struct failure *failure) {
+    char fresh[128];
+    snprintf(fresh, sizeof fresh, "%s.banger-new", path);
+    unlink(fresh);
+    int fd = content->failed ? -1 : open(fresh, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode);
+    size_t done = 0;
+    ssize_t written = 0;
+    while (fd >= 0 && done < content->length &&
+           (written = write(fd, content->data + done, content->length - done)) > 0)
+        done += (size_t)written;
+    bool good = fd >= 0 && done == content->length && fchmod(fd, mode) == 0 && rename(fresh, path) == 0;
+    int code = good ? 0 : fail(failure, errno, "cannot write %s: %s", path, strerror(errno));
+    if (fd >= 0)
+        close(fd);
+    return code;
+}
+
+static int write_hosts(struct failure *failure) {
+    char hostname[65] = "";
+    gethostname(hostname, sizeof hostname - 1);
+    struct buffer text = {0};
+    append_text(&text, "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t");
+    append_text(&text, hostname);
+    append_text(&text, "\n");
+    for (size_t i = 0; i < hosts.count; i++) {
+        append_text(&text, hosts.items[i]);
+        append_text(&text, "\n");
+    }
+    int code = write_file("/etc/hosts", &text, 0644, failure);
+    buffer_free(&text);
+    return code;
+}
+
+static int write_resolver(struct failure *failure) {
+    struct buffer text = {0};
+    for (size_t i = 0; i < nameservers.count; i++) {
+        append_text(&text, "nameserver ");
+        append_text(&text, nameservers.items[i]);
+        append_text(&text, "\n");
+    }
+    for (size_t i = 0; i < searches.count; i++) {
+        append_text(&text, i ? " " : "search ");
+        append_text(&text, searches.items[i]);
+    }
+    if (searches.count)
+        append_text(&text, "\n");
+    int code = write_file("/etc/resolv.conf", &text, 0644, failure);
+    buffer_free(&text);
+    return code;
+}
+
+static int set_hostname(const char *hostname, struct failure *failure) {
+    if (sethostname(hostname, strlen(hostname)) < 0)
+        return fail(failure, errno, "cannot set the host name %s: %s", hostname, strerror(errno));
+    struct buffer text = {0};
+    append_text(&text, hostname);
+    append_text(&text, "\n");
+    int code = write_file("/etc/hostname", &text, 0644, failure);
+    buffer_free(&text);
+    return code;
+}
+
+void replace_managed_lines(const char *old, char **lines, struct buffer *result) {
+    bool managed = false;
+    for (size_t length; *old; old += length) {
+        length = strcspn(old, "\n");
+        bool begins = length == strlen(MANAGED_BEGIN) && memcmp(old, MANAGED_BEGIN, length) == 0;
+        bool ends = length == strlen(MANAGED_END) && memcmp(old, MANAGED_END, length) == 0;
+        managed = (managed || begins) && !ends;
+        if (!managed && !ends) {
+            buffer_append(result, old, length);
+            buffer_append(result, "\n", 1);
+        }
+        length += old[length] == '\n';
+    }
+    append_text(result, MANAGED_BEGIN "\n");
+    for (; lines && *lines; lines++) {
+        append_text(result, *lines);
+        append_text(result, "\n");
+    }
+    append_text(result, MANAGED_END "\n");
+}
+
+static int read_whole(const char *path, struct buffer *content, struct failure *failure) {
+    enum { LIMIT = 1 << 20 };
+    int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    char part[4096];
+    ssize_t length = 0;
+    while (fd >= 0 && content->length < LIMIT && (length = read(fd, part, sizeof part)) > 0)
+        buffer_append(content, part, (size_t)length);
+    bool good = fd >= 0 ? length >= 0 && content->length < LIMIT : errno == ENOENT;
+    int code = good ? 0 : fail(failure, errno ? errno : EFBIG, "cannot read %s", path);
+    if (fd >= 0)
+        close(fd);
+    buffer_append(content, "", 1);
+    return code;
+}
+
+static int write_keys(char **keys, struct failure *failure) {
+    mkdir("/root", 0700);
+    struct stat status;
+    if (mkdir("/root/.ssh", 0700) < 0 && lstat("/root/.ssh", &status) == 0 && S_ISDIR(status.st_mode))
+        chmod("/root/.ssh", 0700);
+    struct buffer old = {0}, fresh = {0};
+    errno = 0;
+    int code = read_whole(KEYS, &old, failure);
+    if (!code && old.failed)
+        code = fail(failure, ENOMEM, "no memory for " KEYS);
+    if (!code) {
+        replace_managed_lines((const char *)old.data, keys, &fresh);
+        code = write_file(KEYS, &fresh, 0600, failure);
+    }
+    buffer_free(&old);
+    buffer_free(&fresh);
+    return code;
+}
+
+/* Keeps what was given, when something was. */
+static bool take(struct strings *current, struct strings *given) {
+    if (!given->count)
+        return false;
+    strings_free(current);
+    *current = *given;
+    *given = (struct strings){0};
+    return true;
+}
+
+static int apply_system(struct configuration *configuration, struct failure *failure) {
+    if (*configuration->hostname && set_hostname(configuration->hostname, failure))
+        return failure->code;
+    bool new_hosts = take(&hosts, &configuration->hosts);
+    if ((new_hosts || *configuration->hostname) && write_hosts(failure))
+        return failure->code;
+    bool new_nameservers = take(&nameservers, &configuration->nameservers);
+    bool new_searches = take(&searches, &configuration->searches);
+    if ((new_nameservers || new_searches) && write_resolver(failure))
+        return failure->code;
+    if (configuration->keys.count && write_keys(configuration->keys.items, failure))
+        return failure->code;
+    for (size_t i = 0; i < configuration->interface_count; i++)
+        if (net_configure(&configuration->interfaces[i], failure))
+            return failure->code;
+    return 0;
+}
+
+static void write_sysctl(const char *path, const char *value) {
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return; /* a kernel without it */
+    ssize_t written = write(fd, value, strlen(value));
+    (void)written;
+    close(fd);
+}
+
+/* The first configure: from the boot archive to the guest's own root. */
+static int build_guest(const struct configuration *configuration, struct failure *failure) {
+    static char *no_volumes[] = {NULL};
+    if (disks_tried)
+        return fail(failure, EBUSY, "the disks could not be set up before: the guest has to be started again");
+    disks_tried = true;
+    char **volumes = configuration->volumes.count ? configuration->volumes.items : no_volumes;
+    bool own_init = configuration->init == 1;
+    if (disks_mount(configuration->disks, configuration->disk_count, volumes, own_init, failure))
+        return failure->code;
+    root_stands = true;
+    if (net_loopback(failure) || (own_init && boot_choose_init(failure)))
+        return failure->code;
+    if (!own_init) {
+        /* What container engines set for the images that run here: ping and ports below 1024 without privileges. */
+        write_sysctl("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+        write_sysctl("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
+    }
+    return 0;
+}
+
+static int apply(struct configuration *configuration, struct failure *failure) {
+    if (boot_in_guest()) { /* as an ordinary process the agent leaves the machine it runs on alone */
+        bool disks = configuration->disk_count || configuration->volumes.count || configuration->init_given;
+        if (root_stands && disks)
+            return fail(failure, EINVAL, "disks, volumes and the init mode can only be given at the start of a guest");
+        if (!root_stands && build_guest(configuration, failure))
+            return failure->code;
+        if (apply_system(configuration, failure))
+            return failure->code;
+    }
+    if (take(&environment, &configuration->environment))
+        configured_environment = environment.items;
+    if (guest_state == STATE_WAITING)
+        guest_state = STATE_RUNNING;
+    return 0;
+}
+
+int call_configure(struct fields *request, struct buffer *reply, struct failure *failure) {
+    (void)reply;
+    struct configuration *configuration = calloc(1, sizeof *configuration);
+    if (!configuration)
+        return fail(failure, ENOMEM, "no memory for the configuration");
+    int code = parse_configuration(request, configuration, failure);
+    if (!code)
+        code = apply(configuration, failure);
+    struct strings *all[] = {&configuration->nameservers, &configuration->searches,    &configuration->hosts,
+                             &configuration->keys,        &configuration->environment, &configuration->volumes};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        strings_free(all[i]);
+    free(configuration);
+    return code;
+}
+
+/* Clock and random pool belong to the machine, so an ordinary process refuses to touch them. */
+static int guest_only(struct failure *failure) {
+    return boot_in_guest() ? 0 : fail(failure, EPERM, "this agent is no guest's: it changes nothing of its machine");
+}
+
+int call_clock(struct fields *request, struct buffer *reply, struct failure *failure) {
+    (void)reply;
+    struct bytes value;
+    uint16_t tag;
+    uint64_t time = 0;
+    while (fields_next(request, &tag, &value))
+        if (tag == TAG_TIME && !value_number(value, &time))
+            return fail(failure, EINVAL, "the time is no number");
+    if (request->bad || !time)
+        return fail(failure, EINVAL, "the time to set is missing");
+    if (guest_only(failure))
+        return failure->code;
+    struct timespec now = {.tv_sec = (time_t)(time / 1000000000), .tv_nsec = (long)(time % 1000000000)};
+    return clock_settime(CLOCK_REALTIME, &now) < 0 ? fail(failure, errno, "cannot set the clock: %s", strerror(errno))
+                                                   : 0;
+}
+
+int call_reseed(struct fields *request, struct buffer *reply, struct failure *failure) {
+    (void)reply;
+    enum { MAX_ENTROPY = 512 };
+    union {
+        struct rand_pool_info info;
+        uint8_t space[sizeof(struct rand_pool_info) + MAX_ENTROPY];
+    } pool = {0};
+    struct bytes value, entropy = {0};
+    uint16_t tag;
+    while (fields_next(request, &tag, &value))
+        if (tag == TAG_ENTROPY)
+            entropy = value;
+    if (request->bad || !entropy.length || entropy.length > MAX_ENTROPY)
+        return fail(failure, EINVAL, "the entropy must be 1 to %d bytes", MAX_ENTROPY);
+    if (guest_only(failure))
+        return failure->code;
+    memcpy(pool.info.buf, entropy.data, entropy.length);
+    pool.info.buf_size = (int)entropy.length;
+    pool.info.entropy_count = (int)entropy.length * 8; /* bits */
+    int fd = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+    bool good = fd >= 0 && ioctl(fd, RNDADDENTROPY, &pool) == 0 && ioctl(fd, RNDRESEEDCRNG) == 0;
+    int code = good ? 0 : fail(failure, errno, "cannot reseed the random pool: %s", strerror(errno));
+    if (fd >= 0)
+        close(fd);
+    return code;
+}

@@ -1,0 +1,122 @@
+/* What the system part of the agent (boot, disks, configuration, shutdown, stats) shares among its own files. */
+#ifndef BANGER_SYSTEM_H
+#define BANGER_SYSTEM_H
+
+#include <netinet/in.h>
+#include <stdio.h>
+
+#include "agent.h"
+
+/* boot.c -------------------------------------------------------------------------------------------------------- */
+
+/* One line "banger: ..." on the guest's console. */
+void console_print(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* True when this process came out of a boot archive, so that the whole system is the agent's to change. */
+bool boot_in_guest(void);
+/* Looks for an init in the image and remembers it for boot_run_init; 0 or an errno. */
+int boot_choose_init(struct failure *failure);
+/* Calls `found` now and after each change of the device tree until it is true or `wait_ms` are over. */
+bool device_wait(bool (*found)(void *context), void *context, int wait_ms);
+/* The first line of a small file without its newline; false when it cannot be read. */
+bool read_line(const char *path, char *line, size_t size);
+/* Milliseconds of the monotonic clock. */
+int64_t now_ms(void);
+
+/* disks.c ------------------------------------------------------------------------------------------------------- */
+
+enum { MAX_DISKS = 32, DEVICE_WAIT_MS = 10000 };
+
+struct disk {
+    char serial[64], fstype[32], target[1024];
+    uint64_t role; /* enum disk_role */
+    bool readonly;
+};
+
+/* Mounts the disks, builds the root over image and overlay, and makes it this process's root. `volumes` ends with
+ * NULL. With `own_init` the image's init fills /run; otherwise it gets what the image has there. */
+int disks_mount(const struct disk *disks, size_t count, char **volumes, bool own_init, struct failure *failure);
+/* Opens (O_PATH) the directory `path` below `root`, whose links are resolved inside of that root, and makes what is
+ * missing. -1 with `failure` when something that is no directory is in the way. */
+int directory_open(int root, const char *path, struct failure *failure);
+/* Makes the disk below the root filesystem read-only, so that it is clean; for the very end. */
+void disks_freeze(void);
+
+/* copy.c -------------------------------------------------------------------------------------------------------- */
+
+/* Copies what is in the directory `from`, and the directory's own owner, mode, times and xattrs, to the directory `to`
+ * (not O_PATH): types, owners, modes, xattrs, hard links and times are kept. 0 or an errno with `failure`. */
+int copy_tree(int from, int to, struct failure *failure);
+/* Removes all that is in the directory `directory` (not O_PATH). 0 or an errno with `failure`. */
+int remove_contents(int directory, struct failure *failure);
+/* Puts the content of `from` on a new home disk mounted at `home`, once; an interrupted attempt is begun again. */
+int seed_home(int from, int home, struct failure *failure);
+
+/* net.c --------------------------------------------------------------------------------------------------------- */
+
+enum { MAX_INTERFACES = 16, MAX_ADDRESSES = 16 };
+
+struct address {
+    int family; /* AF_INET or AF_INET6 */
+    uint8_t bytes[16];
+    uint8_t prefix; /* bits */
+};
+
+struct interface {
+    uint8_t mac[6];
+    uint64_t mtu; /* 0: the driver's own */
+    struct address addresses[MAX_ADDRESSES], gateways[MAX_ADDRESSES];
+    size_t address_count, gateway_count;
+};
+
+/* Reads "ADDRESS" or, with `prefixed`, "ADDRESS/BITS". */
+bool parse_address(const char *text, bool prefixed, struct address *address);
+int net_loopback(struct failure *failure);
+/* Finds the interface by its MAC and replaces its addresses and default routes. */
+int net_configure(const struct interface *interface, struct failure *failure);
+
+/* config.c ------------------------------------------------------------------------------------------------------ */
+
+/* Lines between these two in `old` (with NUL) are replaced by `lines`; the others stay. The caller frees the buffer. */
+void replace_managed_lines(const char *old, char **lines, struct buffer *result);
+
+/* stats.c: parsers of single lines of files in /proc -------------------------------------------------------------- */
+
+struct process {
+    uint64_t flags; /* PF_... */
+    int64_t tty;    /* 0: no controlling terminal */
+};
+
+enum { PROCESS_KERNEL_THREAD = 0x00200000 }; /* PF_KTHREAD in include/linux/sched.h */
+
+/* A line of /proc/PID/stat (proc(5)). */
+bool parse_process(const char *line, struct process *process);
+bool process_read(int pid, struct process *process);
+/* The "cpu " line of /proc/stat, in clock ticks. */
+bool parse_cpu(const char *line, uint64_t *total, uint64_t *busy);
+/* The bytes in a line "`name` NUMBER kB" of /proc/meminfo. */
+bool parse_memory(const char *line, const char *name, uint64_t *bytes);
+/* A line of /proc/diskstats, in bytes. */
+bool parse_disk(const char *line, char name[64], uint64_t *read, uint64_t *written);
+/* A line of /proc/net/dev, in bytes. */
+bool parse_net(const char *line, char name[64], uint64_t *received, uint64_t *sent);
+
+struct mount {
+    unsigned major, minor;
+    char root[1024], target[1024], fstype[64], source[1024];
+};
+
+/* A line of /proc/self/mountinfo (proc(5)), its \ooo undone. */
+bool parse_mount(const char *line, struct mount *mount);
+
+/* ports.c ------------------------------------------------------------------------------------------------------- */
+
+struct listener {
+    char address[INET6_ADDRSTRLEN];
+    uint16_t port;
+    uint64_t inode;
+};
+
+/* A line of /proc/net/{tcp,tcp6,udp,udp6}; false when it is no listening (or, udp, unconnected) socket. */
+bool parse_listener(const char *line, bool udp, struct listener *listener);
+
+#endif
