@@ -56,7 +56,7 @@ def open_decompressed(path: Path, job: Job, stage: str) -> Iterator[BinaryIO]:
     Raises CORRUPT, naming the file, when decompression fails inside the block.
     """
     try:
-        raw = io.BufferedReader(_ProgressFile(path, job, stage), _BUFFER)
+        raw = io.BufferedReader(cast(io.RawIOBase, _ProgressFile(path, job, stage)), _BUFFER)
     except OSError as error:
         raise BangerError(Code.NOT_FOUND, f"cannot read {path}: {error.strerror}") from error
     with raw, _decompressor(raw) as stream:
@@ -71,10 +71,10 @@ def _decompressor(raw: io.BufferedReader) -> BinaryIO:
     if magic.startswith(b"\x1f\x8b"):  # RFC 1952
         return cast(BinaryIO, gzip.GzipFile(fileobj=raw, mode="rb"))
     if magic.startswith(b"\xfd7zXZ\0"):  # The .xz File Format 1.2.1
-        return lzma.LZMAFile(raw)
+        return cast(BinaryIO, lzma.LZMAFile(raw))
     if magic.startswith(b"\x28\xb5\x2f\xfd"):  # RFC 8878
         reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
         return io.BufferedReader(cast(io.RawIOBase, reader), _BUFFER)
     if magic.startswith(b"BZh"):
-        return bz2.BZ2File(raw)
+        return cast(BinaryIO, bz2.BZ2File(raw))
     return raw

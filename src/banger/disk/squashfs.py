@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import shutil
 import tempfile
 from collections import Counter
@@ -119,7 +118,7 @@ def write_squashfs(open_tar: TarSource, target: Path, job: Job, label: str, limi
 
 def _pack(open_tar: TarSource, target: Path, job: Job, label: str, limit: int, plan: Plan | None) -> Contents:
     # lz4: see docs/image-catalog.md for the measurement
-    argv = ["tar2sqfs", "--quiet", "--force", "--no-skip", "--compressor", "lz4", target]
+    argv: list[str | Path] = ["tar2sqfs", "--quiet", "--force", "--no-skip", "--compressor", "lz4", target]
     with (
         open_tar() as stream,
         tempfile.TemporaryFile() as errors,
@@ -127,7 +126,7 @@ def _pack(open_tar: TarSource, target: Path, job: Job, label: str, limit: int, p
     ):
         assert packer.stdin is not None
         try:
-            with io.open(packer.stdin.fileno(), "wb", buffering=1 << 18, closefd=False) as sink:
+            with open(packer.stdin.fileno(), "wb", buffering=1 << 18, closefd=False) as sink:
                 contents = _feed(tar.TarReader(stream, label, limit), sink, target, job, plan)
             packer.stdin.close()
             _drain(stream, limit)

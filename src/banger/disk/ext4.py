@@ -1,0 +1,84 @@
+"""Makes empty ext4 disks: sparse files that cost milliseconds and kilobytes, whatever their size."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from banger.api.errors import BangerError, Code
+from banger.job import Job
+
+MIN_SIZE = 64 << 20
+MAX_SIZE = 16 << 40  # ext4's file size limit with 4 KiB blocks, so that such a disk can be a file on ext4
+
+
+def make_ext4(path: Path, size: int, label: str, job: Job) -> None:
+    """Make the new sparse file `path` of `size` bytes and an ext4 filesystem called `label` (at most 16 bytes) in it.
+
+    Measured with e2fsprogs 1.47: 5 ms and 0.2 MB on disk for 8 GB, 8 ms and 0.7 MB for 64 GB. Raises INVALID for an
+    impossible size, EXISTS when the file exists, EXHAUSTED without disk space; nothing is left behind then.
+    """
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        raise BangerError(
+            Code.INVALID, f"a disk of {size:,} bytes is not possible", hint="use a size between 64 MiB and 16 TiB"
+        )
+    try:
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    except FileExistsError as error:
+        raise BangerError(Code.EXISTS, f"{path} already exists") from error
+    try:
+        try:
+            os.truncate(fd, size)
+        finally:
+            os.close(fd)
+        try:
+            _mke2fs(path, size, label, "assume_storage_prezeroed=1", job)
+        except BangerError as error:
+            if "Bad option" not in error.message and "Valid extended options" not in error.message:
+                raise
+            # e2fsprogs before 1.47: the guest's kernel will zero the inode tables in the background
+            _mke2fs(path, size, label, "lazy_itable_init=1,lazy_journal_init=1", job)
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise _no_space(path, size) from error
+        if isinstance(error, BangerError) and "No space left" in error.message:
+            raise _no_space(path, size) from error
+        raise
+
+
+def _mke2fs(path: Path, size: int, label: str, zeroing: str, job: Job) -> None:
+    journal = max(4, min(32, size >> 24))  # MiB; it fills up in the host's file, the default is up to 1 GiB
+    job.run(
+        [
+            "mke2fs",
+            "-q",
+            "-F",  # a regular file
+            "-t",
+            "ext4",
+            "-b",
+            "4096",
+            "-m",
+            "0",
+            "-L",
+            label,
+            "-J",
+            f"size={journal}",
+            # the blocks reserved for resizing would be written: 70 MB for a disk of 8 GB
+            "-O",
+            "^resize_inode",
+            "-E",
+            f"nodiscard,{zeroing}",
+            path,
+        ],
+        env=os.environ | {"PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin", "LC_ALL": "C"},
+    )
+
+
+def _no_space(path: Path, size: int) -> BangerError:
+    return BangerError(
+        Code.EXHAUSTED,
+        f"not enough disk space in {path.parent} for a disk of {size:,} bytes",
+        hint="free some space, or ask for a smaller disk",
+    )

@@ -1,0 +1,211 @@
+"""Builds Debian images with mmdebstrap, streamed straight into squashfs, as root or in a user namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+import pwd
+import selectors
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import IO, BinaryIO, cast
+
+from banger import system
+from banger.api.errors import BangerError, Code
+from banger.debian import KEYRING, Mirror
+from banger.imagecat.catalog import CatalogEntry
+from banger.imagecat.importer import Publishing, build_image
+from banger.imagecat.manifest import ImageManifest
+from banger.job import Job, command_failed, missing_tool
+
+_MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}  # uname -m
+_BINFMT = Path("/proc/sys/fs/binfmt_misc")
+_LOG_LIMIT = 1 << 20  # bytes
+_NO_SECURITY_ARCHIVE = ("sid", "unstable", "experimental")
+
+
+def pull_debian(
+    images_dir: Path,
+    entry: CatalogEntry,
+    job: Job,
+    *,
+    mirror: Mirror,
+    arch: str,
+    name: str | None = None,
+    kernel_ref: str = "",
+    replace: bool = False,
+    publishing: Publishing = contextlib.nullcontext,
+) -> ImageManifest:
+    """Build the catalog's `entry` from Debian's archive at `mirror`, signatures checked, as the image `name`.
+
+    SOURCE_DATE_EPOCH in the environment bounds the time stamps (reproducible-builds.org). Raises MISSING_TOOL or
+    UNSUPPORTED when this host or user cannot build it, DOWNLOAD when mmdebstrap fails, and what `build_image` raises.
+    """
+    _check_host(arch)
+    return build_image(
+        images_dir,
+        name or entry.name,
+        job,
+        functools.partial(_bootstrap, images_dir, entry, arch, mirror, job),
+        label=f"the {entry.suite} image",
+        source=f"debian:{entry.suite}",
+        kernel_ref=kernel_ref,
+        replace=replace,
+        publishing=publishing,
+    )
+
+
+def mmdebstrap_command(entry: CatalogEntry, arch: str, mirror: Mirror) -> list[str]:
+    """The command that writes the tree of `entry` as a tar archive to its standard output."""
+    suites = [(mirror.main, entry.suite)]
+    if mirror.security and entry.suite not in _NO_SECURITY_ARCHIVE:
+        suites.append((mirror.security, f"{entry.suite}-security"))
+    return [
+        "mmdebstrap",
+        f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
+        "--format=tar",
+        f"--architectures={arch}",
+        f"--variant={entry.variant}",
+        f"--include={','.join(entry.packages)}",
+        '--aptopt=Acquire::Languages "none"',
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+        "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+        "--dpkgopt=path-exclude=/usr/share/info/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*",
+        "--dpkgopt=path-exclude=/usr/share/man/*",
+        f"--customize-hook={resources.files(__package__).joinpath('customize.sh').read_text()}",
+        entry.suite,
+        "-",
+        *(f"deb [signed-by={KEYRING}] {address} {suite} main" for address, suite in suites),
+    ]
+
+
+@contextlib.contextmanager
+def _bootstrap(images_dir: Path, entry: CatalogEntry, arch: str, mirror: Mirror, job: Job) -> Iterator[BinaryIO]:
+    """Run mmdebstrap and give its standard output; raises its own error when it fails."""
+    argv = mmdebstrap_command(entry, arch, mirror)
+    with (
+        _build_directory(images_dir, job) as directory,
+        tempfile.TemporaryFile() as log,
+        job.popen(argv, env=_environment() | {"TMPDIR": os.fspath(directory)}) as child,
+    ):
+        stdout, stderr = cast(BinaryIO, child.stdout), cast(IO[bytes], child.stderr)
+        _report_until_output(stdout, stderr, log, job)
+
+        def check_status() -> None:
+            log.write(stderr.read(_LOG_LIMIT))
+            if child.wait() != 0:
+                job.check()
+                log.seek(0)
+                raise _failed(argv, child.returncode, log.read(_LOG_LIMIT))
+
+        try:
+            yield stdout
+        except BangerError as error:
+            # an archive that is cut off is the consequence; how mmdebstrap ended is the reason
+            if error.code == Code.CORRUPT and not stdout.read(1):
+                check_status()
+            raise
+        check_status()
+
+
+def _report_until_output(stdout: BinaryIO, stderr: IO[bytes], log: IO[bytes], job: Job) -> None:
+    """Pass on mmdebstrap's messages until it begins to write the archive, all its work done."""
+    line = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(stdout, selectors.EVENT_READ)
+        selector.register(stderr, selectors.EVENT_READ)
+        while stdout not in (ready := [key.fileobj for key, _ in selector.select()]):
+            assert ready == [stderr]
+            data = os.read(stderr.fileno(), 1 << 16)
+            if not data:
+                return
+            log.write(data)
+            *lines, line = (line + data).split(b"\n")
+            for text in lines:
+                if text.startswith(b"I: ") and b"hook" not in text:
+                    job.progress("bootstrap", text[3:].decode(errors="replace"))
+
+
+@contextlib.contextmanager
+def _build_directory(images_dir: Path, job: Job) -> Iterator[Path]:
+    """Where mmdebstrap unpacks: a staging directory, so that nothing stays even when everything is killed.
+
+    In a user namespace the files belong to subordinate users, who cannot enter the state directory and whose files
+    only a namespace of the same kind can remove.
+    """
+    if os.geteuid() == 0:
+        with system.staging(images_dir, "bootstrap") as directory:
+            yield directory
+        return
+    directory = Path(tempfile.mkdtemp(prefix="banger-bootstrap-"))
+    try:
+        directory.chmod(0o711)
+        yield directory
+    finally:
+        leftovers = list(directory.iterdir())
+        if leftovers:
+            # not through the job: this has to happen after a cancellation too
+            command = ["mmdebstrap", "--unshare-helper", "rm", "--recursive", "--force", *leftovers]
+            subprocess.run(command, env=_environment(), check=False, capture_output=True)
+        system.remove_tree(directory)
+
+
+def _check_host(arch: str) -> None:
+    if arch not in _MACHINES:
+        raise BangerError(
+            Code.INVALID, f"{arch!r} is no architecture of banger's images", hint=f"use {' or '.join(_MACHINES)}"
+        )
+    if shutil.which("mmdebstrap", path=_environment()["PATH"]) is None:
+        raise missing_tool("mmdebstrap")
+    if not KEYRING.is_file():
+        raise BangerError(
+            Code.MISSING_TOOL,
+            f"Debian's archive keys {KEYRING} are not installed",
+            hint="install the package debian-archive-keyring",
+        )
+    machine = _MACHINES[arch]
+    if platform.machine() != machine and not (_BINFMT / f"qemu-{machine}").exists():
+        raise BangerError(
+            Code.UNSUPPORTED,
+            f"this host cannot run the {arch} programs that building a Debian image takes",
+            hint="install qemu-user-static with binfmt support, or build the image on such a host and import it",
+        )
+    if os.geteuid() != 0:
+        _check_subordinate_ids()
+
+
+def _check_subordinate_ids() -> None:
+    """Without root, mmdebstrap needs a user namespace with many users (subuid(5), newuidmap(1))."""
+    if shutil.which("newuidmap", path=_environment()["PATH"]) is None:
+        raise missing_tool("newuidmap")
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    for file in (Path("/etc/subuid"), Path("/etc/subgid")):
+        try:
+            owners = [line.partition(":")[0] for line in file.read_text().splitlines()]
+        except OSError:
+            owners = []
+        if user not in owners:
+            raise BangerError(
+                Code.UNSUPPORTED,
+                f"{user} has no subordinate ids in {file}, which building a Debian image without root takes",
+                hint=f"run 'sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}'",
+            )
+
+
+def _failed(argv: list[str], status: int, output: bytes) -> BangerError:
+    complaints = b"\n".join(line for line in output.splitlines() if line.startswith(b"E:"))
+    error = command_failed(argv, status, complaints or output, Code.DOWNLOAD)
+    error.hint = "check the network and the mirror, then try again; debian_mirror in config.toml names another mirror"
+    return error
+
+
+def _environment() -> dict[str, str]:
+    """The caller's, which may name proxies; with the directories of system tools, which users often lack."""
+    return {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin", "LC_ALL": "C"}

@@ -1,0 +1,187 @@
+"""Makes local images out of root filesystems: archives, directories, and tar streams from anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shlex
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from banger import system
+from banger.api.errors import BangerError, Code
+from banger.disk.decompress import open_decompressed
+from banger.disk.squashfs import TarSource, write_squashfs
+from banger.imagecat.manifest import ROOTFS_SQUASHFS, ImageConfig, ImageManifest, rootfs_digest, write_local
+from banger.job import Job, command_failed
+from banger.kernelcat.fields import ARCHITECTURES
+
+Publishing = Callable[[], AbstractContextManager[object]]
+
+
+def import_image(
+    images_dir: Path,
+    name: str,
+    source: Path,
+    job: Job,
+    *,
+    source_label: str | None = None,
+    kernel_ref: str = "",
+    replace: bool = False,
+    publishing: Publishing = contextlib.nullcontext,
+) -> ImageManifest:
+    """Make the image `name` of a root filesystem: a directory, or a tar archive (plain, gzip, xz, zstd or bzip2).
+
+    Raises NOT_FOUND without a source, EXISTS without `replace`, CORRUPT for a bad archive or what is no root
+    filesystem, EXHAUSTED without disk space.
+    """
+    open_tar: TarSource
+    if source.is_dir():
+        open_tar = functools.partial(_tar_of_directory, source, job)
+    elif source.exists():
+        open_tar = functools.partial(open_decompressed, source, job, "import")
+    else:
+        raise BangerError(Code.NOT_FOUND, f"{source} does not exist")
+    return build_image(
+        images_dir,
+        name,
+        job,
+        open_tar,
+        label=str(source),
+        source=source_label or str(source),
+        kernel_ref=kernel_ref,
+        replace=replace,
+        publishing=publishing,
+    )
+
+
+def build_image(
+    images_dir: Path,
+    name: str,
+    job: Job,
+    open_tar: TarSource,
+    *,
+    label: str,
+    source: str,
+    kernel_ref: str = "",
+    init: str = "agent",
+    config: ImageConfig | None = None,
+    replace: bool = False,
+    publishing: Publishing = contextlib.nullcontext,
+) -> ImageManifest:
+    """Make the image `name` of a tar stream and publish it in one step.
+
+    `open_tar` opens the stream, again if need be (see `write_squashfs`); `label` names it in errors, `source` in the
+    manifest; `publishing` is entered only for the last check and the rename.
+    """
+    system.validate_name(name, "image")
+    target = images_dir / name
+    _refuse_existing(target, replace)
+    with system.staging(images_dir, name) as staged:
+        rootfs = staged / ROOTFS_SQUASHFS
+        contents = write_squashfs(open_tar, rootfs, job, label)
+        if contents.arch not in ARCHITECTURES:
+            raise _no_root_filesystem(label, contents.arch)
+        os_release = parse_os_release(contents.os_release)
+        job.progress("digest", name)
+        manifest = ImageManifest(
+            name=name,
+            arch=contents.arch,
+            source=source,
+            imported_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            rootfs=rootfs.name,
+            rootfs_sha256=rootfs_digest(rootfs, job),
+            size_bytes=rootfs.stat().st_size,
+            distro=os_release.get("ID", ""),
+            pretty_name=os_release.get("PRETTY_NAME", ""),
+            kernel_ref=kernel_ref,
+            init=init,
+            config=config or ImageConfig(),
+        )
+        write_local(staged, manifest)
+        job.progress("publish", name)
+        with publishing():
+            _refuse_existing(target, replace)
+            system.publish(staged, target)
+    return manifest
+
+
+def parse_os_release(text: bytes) -> dict[str, str]:
+    """The assignments of an os-release file (os-release(5)); lines that are none are left out."""
+    values: dict[str, str] = {}
+    for line in text.decode(errors="replace").splitlines():
+        key, equals, value = line.strip().partition("=")
+        if not equals or key.startswith("#"):
+            continue
+        with contextlib.suppress(ValueError):  # an open quotation
+            printable = "".join(character for character in "".join(shlex.split(value)) if character.isprintable())
+            values[key] = printable[:200]
+    return values
+
+
+@contextlib.contextmanager
+def _tar_of_directory(directory: Path, job: Job) -> Iterator[BinaryIO]:
+    job.progress("import", str(directory))
+    argv = [
+        "tar",
+        "--create",
+        "--format=pax",
+        "--numeric-owner",
+        "--xattrs",
+        "--xattrs-include=*",
+        "--sparse",
+        "--one-file-system",
+        "--warning=no-file-ignored",  # sockets
+        f"--directory={directory}",
+        ".",
+    ]
+    with tar_output(argv, job) as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def tar_output(argv: list[str], job: Job) -> Iterator[BinaryIO]:
+    """The standard output of a command that writes a tar archive; raises the command's own error when it fails."""
+    with tempfile.TemporaryFile() as errors, job.popen(argv, stderr=errors) as child:
+        stdout = cast(BinaryIO, child.stdout)
+
+        def check_status() -> None:
+            if child.wait() != 0:
+                errors.seek(0)
+                raise command_failed(argv, child.returncode, errors.read(1 << 20))
+
+        try:
+            yield stdout
+        except BangerError as error:
+            # an archive that is cut off is the consequence; how the command ended is the reason
+            if error.code == Code.CORRUPT and not stdout.read(1):
+                check_status()
+            raise
+        check_status()
+
+
+def _refuse_existing(target: Path, replace: bool) -> None:
+    if target.exists() and not replace:
+        raise BangerError(
+            Code.EXISTS,
+            f"there already is an image {target.name!r}",
+            hint="choose another name, or add --force to replace it",
+        )
+
+
+def _no_root_filesystem(label: str, arch: str) -> BangerError:
+    if arch:
+        return BangerError(
+            Code.UNSUPPORTED,
+            f"the programs in {label} are for {arch}, which banger cannot run",
+            hint=f"use an image for {' or '.join(ARCHITECTURES)}",
+        )
+    return BangerError(
+        Code.CORRUPT,
+        f"{label} is no root filesystem: there is no program in it",
+        hint="the archive must hold the directories of the root itself, such as bin/ and etc/, not one above them",
+    )
