@@ -235,13 +235,10 @@ class Channel:
         while True:
             if self._failure is not None:
                 raise self._failure.with_traceback(None)
-            if self._credit == 0:
-                self._may_send.clear()
-                await self._may_send.wait()
-            elif not self._session.writable.is_set():
-                await self._session.writable.wait()
-            else:
+            if self._credit > 0 and self._session.writable.is_set():
                 return
+            self._may_send.clear()
+            await self._may_send.wait()
 
     def _fail(self, failure: GuestFailure) -> None:
         if self._failure is None:
@@ -260,6 +257,10 @@ class Channel:
                 self._state = _State.ABANDONED
             await self.close()
             raise
+
+    def wake_sender(self) -> None:
+        """The session can be written to again."""
+        self._may_send.set()
 
     @property
     def finished(self) -> bool:
@@ -481,6 +482,8 @@ class AgentSession(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self.writable.set()
+        for channel in self._channels.values():
+            channel.wake_sender()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lose("the guest has closed the connection" if exc is None else f"the connection to the guest: {exc}")
