@@ -1,0 +1,25 @@
+/* The event loop: edge-triggered epoll that only notes what is ready; the work is done in rounds after it. */
+#ifndef BANGER_LOOP_H
+#define BANGER_LOOP_H
+
+#include "agent.h"
+
+/* A non-blocking descriptor. The flags stay set until whoever uses it meets EAGAIN and clears them. */
+struct watch {
+    int fd; /* -1: none */
+    bool readable, writable;
+    bool hangup;
+    struct watch *next, **link;
+};
+
+void loop_open(void);
+/* Watches `fd`, which now belongs to the watch. False (and `fd` closed) when epoll refuses it. */
+bool watch_open(struct watch *watch, int fd);
+void watch_close(struct watch *watch);
+/* Does rounds of work forever. */
+_Noreturn void loop_run(void);
+
+/* Signals that the agent takes from a descriptor; they are blocked. */
+void loop_signal_mask(bool block);
+
+#endif
