@@ -1,0 +1,55 @@
+"""bangerd: `python -m banger.daemon`, started by the first banger command or by systemd."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+
+from banger import config
+from banger.api.codec import encode_error
+from banger.api.errors import BangerError
+from banger.daemon.daemon import claim, serve
+from banger.daemon.http import outcome
+from banger.paths import user_layout
+
+
+def main() -> int:
+    """Run the daemon.
+
+    BANGER_READY_FD names a descriptor that is told `ok`, or the error in JSON, once that is known.
+    """
+    logging.basicConfig(
+        level=os.environ.get("BANGER_LOG_LEVEL", "info").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    ready_fd = int(os.environ.pop("BANGER_READY_FD", "-1"))
+
+    def tell(line: str) -> None:
+        nonlocal ready_fd
+        if ready_fd >= 0:
+            os.write(ready_fd, line.encode() + b"\n")
+            os.close(ready_fd)
+            ready_fd = -1
+
+    async def run() -> None:
+        layout = user_layout()
+        layout.create()
+        claim(layout)
+        await serve(layout, config.load(layout.config_file), lambda: tell("ok"))
+
+    async def outcome_of_run() -> object:
+        return await outcome(run())
+
+    failure = asyncio.run(outcome_of_run())
+    if isinstance(failure, BangerError):
+        logging.getLogger(__name__).error("%s", failure)
+        tell(json.dumps(encode_error(failure)))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

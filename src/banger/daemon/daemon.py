@@ -1,0 +1,285 @@
+"""The composition root: makes the services, maps operations to them, and serves the socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import functools
+import logging
+import os
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import uvicorn
+
+from banger import __version__, doctor, system
+from banger.api import models as m
+from banger.api import operations as op
+from banger.api.errors import BangerError, Code
+from banger.config import Config
+from banger.daemon import logs
+from banger.daemon.host_network import HostNetwork
+from banger.daemon.http import CallHandler, Handlers, StreamHandler, build_app
+from banger.daemon.image_service import ImageService
+from banger.daemon.jobs import Report, Workers
+from banger.daemon.sessions import Sessions
+from banger.daemon.streams import Peer
+from banger.daemon.vm_service import Stages, VmService
+from banger.job import Job
+from banger.paths import Layout, ensure_runtime
+from banger.store.database import Store
+from banger.vmm.detect import detect
+from banger.vmm.qemu import QemuDriver
+
+_log = logging.getLogger(__name__)
+_SHUTDOWN_SECONDS = 5
+
+
+class Daemon:
+    """Holds the services and what they share; forwards operations to them."""
+
+    def __init__(self, layout: Layout, config: Config) -> None:
+        self._layout = layout
+        self._started = time.monotonic()
+        self._stop = asyncio.Event()
+        self._busy = 0
+        self._workers = Workers()
+        self._store = Store(layout.database)
+        publication = threading.Lock()
+        self._vms = VmService(layout, config, self._store, self._workers, publication, HostNetwork(), QemuDriver())
+        self._images = ImageService(layout, config, self._workers, publication, self._vms)
+        self._sessions = Sessions(self._vms, self._images)
+
+    async def recover(self) -> None:
+        """Bring the state directory in order and take over running VMs."""
+        for directory in (self._layout.kernels, self._layout.images):
+            for leftover in await self._workers.run(functools.partial(_sweep, directory)):
+                _log.info("removed what an interrupted operation left: %s", leftover)
+        await self._vms.recover()
+
+    async def stopped(self) -> None:
+        """Return when somebody has asked the daemon to stop."""
+        await self._stop.wait()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    async def close(self) -> None:
+        """Let go of everything; VMs go on."""
+        await self._vms.close()
+        self._workers.close()
+        self._store.close()
+
+    def handlers(self) -> Handlers:
+        """What serves each operation of the table."""
+        images, vms, sessions = self._images, self._vms, self._sessions
+        calls: dict[str, CallHandler] = {
+            op.KERNEL_LIST.name: images.kernel_list,
+            op.KERNEL_SHOW.name: images.kernel_show,
+            op.KERNEL_DELETE.name: images.kernel_delete,
+            op.KERNEL_IMPORT.name: images.kernel_import,
+            op.KERNEL_PULL.name: images.kernel_pull,
+            op.KERNEL_CATALOG.name: images.kernel_catalog,
+            op.IMAGE_LIST.name: images.image_list,
+            op.IMAGE_SHOW.name: images.image_show,
+            op.IMAGE_DELETE.name: images.image_delete,
+            op.IMAGE_IMPORT.name: images.image_import,
+            op.IMAGE_PULL.name: images.image_pull,
+            op.IMAGE_CATALOG.name: images.image_catalog,
+            op.VM_LIST.name: vms.list,
+            op.VM_SHOW.name: vms.show,
+            op.VM_CREATE.name: self._create,
+            op.VM_START.name: self._start,
+            op.VM_STOP.name: vms.stop,
+            op.VM_RESTART.name: vms.restart,
+            op.VM_KILL.name: vms.kill,
+            op.VM_DELETE.name: vms.delete,
+            op.VM_PRUNE.name: vms.prune,
+            op.VM_STAT.name: vms.stat,
+            op.DAEMON_STATUS.name: self._status,
+            op.DAEMON_STOP.name: self._stop_daemon,
+            op.DAEMON_DOCTOR.name: self._doctor,
+        }
+        streams: dict[str, StreamHandler] = {
+            op.VM_RUN.name: sessions.run,
+            op.VM_EXEC.name: sessions.exec,
+            op.VM_WRITE_TREE.name: sessions.write_tree,
+            op.VM_READ_TREE.name: sessions.read_tree,
+            op.VM_LOGS.name: self._vm_logs,
+            op.DAEMON_LOGS.name: self._daemon_logs,
+        }
+        return Handlers(
+            {name: self._counted_call(handler) for name, handler in calls.items()},
+            {name: self._counted_stream(handler) for name, handler in streams.items()},
+        )
+
+    def _counted_call(self, handler: CallHandler) -> CallHandler:
+        async def call(request: object, report: Report) -> object:
+            with self._counting():
+                return await handler(request, report)
+
+        return call
+
+    def _counted_stream(self, handler: StreamHandler) -> StreamHandler:
+        async def stream(request: object, peer: Peer) -> None:
+            with self._counting():
+                await handler(request, peer)
+
+        return stream
+
+    @contextlib.contextmanager
+    def _counting(self) -> Iterator[None]:
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+
+    async def _create(self, request: m.VmCreate, report: Report) -> m.VmInfo:
+        return self._vms.info(await self._vms.create(request, report, self._images))
+
+    async def _start(self, request: m.VmRef, report: Report) -> m.VmStarted:
+        vm = self._vms.find(request.vm)
+        stages = Stages(report)
+        await self._vms.start(vm, stages)
+        return m.VmStarted(self._vms.info(vm), stages.timings)
+
+    async def _status(self, request: m.Empty, report: Report) -> m.DaemonStatus:
+        acceleration = detect()
+        return m.DaemonStatus(
+            pid=os.getpid(),
+            socket=str(self._layout.socket),
+            version=__version__,
+            uptime=time.monotonic() - self._started,
+            resident_bytes=_resident_bytes(),
+            state_directory=str(self._layout.state),
+            log_file=str(self._layout.log_file),
+            vms_running=self._vms.running,
+            busy=self._busy - 1,
+            driver=f"qemu ({acceleration.name})",
+            driver_reason=acceleration.reason,
+        )
+
+    async def _stop_daemon(self, request: m.Empty, report: Report) -> m.Empty:
+        asyncio.get_running_loop().call_later(0.05, self.stop)  # after the reply has left
+        return m.Empty()
+
+    async def _doctor(self, request: m.Empty, report: Report) -> m.Doctor:
+        return m.Doctor(await self._workers.run(lambda job: doctor.run_checks()))
+
+    async def _vm_logs(self, request: m.VmLogs, peer: Peer) -> None:
+        vm = self._vms.find(request.vm)
+        directory = self._layout.vm(vm.record.id)
+        path = directory / ("console.log" if request.console else "main.log")
+        follow = (lambda: vm.link is not None) if request.follow else None
+        await _send_log(peer, path, not request.console, request.tail, follow)
+
+    async def _daemon_logs(self, request: m.DaemonLogs, peer: Peer) -> None:
+        follow = (lambda: not self._stop.is_set()) if request.follow else None
+        await _send_log(peer, self._layout.log_file, False, request.tail, follow)
+
+
+async def _send_log(peer: Peer, path: Path, records: bool, tail: int | None, follow: Callable[[], bool] | None) -> None:
+    async def send() -> None:
+        async for stream, data in logs.read(path, records, tail, follow):
+            await peer.send_data(stream, data)
+
+    await peer.send_event("started", result={})
+    sending = asyncio.create_task(send())
+    gone = asyncio.create_task(peer.gone())
+    try:
+        await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
+        if sending.done():
+            sending.result()
+            await peer.send_event("exit", signalled=False, value=0)
+    finally:
+        for task in (sending, gone):
+            task.cancel()
+        await asyncio.gather(sending, gone, return_exceptions=True)
+
+
+def _sweep(directory: Path, job: Job) -> list[Path]:
+    return system.sweep_staging(directory)
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class _PrivateListener(socket.socket):
+    """A listening Unix socket that accepts connections of this user and root only (SO_PEERCRED, unix(7))."""
+
+    def accept(self) -> tuple[socket.socket, object]:
+        client, address = super().accept()
+        _, uid, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid not in (os.getuid(), 0):
+            client.close()
+            raise ConnectionAbortedError
+        return client, address
+
+
+def listen(layout: Layout) -> socket.socket:
+    """The daemon's listening socket: the one that systemd passed (sd_listen_fds(3)), else our own, mode 0600."""
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
+        return _PrivateListener(fileno=3)
+    return _PrivateListener(fileno=system.bind_unix(layout.socket).detach())
+
+
+def claim(layout: Layout) -> int:
+    """Hold the lock that makes this the only daemon of its user; raises BangerError(DAEMON) when there is one."""
+    ensure_runtime(layout.runtime)
+    lock = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise BangerError(
+            Code.DAEMON, f"a daemon already runs on {layout.socket}", hint="see 'banger daemon status'"
+        ) from error
+    return lock
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: it would end before the daemon has let go of its VMs."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(layout: Layout, config: Config, ready: Callable[[], None]) -> None:
+    """Run a daemon until it is asked to stop; calls `ready` once it answers."""
+    daemon = Daemon(layout, config)
+    try:
+        await daemon.recover()
+        listener = listen(layout)
+        server = _Server(
+            uvicorn.Config(
+                build_app(daemon.handlers()),
+                http="httptools",
+                ws="websockets-sansio",
+                ws_per_message_deflate=False,
+                ws_ping_interval=None,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
+            )
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, daemon.stop)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        ready()  # the socket listens already: what connects now is answered as soon as the loop turns
+        await asyncio.wait((serving, asyncio.create_task(daemon.stopped())), return_when=asyncio.FIRST_COMPLETED)
+        layout.socket.unlink(missing_ok=True)
+        server.should_exit = True
+        await serving
+    finally:
+        await daemon.close()

@@ -1,0 +1,131 @@
+"""The connection between the daemon and one running guest: made at boot, renewed when the guest reboots."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from banger.api.errors import BangerError, Code
+from banger.guest.agent import Agent, GuestConfig, guest_errors
+from banger.guest.protocol import GuestState
+from banger.guest.session import AgentSession, GuestFailure
+from banger.vmm.driver import Vmm
+
+_log = logging.getLogger(__name__)
+_CALL_SECONDS = 30.0
+_ENTROPY_BYTES = 64
+
+T = TypeVar("T")
+
+
+class GuestLink:
+    """Keeps one agent connected and configured for as long as its VMM lives."""
+
+    def __init__(self, vmm: Vmm, agent_socket: Path, config: GuestConfig, boot_timeout: float) -> None:
+        self.vmm = vmm
+        self._socket = agent_socket
+        self._config = config
+        self._boot_timeout = boot_timeout
+        self._agent: Agent | None = None
+        self._connected = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def connect(self, stage: Callable[[str], None] = lambda stage: None) -> None:
+        """Wait for the agent, configure it when the guest has just booted, and keep the connection from then on.
+
+        Raises BangerError(GUEST) when the VMM ends first or the agent does not answer in time.
+        """
+        await self._while_alive(self._connect(stage))
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def _connect(self, stage: Callable[[str], None]) -> None:
+        await self.vmm.set_reboot(False)
+        session = await AgentSession.connect(self._socket, self._boot_timeout)
+        try:
+            agent = Agent(session, _CALL_SECONDS)
+            stage("boot")
+            if (await agent.health()).state is GuestState.WAITING:
+                await Agent(session, self._boot_timeout).configure(self._config)
+                await agent.clock(time.time_ns())
+                await agent.reseed(os.urandom(_ENTROPY_BYTES))
+                stage("configure")
+            await self.vmm.set_reboot(True)
+        except BaseException:
+            await session.close()
+            raise
+        self._agent = agent
+        self._connected.set()
+
+    async def _while_alive(self, work: Awaitable[T]) -> T:
+        """Await `work`, unless the VMM ends before it is done."""
+        task = asyncio.ensure_future(work)
+        ended = asyncio.create_task(self.vmm.process.ended.wait())
+        try:
+            await asyncio.wait((task, ended), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                reason = self.vmm.stop_reason or "the VMM process ended"
+                raise BangerError(Code.GUEST, f"the guest went down: {reason}")
+            with guest_errors("the guest does not answer"):
+                return task.result()
+        finally:
+            for waiting in (task, ended):
+                waiting.cancel()
+            await asyncio.gather(task, ended, return_exceptions=True)
+
+    async def _keep(self) -> None:
+        """Reconnect whenever the session ends or the guest resets."""
+        while True:
+            agent = self._agent
+            assert agent is not None
+            lost = asyncio.create_task(agent.session.closed.wait())
+            reset = asyncio.create_task(self.vmm.wait_reset())
+            try:
+                await asyncio.wait((lost, reset), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                lost.cancel()
+                reset.cancel()
+            self._connected.clear()
+            self._agent = None
+            await agent.session.close()
+            while not self._connected.is_set():
+                try:
+                    await self._while_alive(self._connect(lambda stage: None))
+                except BangerError as error:
+                    if not self.vmm.process.alive:
+                        return
+                    _log.warning("%s: %s", self._socket.parent.name, error)
+                    await asyncio.sleep(1)  # the guest is up but its agent is not: nothing tells when it will be
+
+    async def agent(self) -> Agent:
+        """The connected agent; waits while the guest reboots. Raises BangerError(GUEST) when it does not come back."""
+
+        async def wait() -> Agent:
+            await self._connected.wait()
+            assert self._agent is not None
+            return self._agent
+
+        try:
+            async with asyncio.timeout(self._boot_timeout):
+                return await self._while_alive(wait())
+        except TimeoutError as error:
+            raise BangerError(Code.GUEST, "the guest's agent does not answer", hint="see its console log") from error
+
+    @property
+    def connected(self) -> bool:
+        return self._connected.is_set()
+
+    async def close(self) -> None:
+        """Stop keeping the connection; the guest goes on."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        if self._agent is not None:
+            with contextlib.suppress(GuestFailure):
+                await self._agent.session.close()
+        self._connected.clear()

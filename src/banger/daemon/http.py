@@ -1,0 +1,233 @@
+"""HTTP for the operation table: one route per call, one WebSocket per stream, errors in one shape."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request, WebSocket
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.websockets import WebSocketDisconnect, WebSocketState
+
+from banger import __version__
+from banger.api.codec import Json, decode, encode, encode_error
+from banger.api.errors import BangerError, Code
+from banger.api.operations import CALLS, STREAMS, Call, Stream
+from banger.daemon.jobs import Report
+from banger.daemon.streams import End, Input, Peer, Resize, Signal
+from banger.job import Progress
+
+_log = logging.getLogger(__name__)
+_VERSION_HEADER = {"banger-version": __version__}
+_STATUS = {Code.INVALID: 400, Code.NOT_FOUND: 404, Code.EXISTS: 409, Code.IN_USE: 409, Code.WRONG_STATE: 409}
+
+# A handler takes the operation's request dataclass; the table guarantees which one.
+CallHandler = Callable[[Any, Report], Awaitable[object]]
+StreamHandler = Callable[[Any, Peer], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Handlers:
+    """What serves each operation, keyed by its name."""
+
+    calls: dict[str, CallHandler]
+    streams: dict[str, StreamHandler]
+
+
+def build_app(handlers: Handlers) -> FastAPI:
+    """The ASGI application with a route for every operation of the table."""
+    app = FastAPI(title="banger", version=__version__, docs_url=None, redoc_url=None)
+    for call in CALLS:
+        _add_call(app, call, handlers.calls[call.name])
+    for stream in STREAMS:
+        _add_stream(app, stream, handlers.streams[stream.name])
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        return _failure(BangerError(Code.INVALID, f"{where or 'request'}: {first['msg']}"))
+
+    @app.exception_handler(404)
+    async def unknown(request: Request, error: Exception) -> Response:
+        return _failure(BangerError(Code.NOT_FOUND, f"there is no operation at {request.url.path!r}"))
+
+    return app
+
+
+def _failure(error: BangerError) -> Response:
+    return JSONResponse(encode_error(error), _STATUS.get(error.code, 500), headers=_VERSION_HEADER)
+
+
+def _add_call(app: FastAPI, call: Call[object, object], handler: CallHandler) -> None:
+    async def endpoint(request: Request, body: object) -> Response:
+        if call.long and "application/x-ndjson" in request.headers.get("accept", ""):
+            lines = _progress_lines(lambda report: handler(body, report))
+            return StreamingResponse(lines, media_type="application/x-ndjson", headers=_VERSION_HEADER)
+        result = await _until_disconnect(request, handler(body, lambda progress: None))
+        if isinstance(result, BangerError):
+            return _failure(result)
+        return JSONResponse(encode(result), headers=_VERSION_HEADER)
+
+    endpoint.__annotations__["body"] = call.request
+    app.post(
+        f"/v1/{call.name}",
+        operation_id=call.name,
+        summary=call.summary,
+        response_model=call.response,
+        name=call.name,
+    )(endpoint)
+
+
+async def outcome(work: Awaitable[object]) -> object:
+    """What `work` returns, or the BangerError that tells a client why it failed: the one place where that is decided.
+
+    Cancelling it cancels the work and waits for its end.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((task,))
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        raise
+    if task.cancelled():
+        return BangerError(Code.CANCELLED, "the operation was cancelled")
+    error = task.exception()
+    if error is None:
+        return task.result()
+    if isinstance(error, BangerError):
+        return error
+    _log.error("unexpected failure", exc_info=error)
+    return BangerError(
+        Code.DAEMON, f"banger failed unexpectedly: {type(error).__name__}: {error}", hint="see 'banger daemon logs'"
+    )
+
+
+async def _until_disconnect(request: Request, work: Awaitable[object]) -> object:
+    """The outcome of `work`, cancelled when the client goes away."""
+    task = asyncio.ensure_future(work)
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        return await outcome(task)
+    finally:
+        watcher.cancel()
+
+
+async def _progress_lines(start: Callable[[Report], Awaitable[object]]) -> AsyncIterator[bytes]:
+    """The lines of a long call: progress as it comes, then the result or the error. Closing it cancels the work."""
+    queue: asyncio.Queue[Progress | None] = asyncio.Queue()
+    task = asyncio.ensure_future(outcome(start(queue.put_nowait)))
+    task.add_done_callback(lambda done: queue.put_nowait(None))
+    try:
+        while (progress := await queue.get()) is not None:
+            yield _line("progress", **_object(encode(progress)))
+        result = task.result()
+        if isinstance(result, BangerError):
+            yield _line("error", error=encode_error(result))
+        else:
+            yield _line("result", result=encode(result))
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def _object(value: Json) -> dict[str, Json]:
+    assert isinstance(value, dict)
+    return value
+
+
+def _line(event: str, **fields: Json) -> bytes:
+    return json.dumps({"event": event, **fields}).encode() + b"\n"
+
+
+class WebSocketPeer(Peer):
+    """The client end of a stream, on a WebSocket."""
+
+    def __init__(self, socket: WebSocket) -> None:
+        self._socket = socket
+        self._held: deque[Input | None] = deque()
+
+    async def receive(self) -> Input | None:
+        return self._held.popleft() if self._held else await self._next()
+
+    async def gone(self) -> None:
+        while True:
+            message = await self._next()
+            self._held.append(message)
+            if message is None:
+                return
+
+    async def _next(self) -> Input | None:
+        try:
+            message = await self._socket.receive()
+        except (WebSocketDisconnect, RuntimeError):
+            return None
+        if message["type"] != "websocket.receive":
+            return None
+        if (data := message.get("bytes")) is not None:
+            return memoryview(data)[1:]
+        return _control(message["text"])
+
+    async def send_data(self, stream: int, data: bytes) -> None:
+        await self._send(self._socket.send_bytes(bytes((stream,)) + data))
+
+    async def send_event(self, event: str, **fields: Json) -> None:
+        await self._send(self._socket.send_text(json.dumps({"event": event, **fields})))
+
+    async def _send(self, sending: Awaitable[None]) -> None:
+        # a client that is gone is noticed by `receive`; what is sent to it is lost
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            await sending
+
+
+def _control(text: str) -> Input:
+    try:
+        message = json.loads(text)
+        match message["type"]:
+            case "end":
+                return End()
+            case "resize":
+                return Resize(int(message["rows"]) & 0xFFFF, int(message["columns"]) & 0xFFFF)
+            case "signal":
+                return Signal(int(message["number"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BangerError(Code.INVALID, f"bad message in a stream: {text[:100]!r}") from error
+    raise BangerError(Code.INVALID, f"unknown message in a stream: {text[:100]!r}")
+
+
+def _add_stream(app: FastAPI, stream: Stream[object, object], handler: StreamHandler) -> None:
+    async def endpoint(socket: WebSocket) -> None:
+        headers = [(name.encode(), value.encode()) for name, value in _VERSION_HEADER.items()]
+        await socket.accept(headers=headers)
+        peer = WebSocketPeer(socket)
+
+        async def serve() -> None:
+            try:
+                request = decode(stream.request, json.loads(await socket.receive_text()))
+            except (ValueError, KeyError, WebSocketDisconnect) as error:
+                raise BangerError(Code.INVALID, f"bad request for {stream.name}: {error}") from error
+            await handler(request, peer)
+
+        failure = await outcome(serve())
+        if isinstance(failure, BangerError):
+            await peer.send_event("error", error=encode_error(failure))
+        if socket.client_state is WebSocketState.CONNECTED:
+            with contextlib.suppress(RuntimeError):
+                await socket.close()
+
+    app.websocket(f"/v1/{stream.name}", name=stream.name)(endpoint)

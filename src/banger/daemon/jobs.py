@@ -1,0 +1,90 @@
+"""Blocking work in threads, cancelled with the coroutine that waits for it and shared by all who ask for the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+from banger.job import Job, Progress
+
+T = TypeVar("T")
+Report = Callable[[Progress], None]
+
+
+class Workers:
+    """The threads that blocking work runs on."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=32, thread_name_prefix="job")
+
+    async def run(self, work: Callable[[Job], T], report: Report = lambda progress: None) -> T:
+        """Run `work` in a thread; `report` is called on the event loop.
+
+        When the waiting coroutine is cancelled the job is cancelled too, and its end awaited.
+        """
+        loop = asyncio.get_running_loop()
+        job = Job(lambda progress: _call_soon(loop, report, progress))
+        future = loop.run_in_executor(self._pool, work, job)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            job.cancel()
+            await asyncio.gather(future, return_exceptions=True)
+            raise
+
+    def close(self) -> None:
+        """Wait for what is running and end the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, report: Report, progress: Progress) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(report, progress)
+
+
+class _Flight(Generic[T]):
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+        self.last: Progress | None = None
+        self.task: asyncio.Task[T] | None = None
+
+    def report(self, progress: Progress) -> None:
+        self.last = progress
+        for report in self.reports:
+            report(progress)
+
+
+class Shared(Generic[T]):
+    """One flight per key: later callers join it, see its progress and get its result or failure.
+
+    It stops when the last of its callers has been cancelled.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._flights: dict[str, _Flight[T]] = {}
+
+    async def run(self, key: str, work: Callable[[Job], T], report: Report) -> T:
+        """Start `work` for `key` or join the one under way."""
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = _Flight()
+            flight.task = asyncio.create_task(self._workers.run(work, flight.report))
+            flight.task.add_done_callback(lambda task: self._flights.pop(key, None))
+        elif flight.last is not None:
+            report(flight.last)
+        flight.reports.append(report)
+        task = flight.task
+        assert task is not None
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if len(flight.reports) == 1 and not task.done():
+                self._flights.pop(key, None)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            raise
+        finally:
+            flight.reports.remove(report)

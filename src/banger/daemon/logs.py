@@ -1,0 +1,127 @@
+"""Reading the files that the recorder and the daemon write: their end, and what comes after it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from pathlib import Path
+
+from banger.api.operations import STDERR, STDOUT
+from banger.vmm.recorder import RECORD
+
+_POLL_SECONDS = 0.1
+_CHUNK = 1 << 18
+
+Piece = tuple[int, bytes]  # stream of the API, bytes
+
+
+class _Raw:
+    """A file of plain bytes."""
+
+    def feed(self, data: bytes) -> Iterable[Piece]:
+        return [(STDOUT, data)] if data else []
+
+
+class _Records:
+    """A file of the recorder's records (see recorder.py), which may end in the middle of one."""
+
+    def __init__(self) -> None:
+        self._pending = b""
+
+    def feed(self, data: bytes) -> Iterator[Piece]:
+        self._pending += data
+        while len(self._pending) >= RECORD.size:
+            stream, length, _ = RECORD.unpack_from(self._pending)
+            end = RECORD.size + length
+            if len(self._pending) < end:
+                return
+            yield STDERR if stream == 2 else STDOUT, self._pending[RECORD.size : end]
+            self._pending = self._pending[end:]
+
+
+async def read(path: Path, records: bool, tail: int | None, follow: Callable[[], bool] | None) -> AsyncIterator[Piece]:
+    """The content of `<path>.1` and `path`, its last `tail` lines, then what is appended while `follow()` is true."""
+    decoder: _Records | _Raw = _Records() if records else _Raw()
+    pieces: list[Piece] = []
+    file: int | None = None
+    for name in (path.with_name(f"{path.name}.1"), path):
+        try:
+            file = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            for data in _chunks(file):
+                pieces += decoder.feed(data)
+                if tail is None:
+                    for piece in pieces:
+                        yield piece
+                    pieces = []
+        finally:
+            if name != path:
+                os.close(file)
+                file = None
+    try:
+        for piece in _last_lines(pieces, tail) if tail is not None else ():
+            yield piece
+        while follow is not None:
+            going_on = follow()
+            if file is None:
+                file = _open_again(path)
+            grown = False
+            if file is not None:
+                for data in _chunks(file):
+                    grown = True
+                    for piece in decoder.feed(data):
+                        yield piece
+                if not _is_same(path, file):  # the recorder has begun a new file
+                    os.close(file)
+                    file = _open_again(path)
+                    continue
+            if not grown:
+                if not going_on:
+                    return
+                await asyncio.sleep(_POLL_SECONDS)
+    finally:
+        if file is not None:
+            os.close(file)
+
+
+def _chunks(file: int) -> Iterator[bytes]:
+    while data := os.read(file, _CHUNK):
+        yield data
+
+
+def _open_again(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+
+
+def _is_same(path: Path, file: int) -> bool:
+    try:
+        return path.stat().st_ino == os.fstat(file).st_ino
+    except FileNotFoundError:
+        return True
+
+
+def _last_lines(pieces: list[Piece], count: int) -> Iterable[Piece]:
+    """The end of `pieces` that holds `count` lines, a last unfinished one included."""
+    kept: deque[Piece] = deque()
+    left = count
+    for index, (stream, data) in enumerate(reversed(pieces)):
+        if left == 0:
+            break
+        ends = data.count(b"\n") - (1 if index == 0 and data.endswith(b"\n") else 0)
+        if ends < left:
+            left -= ends
+            kept.appendleft((stream, data))
+            continue
+        position = len(data) - 1 if index == 0 and data.endswith(b"\n") else len(data)
+        for _ in range(left):
+            position = data.rindex(b"\n", 0, position)
+        kept.appendleft((stream, data[position + 1 :]))
+        break
+    return kept

@@ -1,0 +1,155 @@
+"""The streams into guests: run, exec, file trees, and logs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from banger.api import models as m
+from banger.api.codec import encode
+from banger.api.errors import BangerError
+from banger.daemon import vm_plan
+from banger.daemon.jobs import Report
+from banger.daemon.streams import ClientGone, Peer, carry, finish, report_to
+from banger.daemon.vm_service import Catalogs, Stages, Vm, VmService
+from banger.guest.agent import ExecRequest, guest_errors
+from banger.guest.session import Channel
+from banger.job import Progress
+
+T = TypeVar("T")
+
+
+class Sessions:
+    """Serves the streams of clients that work in guests."""
+
+    def __init__(self, vms: VmService, catalogs: Catalogs) -> None:
+        self._vms = vms
+        self._catalogs = catalogs
+
+    async def run(self, request: m.VmRun, peer: Peer) -> None:
+        """Create and start a VM and run its command, attached unless `detach`.
+
+        When the client leaves, whatever is under way is undone, and a VM that is to be removed is.
+        """
+        attached = request.create.auto_remove and not request.detach
+        vm: Vm | None = None
+        try:
+            begun = await _unless_gone(peer, lambda report: self._begin(request, attached, report))
+            vm, started, channel = begun
+            await peer.send_event("started", result=encode(started))
+            if channel is None:
+                await peer.send_event("exit", signalled=False, value=0)
+                return
+            end = await carry(peer, channel)
+            if attached:
+                await self._vms.delete(m.VmRemove(begun[0].record.id, force=True), _ignore)
+                vm = None
+            await finish(peer, end)
+        except ClientGone:
+            pass
+        finally:
+            if vm is not None and attached:
+                with contextlib.suppress(BangerError):
+                    await asyncio.shield(self._vms.delete(m.VmRemove(vm.record.id, force=True), _ignore))
+
+    async def _begin(self, request: m.VmRun, attached: bool, report: Report) -> tuple[Vm, m.VmStarted, Channel | None]:
+        stages = Stages(report)
+        vm = await self._vms.create(request.create, report, self._catalogs, attached, once=not request.detach)
+        stages.done("create")
+        try:
+            await self._vms.start(vm, stages)
+            channel = None
+            if not request.detach:
+                image = await self._catalogs.ensure_image(vm.record.image, report)
+                argv = vm_plan.resolve_command(request.create, image)
+                channel = await self._open_exec(vm, argv, request, log=not attached and request.terminal is None)
+                stages.done("command")
+        except BaseException:
+            await asyncio.shield(self._vms.delete(m.VmRemove(vm.record.id, force=True), _ignore))
+            raise
+        return vm, m.VmStarted(self._vms.info(vm), stages.timings), channel
+
+    async def _open_exec(self, vm: Vm, argv: list[str], request: m.VmRun, log: bool) -> Channel:
+        return await self._exec(
+            vm,
+            ExecRequest(
+                argv=tuple(argv),
+                env=vm_plan.environment(request.env),
+                cwd=vm.record.workdir or None,
+                user=vm.record.user or None,
+                terminal=(request.terminal.rows, request.terminal.columns) if request.terminal else None,
+                log=log,
+                main=log,
+            ),
+        )
+
+    async def _exec(self, vm: Vm, request: ExecRequest) -> Channel:
+        agent = await self._vms.agent(vm)
+        what = request.argv[0] if request.argv else "a login shell"
+        with guest_errors(f"cannot run {what!r} in {vm.name!r}", command=True):
+            return await agent.exec(request)
+
+    async def exec(self, request: m.VmExec, peer: Peer) -> None:
+        """Run a command in a running VM."""
+        vm = self._vms.find(request.vm)
+        command = ExecRequest(
+            argv=tuple(request.argv),
+            env=vm_plan.environment(request.env),
+            cwd=request.workdir or vm.record.workdir or None,
+            user=request.user or vm.record.user or None,
+            terminal=(request.terminal.rows, request.terminal.columns) if request.terminal else None,
+        )
+        if request.detach:
+            agent = await self._vms.agent(vm)
+            with guest_errors(f"cannot run {request.argv[:1]} in {vm.name!r}", command=True):
+                await agent.spawn(command)
+            await peer.send_event("started", result={})
+            await peer.send_event("exit", signalled=False, value=0)
+            return
+        await self._carry(peer, await self._exec(vm, command))
+
+    async def write_tree(self, request: m.TreeWrite, peer: Peer) -> None:
+        """Extract a tar stream in a running VM."""
+        vm = self._vms.find(request.vm)
+        agent = await self._vms.agent(vm)
+        with guest_errors(f"cannot write {vm.name}:{request.path}"):
+            channel = await agent.write_tree(request.path, request.user or None)
+        await self._carry(peer, channel)
+
+    async def read_tree(self, request: m.TreeRead, peer: Peer) -> None:
+        """Read a tree of a running VM as a tar stream."""
+        vm = self._vms.find(request.vm)
+        agent = await self._vms.agent(vm)
+        with guest_errors(f"cannot read {vm.name}:{request.path}"):
+            channel = await agent.read_tree(request.path, follow=request.follow, contents=request.contents)
+        await self._carry(peer, channel)
+
+    async def _carry(self, peer: Peer, channel: Channel) -> None:
+        await peer.send_event("started", result={})
+        with contextlib.suppress(ClientGone):
+            await finish(peer, await carry(peer, channel))
+
+
+def _ignore(progress: Progress) -> None:
+    """A report for work whose progress nobody sees."""
+
+
+async def _unless_gone(peer: Peer, start: Callable[[Report], Awaitable[T]]) -> T:
+    """Do the work, its progress sent to the client; cancel it and raise ClientGone when the client leaves."""
+    queue: asyncio.Queue[Progress | None] = asyncio.Queue()
+    reporter = asyncio.create_task(report_to(peer, queue))
+    work = asyncio.ensure_future(start(queue.put_nowait))
+    watcher = asyncio.create_task(peer.gone())
+    try:
+        await asyncio.wait((work, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientGone
+        queue.put_nowait(None)
+        await reporter
+        return work.result()
+    finally:
+        for task in (work, watcher, reporter):
+            task.cancel()
+        await asyncio.gather(work, watcher, reporter, return_exceptions=True)

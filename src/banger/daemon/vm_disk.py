@@ -1,0 +1,144 @@
+"""The directory of a VM: made whole in staging, bound to the content of its image and kernel, removed in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+
+from banger import system
+from banger.api.codec import decode, encode
+from banger.api.errors import BangerError, Code
+from banger.config import Config
+from banger.daemon import vm_plan
+from banger.disk.ext4 import make_ext4
+from banger.guest.binary import agent_binary
+from banger.guest.bootarchive import boot_archive
+from banger.imagecat import manifest as images
+from banger.imagecat.manifest import ImageManifest
+from banger.job import Job
+from banger.kernelcat import manifest as kernels
+from banger.kernelcat.manifest import KernelManifest
+from banger.paths import Layout
+from banger.store.records import VmRecord
+from banger.vmm.driver import Processes
+
+RECORD, PROCESSES = "vm.json", "vmm.json"
+
+
+def create(
+    layout: Layout,
+    record: VmRecord,
+    sizes: tuple[int, int],
+    image: ImageManifest,
+    kernel: KernelManifest,
+    publication: threading.Lock,
+    job: Job,
+) -> None:
+    """Make `vms/<id>` with overlay and home disks of `sizes` bytes, and publish it."""
+    with system.staging(layout.vms, record.id) as staged:
+        entry = staged / "vm"
+        entry.mkdir(mode=0o700)
+        with publication:
+            _link(layout, entry, image, kernel)
+        make_ext4(entry / vm_plan.OVERLAY, sizes[0], "overlay", job)
+        make_ext4(entry / vm_plan.HOME, sizes[1], "home", job)
+        system.write_file_atomically(entry / RECORD, json.dumps(encode(record), indent=1).encode())
+        job.check()
+        # no syncfs: it would wait for everything that other guests write; a disk lost to a power cut was empty
+        entry.rename(layout.vm(record.id))
+        system.fsync_directory(layout.vms)
+
+
+def _link(layout: Layout, entry: Path, image: ImageManifest, kernel: KernelManifest) -> None:
+    """Hard-link what the VM boots from, after a last look that it is still what was resolved."""
+    if images.read_local(layout.images, image.name).rootfs_sha256 != image.rootfs_sha256:
+        raise BangerError(Code.IN_USE, f"the image {image.name!r} was replaced meanwhile", hint="try again")
+    if kernels.read_local(layout.kernels, kernel.name).sha256 != kernel.sha256:
+        raise BangerError(Code.IN_USE, f"the kernel {kernel.name!r} was replaced meanwhile", hint="try again")
+    kernel_dir = layout.kernels / kernel.name
+    system.link_or_copy(images.image_paths(layout.images, image).rootfs, entry / vm_plan.ROOTFS)
+    system.link_or_copy(kernels.kernel_paths(kernel_dir)[1], entry / vm_plan.KERNEL)
+    system.link_or_copy(boot_archive(kernel_dir, agent_binary(kernel.arch)), entry / vm_plan.BOOT_ARCHIVE)
+    if kernel.modules:
+        system.link_or_copy(kernel_dir / kernels.MODULES, entry / vm_plan.MODULES)
+
+
+def used_bytes(directory: Path) -> int:
+    """What a VM alone takes on disk: its writable disks and logs, not what it shares."""
+    total = 0
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(directory):
+            status = entry.stat(follow_symlinks=False)
+            if status.st_nlink == 1:
+                total += status.st_blocks * 512
+    return total
+
+
+def read_record(directory: Path) -> VmRecord:
+    """The record in a VM's directory; raises ValueError or OSError when there is no good one."""
+    return decode(VmRecord, json.loads((directory / RECORD).read_bytes()))
+
+
+def write_record(directory: Path, record: VmRecord) -> None:
+    """Replace the record in a VM's directory."""
+    system.write_file_atomically(directory / RECORD, json.dumps(encode(record), indent=1).encode())
+
+
+def write_processes(directory: Path, processes: Processes) -> None:
+    """Note which processes run a VM, for the next daemon."""
+    system.write_file_atomically(directory / PROCESSES, json.dumps(encode(processes)).encode())
+
+
+def read_processes(directory: Path) -> Processes | None:
+    """The processes that an earlier daemon started for a VM."""
+    try:
+        return decode(Processes, json.loads((directory / PROCESSES).read_bytes()))
+    except (OSError, ValueError):
+        return None
+
+
+def check_resources(layout: Layout, config: Config, memory_bytes: int) -> None:
+    """Raise BangerError(EXHAUSTED) unless the host has this much memory, and some disk, to spare."""
+    available = next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith("MemAvailable:")
+    )
+    if memory_bytes > available - config.reserve_memory:
+        raise BangerError(
+            Code.EXHAUSTED,
+            f"the VM wants {memory_bytes >> 20} MiB of memory; the host has {available >> 20} MiB left "
+            f"and keeps {config.reserve_memory >> 20} MiB for itself",
+            hint="stop another VM, or use a smaller --memory",
+        )
+    check_disk(layout, config)
+
+
+def check_disk(layout: Layout, config: Config) -> None:
+    """Raise BangerError(EXHAUSTED) when the filesystem of the state directory is nearly full."""
+    free = shutil.disk_usage(layout.vms).free
+    if free < config.reserve_disk:
+        raise BangerError(
+            Code.EXHAUSTED,
+            f"only {system.human_size(free)} are free in {layout.vms}; "
+            f"{system.human_size(config.reserve_disk)} are kept in reserve",
+            hint="remove VMs with 'banger vm prune', images with 'banger image rm', or free some space",
+        )
+
+
+def console_tail(directory: Path, lines: int = 12) -> str:
+    """The last lines of a guest's console, with control characters taken out."""
+    from banger.guest.agent import printable
+
+    try:
+        with open(directory / "console.log", "rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - 8192))
+            text = stream.read().decode(errors="replace")
+    except OSError:
+        return ""
+    kept = [printable(line.rstrip("\r").expandtabs()) for line in text.split("\n")]
+    return "\n".join([line for line in kept if line.strip()][-lines:])

@@ -1,0 +1,192 @@
+"""Turns a request for a VM into its record: everything decided, checked, and written down once."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Container
+from datetime import UTC, datetime
+
+from banger import system
+from banger.api.errors import BangerError, Code
+from banger.api.models import VmCreate
+from banger.config import Config
+from banger.daemon.host_network import HostNetwork
+from banger.guest import agent as guest
+from banger.guest.protocol import DiskRole
+from banger.imagecat.manifest import ImageManifest
+from banger.kernelcat.manifest import KernelManifest
+from banger.net.passt import parse_publish
+from banger.store.records import VmRecord
+from banger.vmm import qemu
+from banger.vmm.detect import detect, host_arch
+from banger.vmm.machine import Disk, Machine
+
+KERNEL, BOOT_ARCHIVE, ROOTFS, MODULES = "kernel", "boot.cpio", "rootfs", "modules.squashfs"
+OVERLAY, HOME = "overlay.ext4", "work.ext4"
+
+# The least that Debian's kernel and agent boot in; below it the kernel panics for want of memory.
+MIN_MEMORY = 128 << 20
+MAX_VCPU = 64
+# directories that must not lie on overlayfs: container engines put overlays of their own there
+_VOLUMES = ("/var/lib/docker", "/var/lib/containers")
+_FIRST_UID = 0x70000000  # far above what user databases and subuid ranges hand out
+_UIDS = 1 << 20
+
+_ROLES = {
+    "image": DiskRole.IMAGE,
+    "overlay": DiskRole.OVERLAY,
+    "home": DiskRole.HOME,
+    "modules": DiskRole.MODULES,
+}
+
+
+def check_request(request: VmCreate) -> None:
+    """Find what is wrong with a request before anything is fetched or made. Raises BangerError(INVALID)."""
+    if request.name:
+        system.validate_name(request.name, "VM")
+    if not 0 <= request.vcpu <= MAX_VCPU:
+        raise BangerError(Code.INVALID, f"{request.vcpu} virtual CPUs are not possible", hint=f"use 1 to {MAX_VCPU}")
+    if request.memory_bytes and request.memory_bytes < MIN_MEMORY:
+        raise BangerError(
+            Code.INVALID,
+            f"{request.memory_bytes >> 20} MiB of memory are less than a kernel needs",
+            hint=f"use at least --memory {MIN_MEMORY >> 20}M",
+        )
+    if request.init not in ("", "agent", "image"):
+        raise BangerError(Code.INVALID, f"{request.init!r} is not an init mode", hint="use agent or image")
+    for variable in request.env:
+        if "=" not in variable or variable.startswith("="):
+            raise BangerError(Code.INVALID, f"{variable!r} is not an environment variable", hint="write NAME=VALUE")
+    for text in request.publish:
+        parse_publish(text)
+
+
+def plan(
+    request: VmCreate,
+    config: Config,
+    image: ImageManifest,
+    kernel: KernelManifest,
+    network: HostNetwork,
+    taken_names: Container[str],
+    taken_uids: Container[int],
+    name: str,
+    as_root: bool,
+) -> VmRecord:
+    """The record of a new VM. Raises BangerError when image, kernel and host do not fit together."""
+    arch = host_arch()
+    for what, its_name, its_arch in (("image", image.name, image.arch), ("kernel", kernel.name, kernel.arch)):
+        if its_arch != arch:
+            raise BangerError(
+                Code.UNSUPPORTED,
+                f"the {what} {its_name!r} is for {its_arch}, this host runs {arch}",
+                hint=f"use another one: see 'banger {what} list'",
+            )
+    accelerator = detect().name if config.accelerator == "auto" else config.accelerator
+    machine_type, cpu, firmware, command_line = qemu.hardware(arch, accelerator)
+    init = request.init or image.init
+    if init == "image":
+        # without udev in the image systemd would wait 90 s for this console's device
+        command_line += " systemd.mask=serial-getty@ttyS0.service"
+    ports = [parse_publish(text) for text in request.publish]
+    disks = [
+        _disk("image", ROOTFS, True, "squashfs" if image.rootfs.endswith(".squashfs") else "ext4", 0),
+        _disk("overlay", OVERLAY, False, "ext4", 1),
+        _disk("home", HOME, False, "ext4", 2),
+    ]
+    if kernel.modules:
+        disks.append(_disk("modules", MODULES, True, "squashfs", 3))
+    machine = Machine(
+        driver="qemu",
+        accelerator=accelerator,
+        arch=arch,
+        type=machine_type,
+        cpu=cpu,
+        firmware=firmware,
+        vcpu=request.vcpu or config.vcpu,
+        memory_bytes=(request.memory_bytes or config.memory) >> 20 << 20,
+        memory_backend="ram0",
+        kernel=KERNEL,
+        initrd=BOOT_ARCHIVE,
+        command_line=command_line,
+        disks=disks,
+        nics=network.plan(request.net or "user", ports, qemu.FIRST_FREE_SLOT + len(disks)),
+        uid=_free_uid(taken_uids) if as_root else -1,
+    )
+    return VmRecord(
+        id=secrets.token_hex(6),
+        name=name,
+        state="created",
+        reason="",
+        image=image.name,
+        image_sha256=image.rootfs_sha256,
+        kernel=kernel.name,
+        created_at=now(),
+        started_at="",
+        init=init,
+        net=request.net or "user",
+        ports=ports,
+        image_env=list(image.config.env),
+        env=list(request.env),
+        user=request.user or image.config.user,
+        workdir=request.workdir or image.config.workdir,
+        command=resolve_command(request, image),
+        auto_remove=request.auto_remove,
+        attached=False,
+        machine=machine,
+    )
+
+
+def resolve_command(request: VmCreate, image: ImageManifest) -> list[str]:
+    """The main command by the rules of container engines; [] stands for a login shell."""
+    if request.shell:
+        return []
+    if request.entrypoint is not None:
+        return [word for word in (request.entrypoint,) if word] + request.command
+    return [*image.config.entrypoint, *(request.command or image.config.cmd)]
+
+
+def guest_config(record: VmRecord) -> guest.GuestConfig:
+    """What the agent of a VM is told at every boot."""
+    nics = record.machine.nics
+    return guest.GuestConfig(
+        hostname=record.name,
+        interfaces=tuple(guest.Interface(nic.mac, tuple(nic.addresses), (nic.gateway,)) for nic in nics),
+        nameservers=tuple(server for nic in nics for server in nic.nameservers),
+        environment=environment([*record.image_env, *record.env]),
+        disks=tuple(
+            guest.Disk(disk.serial, _ROLES[disk.role], disk.filesystem, readonly=disk.readonly)
+            for disk in record.machine.disks
+        ),
+        init=guest.InitMode.IMAGE if record.init == "image" else guest.InitMode.AGENT,
+        volumes=_VOLUMES,
+    )
+
+
+def environment(variables: list[str]) -> dict[str, str]:
+    """NAME=VALUE strings as a mapping, the last of a name winning."""
+    return dict(variable.split("=", 1) for variable in variables)
+
+
+def now() -> str:
+    """UTC in RFC 3339."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _disk(role: str, path: str, readonly: bool, filesystem: str, index: int) -> Disk:
+    return Disk(
+        id=role,
+        path=path,
+        format="raw",
+        backing="",
+        readonly=readonly,
+        serial=f"banger-{role}",
+        role=role,
+        filesystem=filesystem,
+        slot=qemu.FIRST_FREE_SLOT + index,
+    )
+
+
+def _free_uid(taken: Container[int]) -> int:
+    while (uid := _FIRST_UID + secrets.randbelow(_UIDS)) in taken:
+        pass
+    return uid

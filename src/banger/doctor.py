@@ -1,0 +1,97 @@
+"""`banger doctor`: every requirement on this host, whether it is met, and the fix."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from banger import config, hostpackages
+from banger.api.errors import BangerError
+from banger.api.models import Check
+from banger.debian import find_mirror
+from banger.guest.binary import agent_binary
+from banger.hostpackages import Need, Purpose
+from banger.paths import Layout, ensure_runtime, user_layout
+from banger.system import human_size
+from banger.vmm.detect import detect, host_arch
+
+_PACKAGES_FIX = "install it: {}"
+
+
+def run_checks() -> list[Check]:
+    """All checks, in the order in which they matter."""
+    checks = [_architecture(), _acceleration(), _agent()]
+    checks += _packages()
+    checks.append(_network())
+    checks += _state(user_layout())
+    checks.append(_debian())
+    return checks
+
+
+def _architecture() -> Check:
+    try:
+        return Check("architecture", "ok", host_arch())
+    except BangerError as error:
+        return Check("architecture", "fail", error.message, error.hint)
+
+
+def _acceleration() -> Check:
+    found = detect()
+    if found.name == "kvm":
+        return Check("acceleration", "ok", f"KVM: {found.reason}")
+    fix = "enable hardware virtualization (in the firmware, or nested virtualization in the VM that this host is)"
+    if "may not be opened" in found.reason:
+        fix = f"sudo usermod -aG {Path('/dev/kvm').group()} $USER, then log in again"
+    return Check("acceleration", "warn", f"{found.reason}; they start in seconds instead of milliseconds", fix)
+
+
+def _agent() -> Check:
+    try:
+        return Check("guest agent", "ok", str(agent_binary(host_arch())))
+    except BangerError as error:
+        return Check("guest agent", "fail", error.message, error.hint)
+
+
+def _packages() -> list[Check]:
+    checks = []
+    release = hostpackages.read_os_release()
+    for tool in hostpackages.tools(Purpose.RUN):
+        if not hostpackages.missing([tool]):
+            checks.append(Check(tool.name, "ok", tool.why))
+            continue
+        needed = tool.need is Need.REQUIRED or (tool.need is Need.UNPRIVILEGED and os.getuid() != 0)
+        command = hostpackages.install_command([tool], release)
+        checks.append(
+            Check(tool.name, "fail" if needed else "warn", f"not installed; it is needed to {tool.why}", command)
+        )
+    return checks
+
+
+def _network() -> Check:
+    if shutil.which("passt"):
+        return Check("user network", "ok", "passt; guests cannot reach the host's 127.0.0.1")
+    return Check("user network", "fail", "without passt guests have no network", "install passt, or use --net none")
+
+
+def _state(layout: Layout) -> list[Check]:
+    checks = []
+    try:
+        layout.create()
+        ensure_runtime(layout.runtime)
+        free = shutil.disk_usage(layout.state).free
+        reserve = config.load(layout.config_file).reserve_disk
+        status = "ok" if free > 4 << 30 else "warn" if free > reserve else "fail"
+        fix = "" if status == "ok" else "free some space: images and VMs need a few GB"
+        checks.append(Check("state directory", status, f"{layout.state}, {human_size(free)} free", fix))
+    except BangerError as error:
+        checks.append(Check("state directory", "fail", error.message, error.hint))
+    return checks
+
+
+def _debian() -> Check:
+    try:
+        find_mirror(config.load(user_layout().config_file).debian_mirror)
+        return Check("Debian mirror", "ok", "found, so kernels and images of the catalog can be pulled")
+    except BangerError as error:
+        return Check("Debian mirror", "warn", error.message, error.hint)
