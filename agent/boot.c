@@ -222,7 +222,7 @@ static _Noreturn void execute_init(void) {
     fatal("cannot execute %s: %s", chosen_init, strerror(errno));
 }
 
-static void write_setting(const char *path, const char *text) {
+void write_setting(const char *path, const char *text) {
     int fd = open(path, O_WRONLY | O_CLOEXEC);
     if (fd < 0)
         return;
@@ -231,18 +231,28 @@ static void write_setting(const char *path, const char *text) {
     close(fd);
 }
 
+/* systemd's last sweep spares processes whose argv[0] begins with '@' (systemd's documentation: "Storage Daemons for the
+ * Root File System"). Where argv lies is field 48 of /proc/self/stat (proc(5)). */
+static void mark_argv(void) {
+    char line[1024];
+    if (!read_line("/proc/self/stat", line, sizeof line))
+        return;
+    const char *field = strrchr(line, ')');
+    for (int number = 2; field && number < 48; number++)
+        field = strchr(field + 1, ' ');
+    char *argv = field ? (char *)strtoul(field, NULL, 10) : NULL;
+    if (argv)
+        *argv = '@';
+}
+
 void boot_run_init(void) {
-    /* systemd spares processes whose argv[0] begins with '@' (ROOT_STORAGE_DAEMONS in its documentation). */
-    static char title[] = "@banger-agent";
     pid_t child = fork();
     if (child < 0)
         fatal("cannot start the image's init: %s", strerror(errno));
     if (child > 0)
         execute_init();
     setsid();
-    prctl(PR_SET_MM, PR_SET_MM_ARG_START, (unsigned long)title, 0, 0);
-    prctl(PR_SET_MM, PR_SET_MM_ARG_END, (unsigned long)title + sizeof title, 0, 0);
-    prctl(PR_SET_NAME, title + 1, 0, 0, 0);
-    write_setting("/proc/self/oom_score_adj", "-1000");
-    loop_reopen();
+    mark_argv();
+    prctl(PR_SET_NAME, "banger-agent", 0, 0, 0);
+    write_setting("/proc/self/oom_score_adj", "-1000"); /* PID 1 is safe anyway; commands get their 0 back */
 }

@@ -335,15 +335,6 @@ static int apply_system(struct configuration *configuration, struct failure *fai
     return 0;
 }
 
-static void write_sysctl(const char *path, const char *value) {
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (fd < 0)
-        return; /* a kernel without it */
-    ssize_t written = write(fd, value, strlen(value));
-    (void)written;
-    close(fd);
-}
-
 /* The first configure: from the boot archive to the guest's own root. */
 static int build_guest(const struct configuration *configuration, struct failure *failure) {
     static char *no_volumes[] = {NULL};
@@ -359,8 +350,8 @@ static int build_guest(const struct configuration *configuration, struct failure
         return failure->code;
     if (!own_init) {
         /* What container engines set for the images that run here: ping and ports below 1024 without privileges. */
-        write_sysctl("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
-        write_sysctl("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
+        write_setting("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
+        write_setting("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
     }
     return 0;
 }

@@ -171,6 +171,15 @@ static int add_gateway(int netlink, int index, const struct address *gateway) {
     return request(netlink, &message);
 }
 
+/* What the host gives is all there is to be: no routes or addresses from router advertisements beside it. */
+static void refuse_advertisements(int index) {
+    char name[IF_NAMESIZE], path[96];
+    if (!if_indextoname((unsigned)index, name))
+        return;
+    snprintf(path, sizeof path, "/proc/sys/net/ipv6/conf/%s/accept_ra", name);
+    write_setting(path, "0");
+}
+
 struct search {
     const uint8_t *mac;
     int index;
@@ -230,6 +239,7 @@ int net_configure(const struct interface *interface, struct failure *failure) {
     if (netlink < 0)
         return failure->code;
     bool ipv6 = access("/proc/net/if_inet6", F_OK) == 0; /* a kernel without it gets along with IPv4 */
+    refuse_advertisements(search.index);
     remove_old(netlink, search.index);
     int code = set_up(netlink, search.index, interface->mtu);
     if (code)

@@ -19,6 +19,8 @@ int boot_choose_init(struct failure *failure);
 bool device_wait(bool (*found)(void *context), void *context, int wait_ms);
 /* The first line of a small file without its newline; false when it cannot be read. */
 bool read_line(const char *path, char *line, size_t size);
+/* Writes to a file below /proc that a kernel may lack. */
+void write_setting(const char *path, const char *text);
 /* Milliseconds of the monotonic clock. */
 int64_t now_ms(void);
 
