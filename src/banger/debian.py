@@ -194,9 +194,15 @@ def _resolve(packages: Sequence[str], apt: Sequence[str | Path], job: Job) -> li
     waiting = list(packages)
     while waiting:
         package = waiting.pop(0)
-        output = job.run(
-            ["apt-cache", *apt, "--important", "depends", package], env=_environment(), code=Code.NOT_FOUND
-        )
+        try:
+            output = job.run(
+                ["apt-cache", *apt, "--important", "depends", package], env=_environment(), code=Code.NOT_FOUND
+            )
+        except BangerError as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+            message = f"the Debian archive has no package {package!r}: {error.message}"
+            raise BangerError(Code.NOT_FOUND, message, hint="the catalog may be older than the archive") from error
         needed = re.findall(r"(?m)^ *\|?(?:Pre)?Depends: (\S+)", output.decode())
         parts = [name for name in needed if _KERNEL_PART.fullmatch(name)]
         waiting += [name for name in parts if name not in names and name not in waiting]

@@ -15,8 +15,8 @@ from banger.guest.cpio import cpio
 _BOOT_MODULES = "boot-modules.cpio"
 _CACHED = re.compile(r"boot-[0-9a-f]{12}\.cpio")
 
-# mount points of PID 1; /newroot is where the agent builds the guest's root
-_DIRECTORIES = ("dev", "proc", "sys", "run", "tmp", "newroot")
+# mount points of PID 1
+_DIRECTORIES = ("dev", "proc", "run", "sys", "tmp")
 
 
 def write_boot_modules(output: Path, modules: Sequence[tuple[str, bytes]]) -> None:

@@ -17,6 +17,7 @@ from banger.guest.bootarchive import write_boot_modules
 from banger.job import Job, command_failed
 from banger.kernelcat import manifest as layout
 from banger.kernelcat.bzimage import embedded_config, read_kernel
+from banger.kernelcat.confine import confined
 from banger.kernelcat.manifest import KernelManifest
 from banger.kernelcat.modules import BootPlan, boot_plan, read_module
 from banger.kernelcat.sources import discover, newest, read_bounded
@@ -124,12 +125,15 @@ def _index_modules(found: Path, version: str, scratch: Path, job: Job) -> Path:
     Packages carry no modules.dep: it is the business of depmod, which runs when they are installed.
     """
     is_tree = (found / "kernel").is_dir() or (found / "modules.dep").is_file()
-    source = found if is_tree else found / version
-    if not source.is_dir():
-        present = newest([path for path in found.iterdir() if path.is_dir()])
+    if is_tree:
+        source = found
+    elif (found / version).is_dir():
+        source = confined(found, version, f"the kernel {version!r}", "directory")
+    else:
+        present = newest([path.name for path in found.iterdir() if path.is_dir()])
         raise BangerError(
             Code.INVALID,
-            f"the kernel is {version!r}, but the modules are for {present.name if present else 'nothing'!r}",
+            f"the kernel is {version!r}, but the modules are for {present or 'nothing'!r}",
             hint="give the kernel and the modules of one version",
         )
     root = scratch / "indexed"

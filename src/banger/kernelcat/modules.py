@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from banger.api.errors import BangerError, Code
+from banger.kernelcat.confine import confined
 from banger.kernelcat.decompress import compression, decompress
 
 _INDEX_LIMIT = 64 << 20  # bytes of modules.dep, modules.builtin, config
@@ -76,7 +77,8 @@ def boot_plan(modules: Path | None, config: str | None) -> BootPlan:
         if modules and driver.module in dependencies:
             for path in dependencies[driver.module]:
                 if path not in load:
-                    load.append(_confined(modules, path))
+                    confined(modules, path, "modules.dep")
+                    load.append(path)
             present: bool | None = True
         elif builtin is not None and driver.module in builtin:
             present = True
@@ -131,11 +133,3 @@ def _read_config(text: str) -> dict[str, str]:
 
 def _module_name(path: str) -> str:
     return PurePosixPath(path.strip()).name.split(".ko")[0].replace("-", "_")
-
-
-def _confined(modules: Path, path: str) -> str:
-    file = modules / path
-    inside = not path.startswith("/") and ".." not in PurePosixPath(path).parts
-    if not inside or not file.resolve().is_relative_to(modules.resolve()) or not file.is_file():
-        raise BangerError(Code.CORRUPT, f"modules.dep names {path!r}, which is not a file of the module directory")
-    return path

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from banger import debian
+from banger import debian, system
 from banger.api.errors import BangerError, Code
 from banger.job import Job
 from banger.kernelcat.catalog import CatalogEntry
@@ -56,9 +55,8 @@ def pull_kernel(
             hint="upgrade banger",
         )
     refuse_taken(kernels_dir, entry.name, replace)
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="pull-", dir=cache) as into:
-        fetched = fetch(entry, Place(Path(into), cache, debian_mirror), job)
+    with system.staging(cache, entry.name) as into:
+        fetched = fetch(entry, Place(into, cache, debian_mirror), job)
         return import_kernel(
             kernels_dir,
             entry.name,

@@ -9,6 +9,7 @@ from pathlib import Path
 from banger import system
 from banger.api.errors import BangerError, Code
 from banger.job import Job
+from banger.kernelcat.confine import confined
 from banger.kernelcat.deb import is_deb, unpack_deb
 from banger.kernelcat.fields import Fields
 from banger.kernelcat.manifest import is_version
@@ -72,16 +73,15 @@ def read_bounded(file: Path, limit: int = _KERNEL_LIMIT) -> bytes:
     return data
 
 
-def newest(paths: list[Path]) -> Path | None:
-    """The path whose name has the highest version: runs of digits compare as numbers, '~' sorts before all."""
+def newest(names: list[str]) -> str | None:
+    """The name with the highest version: runs of digits compare as numbers, '~' sorts before the end."""
 
-    def key(path: Path) -> list[tuple[int, int, str]]:
-        words = re.findall(r"\d+|[^\d]", path.name)
-        return [(2, int(word), "") if word.isdecimal() else (-1 if word == "~" else 1, 0, word) for word in words] + [
-            (0, 0, "")
-        ]
+    def key(name: str) -> list[tuple[int, int, str]]:
+        words = re.findall(r"\d+|\D", name)
+        ranks = [(2, int(word), "") if word.isdecimal() else (-1 if word == "~" else 1, 0, word) for word in words]
+        return [*ranks, (0, 0, "")]
 
-    return max(paths, key=key, default=None)
+    return max(names, key=key, default=None)
 
 
 def _merge(first: Found, second: Found) -> Found:
@@ -109,44 +109,37 @@ def _merge(first: Found, second: Found) -> Found:
 def _in_directory(directory: Path, kernel_version: str) -> Found:
     if (directory / _METADATA).is_file():
         return _by_metadata(directory)
+    where = f"the directory {directory.name!r}"
+    boot = sorted(path.name for path in directory.glob("boot/*"))
+    kernels = [name for name in boot if name.startswith(("vmlinux-", "vmlinuz-"))]
+    chosen = [name for name in kernels if _suffix(name) == kernel_version] or kernels
+    kernel = newest([name for name in chosen if name.startswith("vmlinux-")]) or newest(chosen)
 
-    boot = [path for path in directory.glob("boot/*") if path.is_file()]
-    kernels = [path for path in boot if path.name.startswith(("vmlinux-", "vmlinuz-"))]
-    chosen = [path for path in kernels if _suffix(path) == kernel_version] or kernels
-    kernel = newest([path for path in chosen if path.name.startswith("vmlinux-")]) or newest(chosen)
+    def belonging(*prefixes: str) -> Path | None:
+        names = (name for name in boot if kernel and name.startswith(prefixes) and _suffix(name) == _suffix(kernel))
+        return next((confined(directory, f"boot/{name}", where) for name in names), None)
 
-    def belonging(prefix: str) -> Path | None:
-        matches = (
-            path for path in boot if path.name.startswith(prefix) and kernel and _suffix(path) == _suffix(kernel)
-        )
-        return next((_inside(directory, path) for path in matches), None)
-
-    roots = [directory / "lib/modules", directory / "usr/lib/modules"]
-    modules = next((root for root in roots if root.is_dir()), None)
+    roots = ("lib/modules", "usr/lib/modules")
+    modules = next((root for root in roots if (directory / root).is_dir()), None)
     return Found(
-        kernel=_inside(directory, kernel) if kernel else None,
-        initrd=belonging("initramfs-") or belonging("initrd.img-"),
-        modules=_inside(directory, modules) if modules else None,
+        kernel=confined(directory, f"boot/{kernel}", where) if kernel else None,
+        initrd=belonging("initramfs-", "initrd.img-"),
+        modules=confined(directory, modules, where, "directory") if modules else None,
         config=belonging("config-"),
     )
 
 
-def _suffix(path: Path) -> str:
+def _suffix(name: str) -> str:
     """What stands after the first '-' of boot/<kind>-<version>[.img]: a release, or a flavour like 'lts'."""
-    return path.name.partition("-")[2].removesuffix(".img")
+    return name.partition("-")[2].removesuffix(".img")
 
 
 def _by_metadata(directory: Path) -> Found:
-    fields = Fields.parse(read_bounded(_inside(directory, directory / _METADATA), _METADATA_LIMIT), _METADATA)
+    fields = Fields.parse(read_bounded(confined(directory, _METADATA, "the import"), _METADATA_LIMIT), _METADATA)
 
     def path(key: str, kind: str, default: str | None = "") -> Path | None:
         value = fields.text(key, default)
-        if not value:
-            return None
-        target = _inside(directory, directory / value)
-        if not (target.is_dir() if kind == "directory" else target.is_file()):
-            raise BangerError(Code.CORRUPT, f"{key!r} in {_METADATA} names {value!r}, which is not a {kind} there")
-        return target
+        return confined(directory, value, f"{key!r} in {_METADATA}", kind) if value else None
 
     kernel_version = fields.text("kernel_version", "")
     if kernel_version and not is_version(kernel_version):
@@ -159,11 +152,3 @@ def _by_metadata(directory: Path) -> Found:
         arch=fields.arch(default=""),
         kernel_version=kernel_version,
     )
-
-
-def _inside(directory: Path, path: Path) -> Path:
-    """The real path of something in a directory; CORRUPT when links or '..' lead out of it."""
-    real = path.resolve()
-    if not real.is_relative_to(directory.resolve()):
-        raise BangerError(Code.CORRUPT, f"{str(path)!r} leads out of {str(directory)!r}")
-    return real

@@ -1,0 +1,189 @@
+"""Debian's cloud kernel, pulled for real through a private apt, becomes a bootable entry."""
+
+import fcntl
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from banger import debian
+from banger.api.errors import BangerError, Code
+from banger.guest.bootarchive import boot_archive
+from banger.job import Job, Progress
+from banger.kernelcat import manifest
+from banger.kernelcat.catalog import load_catalog, lookup
+from banger.kernelcat.pull import pull_kernel
+
+CLOUD = "linux-image-cloud-amd64"
+NOBODY = 65534
+
+pytestmark = pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt-get is not installed")
+
+
+@pytest.fixture(scope="session")
+def pulled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A kernels directory with debian-cloud in it, pulled once for all workers of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "pulled-kernel"
+    shared.mkdir(exist_ok=True)
+    with open(shared / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "kernels/debian-cloud").exists():
+            entry = lookup(load_catalog(), "debian-cloud", "amd64")
+            pull_kernel(shared / "kernels", entry, Job(), cache=shared / "cache")
+    return shared / "kernels"
+
+
+def test_manifest_names_the_real_package(pulled: Path) -> None:
+    kernel = manifest.read_local(pulled, "debian-cloud")
+    assert (kernel.distro, kernel.arch, kernel.modules, kernel.missing) == ("debian", "amd64", True, ())
+    match = re.fullmatch(r"deb:linux-image-(.+)=(\S+)", kernel.source)
+    assert match is not None
+    assert match[1] == kernel.kernel_version
+    # PVH: the unpacked ELF is enough for QEMU too
+    assert kernel.pvh
+    assert not (pulled / "debian-cloud/vmlinuz").exists()
+    assert (pulled / "debian-cloud/vmlinux").read_bytes()[:4] == b"\x7fELF"
+
+
+def test_modprobe_finds_modules_and_dependencies(pulled: Path, tmp_path: Path) -> None:
+    """The squashfs is what /lib/modules/<version> must be: modprobe resolves through its indexes."""
+    kernel = manifest.read_local(pulled, "debian-cloud")
+    target = tmp_path / "lib/modules" / kernel.kernel_version
+    target.mkdir(parents=True)
+    image = pulled / "debian-cloud/modules.squashfs"
+    subprocess.run(["rdsquashfs", "-q", "-u", "/", "-p", target, image], check=True, capture_output=True)
+    shown = subprocess.run(
+        ["modprobe", "-d", tmp_path, "-S", kernel.kernel_version, "--show-depends", "wireguard"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    loaded = [Path(line.split()[1]).name for line in shown.splitlines() if line.startswith("insmod")]
+    assert loaded[-1] == "wireguard.ko"
+    assert "udp_tunnel.ko" in loaded
+
+
+def test_boot_modules_load_after_what_they_need(pulled: Path, tmp_path: Path) -> None:
+    """Checked against what each module itself says that it depends on (modinfo)."""
+    agent = tmp_path / "agent"
+    agent.write_bytes(b"\x7fELF")
+    archive = boot_archive(pulled / "debian-cloud", agent)
+    half = (pulled / "debian-cloud/boot-modules.cpio").read_bytes()
+    assert archive.read_bytes().startswith(half)
+    subprocess.run(["cpio", "-idm", "--quiet", "--no-absolute-filenames"], input=half, cwd=tmp_path, check=True)
+    seen: set[str] = set()
+    for line in (tmp_path / "modules/order").read_text().splitlines():
+        module = tmp_path / line.lstrip("/")
+        fields = ("-F", "depends", module), ("-F", "name", module)
+        depends, name = (
+            subprocess.run(["modinfo", *field], check=True, capture_output=True, text=True).stdout.strip()
+            for field in fields
+        )
+        assert set(depends.split(",")) - {""} <= seen
+        seen.add(name)
+    assert {"virtio_pci", "virtio_blk", "virtio_console", "virtio_net", "overlay", "squashfs"} <= seen
+
+
+def test_taken_name_is_refused_before_any_download(pulled: Path, tmp_path: Path) -> None:
+    with pytest.raises(BangerError) as caught:
+        pull_kernel(pulled, lookup(load_catalog(), "debian-cloud", "amd64"), Job(), cache=tmp_path / "cache")
+    assert caught.value.code is Code.EXISTS
+    assert not (tmp_path / "cache").exists()
+
+
+def test_cancelled_pull_leaves_nothing(tmp_path: Path) -> None:
+    def cancel(progress: Progress) -> None:
+        if progress.stage == "packages":
+            job.cancel()
+
+    job = Job(cancel)
+    entry = lookup(load_catalog(), "debian-cloud", "amd64")
+    with pytest.raises(BangerError) as caught:
+        pull_kernel(tmp_path / "kernels", entry, job, cache=tmp_path / "cache")
+    assert caught.value.code is Code.CANCELLED
+    assert not (tmp_path / "kernels").exists()
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["apt"]
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that another user can reach and write."""
+    with tempfile.TemporaryDirectory() as name:
+        if os.getuid() == 0:
+            os.chown(name, NOBODY, NOBODY)
+        yield Path(name)
+
+
+def test_download_needs_no_root(open_directory: Path) -> None:
+    def download() -> None:
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.chdir(open_directory)
+        (package,) = debian.download(
+            [CLOUD],
+            "bookworm",
+            "amd64",
+            Job(),
+            into=open_directory,
+            cache=open_directory / "cache",
+            mirror=debian.find_mirror(),
+        )
+        assert package.stat().st_uid == os.getuid() != 0
+
+    process = multiprocessing.get_context("fork").Process(target=download)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    # the metapackage was followed, not downloaded
+    (package,) = open_directory.glob("*.deb")
+    assert re.fullmatch(r"linux-image-6\.1\.0-\d+-cloud-amd64_.*_amd64\.deb", package.name)
+
+
+def test_unsigned_archive_is_refused(tmp_path: Path) -> None:
+    archive = tmp_path / "archive/dists/bookworm"
+    (archive / "main/binary-amd64").mkdir(parents=True)
+    (archive / "main/binary-amd64/Packages").write_text(
+        f"Package: {CLOUD}\nVersion: 1\nArchitecture: amd64\nFilename: pool/x.deb\nSize: 0\n"
+    )
+    (archive / "Release").write_text("Origin: Debian\nSuite: bookworm\nCodename: bookworm\n")
+    mirror = debian.Mirror(f"file:{tmp_path / 'archive'}")
+    with pytest.raises(BangerError, match="not signed") as caught:
+        debian.download([CLOUD], "bookworm", "amd64", Job(), into=tmp_path, cache=tmp_path / "cache", mirror=mirror)
+    assert caught.value.code is Code.DOWNLOAD
+    assert list(tmp_path.glob("*.deb")) == []
+
+
+def test_unreachable_archive_and_unknown_package_are_explained(pulled: Path, tmp_path: Path) -> None:
+    absent = debian.Mirror(f"file:{tmp_path / 'absent'}")
+    with pytest.raises(BangerError) as caught:
+        debian.download([CLOUD], "bookworm", "amd64", Job(), into=tmp_path, cache=tmp_path / "cache", mirror=absent)
+    assert caught.value.code is Code.DOWNLOAD
+    assert "debian_mirror" in caught.value.hint
+    with pytest.raises(BangerError, match="linux-image-absent") as caught:
+        debian.download(
+            ["linux-image-absent"],
+            "bookworm",
+            "amd64",
+            Job(),
+            into=tmp_path,
+            cache=pulled.parent / "cache",
+            mirror=debian.find_mirror(),
+        )
+    assert caught.value.code is Code.NOT_FOUND
+
+
+@pytest.mark.parametrize("name", ["-o=Dir::Etc=x", "Linux", "a b", "../x", ""])
+def test_names_cannot_become_options(tmp_path: Path, name: str) -> None:
+    mirror = debian.Mirror("file:/absent")
+    for packages, suite in (([name], "bookworm"), ([CLOUD], name)):
+        with pytest.raises(BangerError, match="not a name"):
+            debian.download(packages, suite, "amd64", Job(), into=tmp_path, cache=tmp_path, mirror=mirror)

@@ -1,0 +1,384 @@
+"""Kernels are imported from packages, directories and files; hostile ones leave nothing behind."""
+
+import contextlib
+import itertools
+import json
+import lzma
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from banger.api.errors import BangerError, Code
+from banger.job import Job, Progress
+from banger.kernelcat import deb, manifest
+from banger.kernelcat.importer import import_kernel
+from banger.kernelcat.sources import newest
+from tests.unit.kernelcat import builders
+
+
+def import_one(
+    tmp_path: Path,
+    *sources: Path,
+    arch: str | None = None,
+    kernel_version: str | None = None,
+    distro: str | None = None,
+    source: str | None = None,
+) -> manifest.KernelManifest:
+    return import_kernel(
+        *(tmp_path / "kernels", "mine", list(sources), Job()),
+        arch=arch,
+        kernel_version=kernel_version,
+        distro=distro,
+        source=source,
+    )
+
+
+def refused(tmp_path: Path, *sources: Path, arch: str | None = None, kernel_version: str | None = None) -> BangerError:
+    """The error of an import that must leave nothing."""
+    with pytest.raises(BangerError) as caught:
+        import_one(tmp_path, *sources, arch=arch, kernel_version=kernel_version)
+    assert list((tmp_path / "kernels").iterdir()) == []
+    return caught.value
+
+
+def squashfs_listing(image: Path) -> dict[str, str]:
+    """Path to 'kind mode uid gid' of each member."""
+    lines = subprocess.run(["rdsquashfs", "-d", image], check=True, capture_output=True, text=True).stdout.splitlines()
+    words = [line.split() for line in lines if line]
+    return {word[1].strip('"').lstrip("/"): " ".join([word[0], *word[2:5]]) for word in words}
+
+
+@pytest.mark.parametrize("suffix", [".xz", ".gz", ".zst", ""])
+@pytest.mark.parametrize("modules", ["lib/modules", "usr/lib/modules"])
+def test_package_becomes_an_entry(tmp_path: Path, suffix: str, modules: str) -> None:
+    package = tmp_path / "linux.deb"
+    package.write_bytes(builders.deb(builders.kernel_deb_members(modules=modules), suffix))
+    imported = import_one(tmp_path, package, distro="debian", source="deb:linux=1")
+    assert imported == manifest.read_local(tmp_path / "kernels", "mine")
+    assert (imported.kernel_version, imported.distro, imported.source) == (builders.VERSION, "debian", "deb:linux=1")
+    entry = tmp_path / "kernels/mine"
+    assert (entry / "vmlinux").read_bytes() == builders.elf()
+    assert sorted(path.name for path in entry.iterdir()) == [
+        "boot-modules.cpio",
+        "manifest.json",
+        "modules.squashfs",
+        "vmlinux",
+    ]
+    members = squashfs_listing(entry / "modules.squashfs")
+    assert members["kernel/fs/overlay.ko"] == "file 0644 0 0"
+    assert members["modules.dep"] == "file 0644 0 0"
+    assert "build" not in members
+    assert "boot" not in members
+
+
+def test_directory_takes_the_newest_kernel_and_what_belongs_to_it(tmp_path: Path) -> None:
+    for version in ("6.1.0-9-test", "6.1.0-10-test"):
+        directory = builders.kernel_directory(tmp_path / "stage", version)
+        (directory / f"boot/initramfs-{version}.img").write_text(f"initrd of {version}")
+    imported = import_one(tmp_path, tmp_path / "stage")
+    assert imported.kernel_version == "6.1.0-10-test"
+    assert (tmp_path / "kernels/mine/initrd.img").read_text() == "initrd of 6.1.0-10-test"
+    older = import_kernel(tmp_path / "kernels", "old", [tmp_path / "stage"], Job(), kernel_version="6.1.0-9-test")
+    assert older.kernel_version == "6.1.0-9-test"
+    assert (tmp_path / "kernels/old/initrd.img").read_text() == "initrd of 6.1.0-9-test"
+
+
+def metadata_directory(root: Path, **changes: object) -> Path:
+    builders.module_tree(root / "modules/tree", builders.VIRTIO, builders.BUILTIN)
+    (root / "vmlinux").write_bytes(builders.elf())
+    (root / "initrd").write_text("initrd")
+    fields = {
+        "distro": "void",
+        "arch": "x86_64",
+        "kernel_version": builders.VERSION,
+        "kernel": "vmlinux",
+        "initrd": "initrd",
+        "modules": "modules/tree",
+    }
+    (root / "metadata.json").write_text(json.dumps({**fields, **changes}))
+    return root
+
+
+def test_metadata_comes_before_the_search(tmp_path: Path) -> None:
+    directory = metadata_directory(tmp_path / "stage")
+    (directory / "boot").mkdir()
+    (directory / "boot/vmlinux-9.9").write_bytes(builders.elf("9.9"))
+    imported = import_one(tmp_path, directory)
+    assert (imported.distro, imported.arch, imported.kernel_version) == ("void", "amd64", builders.VERSION)
+    assert (tmp_path / "kernels/mine/initrd.img").read_text() == "initrd"
+    assert imported.source == f"import:{directory}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kernel": "../outside"},
+        {"initrd": "/etc/hostname"},
+        {"modules": "link"},
+        {"kernel": "modules"},
+        {"kernel": ""},
+        {"arch": "mips"},
+        {"arch": "arm64"},
+        {"kernel_version": "6.2"},
+        {"kernel_version": "../x"},
+        {"distro": ["void"]},
+    ],
+)
+def test_wrong_metadata_is_refused(tmp_path: Path, changes: dict[str, object]) -> None:
+    (tmp_path / "outside").write_bytes(builders.elf())
+    directory = metadata_directory(tmp_path / "stage", **changes)
+    (directory / "link").symlink_to(tmp_path)
+    assert refused(tmp_path, directory).code in (Code.CORRUPT, Code.INVALID)
+
+
+def test_links_in_a_directory_do_not_lead_out(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    directory = builders.kernel_directory(tmp_path / "stage")
+    (directory / "lib/modules" / builders.VERSION / "secret").symlink_to(secret)
+    import_one(tmp_path, directory)
+    assert "secret" not in squashfs_listing(tmp_path / "kernels/mine/modules.squashfs")
+    manifest.delete_local(tmp_path / "kernels", "mine")
+    for part in (f"lib/modules/{builders.VERSION}", "lib", f"boot/vmlinux-{builders.VERSION}", "boot"):
+        path, outside = directory / part, tmp_path / "outside"
+        path.rename(outside)
+        path.symlink_to(outside)
+        assert "inside" in refused(tmp_path, directory).message, part
+        path.unlink()
+        outside.rename(path)
+    import_one(tmp_path, directory)
+
+
+def test_bare_kernel_files(tmp_path: Path) -> None:
+    vmlinuz = tmp_path / "vmlinuz"
+    image = builders.elf(pvh=False)
+    vmlinuz.write_bytes(builders.bzimage(builders.lz4_legacy(image), len(image)))
+    imported = import_one(tmp_path, vmlinuz)
+    assert not imported.modules
+    assert not imported.pvh
+    # QEMU refuses an ELF without the note, so the bzImage stays
+    firecracker, qemu = manifest.kernel_paths(tmp_path / "kernels/mine")
+    assert firecracker.read_bytes() == image
+    assert qemu.read_bytes() == vmlinuz.read_bytes()
+
+
+def test_kernel_and_modules_from_separate_packages(tmp_path: Path) -> None:
+    members = builders.kernel_deb_members()
+    for name, part in (("image", members[:3]), ("modules", members[3:])):
+        (tmp_path / f"{name}.deb").write_bytes(builders.deb(part))
+    imported = import_one(tmp_path, tmp_path / "image.deb", tmp_path / "modules.deb")
+    assert imported.modules
+    assert len(imported.boot_modules) == len(builders.VIRTIO)
+
+
+def test_two_kernels_at_once_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(builders.elf())
+    assert "two sources" in refused(tmp_path, tmp_path / "a", tmp_path / "b").message
+
+
+def test_modules_of_another_version_are_refused(tmp_path: Path) -> None:
+    kernel = tmp_path / "vmlinux"
+    kernel.write_bytes(builders.elf("7.7.7"))
+    modules = builders.kernel_directory(tmp_path / "stage")
+    (modules / f"boot/vmlinux-{builders.VERSION}").unlink()
+    error = refused(tmp_path, kernel, modules)
+    assert "'7.7.7'" in error.message
+    assert builders.VERSION in error.message
+
+
+def test_kernel_that_boots_no_guest_is_refused(tmp_path: Path) -> None:
+    directory = builders.kernel_directory(tmp_path / "stage")
+    tree = {path: needs for path, needs in builders.VIRTIO.items() if "overlay" not in path}
+    builders.module_tree(directory / "lib/modules" / builders.VERSION, tree, builders.BUILTIN)
+    error = refused(tmp_path, directory)
+    assert error.code is Code.UNSUPPORTED
+    assert "overlay (CONFIG_OVERLAY_FS)" in error.message
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"!<arch>\n", b"\x7fELF", b"MZ\0\0zimg"])
+def test_what_is_no_kernel_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    assert refused(tmp_path, tmp_path / "file").code in (Code.CORRUPT, Code.NOT_FOUND, Code.UNSUPPORTED)
+
+
+def test_empty_directories_and_missing_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for source in (tmp_path / "empty", tmp_path / "absent"):
+        error = refused(tmp_path, source)
+        assert error.code is Code.NOT_FOUND
+        assert str(source) in error.message
+
+
+def test_wrong_claims_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "vmlinux").write_bytes(builders.elf())
+    assert "'arm64'" in refused(tmp_path, tmp_path / "vmlinux", arch="arm64").message
+    assert "'5.0'" in refused(tmp_path, tmp_path / "vmlinux", kernel_version="5.0").message
+
+
+def test_names_are_taken_once_unless_replaced(tmp_path: Path) -> None:
+    kernels = tmp_path / "kernels"
+    for name, version in (("old", "6.1"), ("new", "6.2")):
+        (tmp_path / name).write_bytes(builders.elf(version))
+    import_one(tmp_path, tmp_path / "old")
+    with pytest.raises(BangerError, match="exists already") as caught:
+        import_one(tmp_path, tmp_path / "new")
+    assert caught.value.code is Code.EXISTS
+    assert "--force" in caught.value.hint
+    assert manifest.read_local(kernels, "mine").kernel_version == "6.1"
+    import_kernel(kernels, "mine", [tmp_path / "new"], Job(), replace=True)
+    assert manifest.read_local(kernels, "mine").kernel_version == "6.2"
+    assert [path.name for path in kernels.iterdir()] == ["mine"]
+
+
+def test_lock_is_held_only_around_the_publication(tmp_path: Path) -> None:
+    """Whoever takes the name while another import builds wins, and the later one is refused under the lock."""
+    (tmp_path / "vmlinux").write_bytes(builders.elf())
+    kernels = tmp_path / "kernels"
+    stages: list[str] = []
+
+    @contextlib.contextmanager
+    def publishing() -> Iterator[None]:
+        stages.append("locked")
+        (kernels / "mine").mkdir()
+        yield
+
+    def report(progress: Progress) -> None:
+        stages.append(progress.stage)
+
+    with pytest.raises(BangerError, match="exists already"):
+        import_kernel(kernels, "mine", [tmp_path / "vmlinux"], Job(report), publishing=publishing)
+    assert stages[-2:] == ["publish", "locked"]
+    assert [path.name for path in kernels.iterdir()] == ["mine"]
+
+
+def test_planted_entry_files_are_not_taken(tmp_path: Path) -> None:
+    directory = builders.kernel_directory(tmp_path / "stage")
+    for name in ("manifest.json", "boot-0123456789ab.cpio", "boot-modules.cpio"):
+        (directory / name).write_text("planted")
+    import_one(tmp_path, directory)
+    entry = tmp_path / "kernels/mine"
+    assert not (entry / "boot-0123456789ab.cpio").exists()
+    assert (entry / "boot-modules.cpio").read_bytes().startswith(b"070701")
+    assert manifest.read_local(tmp_path / "kernels", "mine").source.startswith("import:")
+
+
+def test_cancelling_leaves_nothing(tmp_path: Path) -> None:
+    package = tmp_path / "linux.deb"
+    package.write_bytes(builders.deb(builders.kernel_deb_members()))
+
+    def cancel_while_packing(progress: Progress) -> None:
+        if progress.stage == "pack modules":
+            job.cancel()
+
+    job = Job(cancel_while_packing)
+    with pytest.raises(BangerError) as caught:
+        import_kernel(tmp_path / "kernels", "mine", [package], job)
+    assert caught.value.code is Code.CANCELLED
+    assert list((tmp_path / "kernels").iterdir()) == []
+
+
+def test_imports_are_reproducible(tmp_path: Path) -> None:
+    package = tmp_path / "linux.deb"
+    package.write_bytes(builders.deb(builders.kernel_deb_members()))
+    for name in ("first", "second"):
+        import_kernel(tmp_path / "kernels", name, [package], Job())
+    for file in ("modules.squashfs", "boot-modules.cpio", "vmlinux"):
+        first, second = (tmp_path / "kernels" / name / file for name in ("first", "second"))
+        assert first.read_bytes() == second.read_bytes(), file
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        builders.tar_member("../outside", b"x"),
+        builders.tar_member("boot/../../outside", b"x"),
+        builders.tar_member("/outside", b"x"),
+        builders.tar_member("lib/modules/6.1/" + "x" * 300, b"x"),
+        builders.tar_member("boot", b"a file, not a directory"),
+    ],
+)
+def test_members_that_lead_elsewhere_condemn_the_package(tmp_path: Path, member: tuple[tarfile.TarInfo, bytes]) -> None:
+    package = tmp_path / "linux.deb"
+    # also behind a good kernel, and with a file where the package then needs a directory
+    for members in ([*builders.kernel_deb_members(), member], [member, *builders.kernel_deb_members()]):
+        package.write_bytes(builders.deb(members))
+        if member[0].name == "boot":
+            import_one(tmp_path, package)  # not one of the wanted members: ignored
+            manifest.delete_local(tmp_path / "kernels", "mine")
+        else:
+            assert refused(tmp_path, package).code is Code.CORRUPT
+    assert not (tmp_path / "outside").exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_links_in_a_package_are_never_followed(tmp_path: Path, kind: bytes) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("untouched")
+    package = tmp_path / "linux.deb"
+    package.write_bytes(
+        builders.deb(
+            [
+                builders.tar_member("lib/modules/6.1/way", kind=kind, link=str(outside)),
+                builders.tar_member("lib/modules/6.1/way/file", b"overwritten"),
+                builders.tar_member("boot/vmlinuz-6.1", kind=kind, link=str(outside / "file")),
+                builders.tar_member("boot/vmlinuz-6.1", builders.elf("6.1")),
+            ]
+        )
+    )
+    deb.unpack_deb(package, tmp_path / "target", Job())
+    assert (outside / "file").read_text() == "untouched"
+    assert (tmp_path / "target/lib/modules/6.1/way/file").read_bytes() == b"overwritten"
+
+
+def test_bombs_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "linux.deb"
+    package.write_bytes(builders.deb([builders.tar_member("boot/vmlinuz-6.1", bytes(64 << 20))]))
+    monkeypatch.setattr(deb, "_UNPACKED_LIMIT", 8 << 20)
+    assert "unpacks to more" in refused(tmp_path, package).message
+    monkeypatch.setattr(deb, "_MEMBER_LIMIT", 3)
+    package.write_bytes(builders.deb(builders.kernel_deb_members()))
+    assert "members" in refused(tmp_path, package).message
+
+
+def test_extended_headers_are_bounded(tmp_path: Path) -> None:
+    package = tmp_path / "linux.deb"
+    package.write_bytes(builders.deb([builders.tar_member("header", bytes(2 << 20), kind=tarfile.XHDTYPE)]))
+    assert "extended header" in refused(tmp_path, package).message
+
+
+PACKAGE = builders.deb(builders.kernel_deb_members(), ".gz")
+
+
+@given(cut=st.integers(0, len(PACKAGE) - 1))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+def test_truncated_packages_are_refused(tmp_path: Path, cut: int) -> None:
+    package = tmp_path / "linux.deb"
+    package.write_bytes(PACKAGE[:cut])
+    assert refused(tmp_path, package).code is Code.CORRUPT
+
+
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+def test_damaged_tars_end_in_one_kind_of_error(tmp_path: Path, data: st.DataObject) -> None:
+    content = bytearray(builders.tar(builders.kernel_deb_members()))
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    package = tmp_path / "linux.deb"
+    package.write_bytes(builders.ar([("data.tar.xz", lzma.compress(bytes(content), preset=0))]))
+    with contextlib.suppress(BangerError):
+        deb.unpack_deb(package, tmp_path / "target", Job())
+    assert {path.name for path in tmp_path.iterdir()} <= {"linux.deb", "target"}
+
+
+def test_versions_order_by_number() -> None:
+    names = ["6.1~rc1", "6.1", "6.1.0-9-a", "6.1.0-10-a", "6.2", "6.12"]
+    for first, second in itertools.pairwise(f"vmlinux-{name}" for name in names):
+        assert newest([first, second]) == newest([second, first]) == second
+    assert newest([]) is None

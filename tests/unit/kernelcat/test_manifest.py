@@ -1,0 +1,128 @@
+"""The local catalog: valid entries, broken ones with their reason, removal."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from banger.api.errors import BangerError, Code
+from banger.kernelcat import manifest
+from banger.kernelcat.manifest import KernelManifest
+
+GOOD = KernelManifest(
+    name="mine",
+    distro="debian",
+    arch="amd64",
+    kernel_version="6.1.0-49-cloud-amd64",
+    sha256="0" * 64,
+    source="import:/somewhere",
+    imported_at="2026-01-31T12:00:00Z",
+)
+
+
+def install(kernels: Path, good: KernelManifest) -> Path:
+    entry = kernels / good.name
+    entry.mkdir(parents=True)
+    (entry / "vmlinux").write_bytes(b"kernel")
+    manifest.write_local(entry, good)
+    return entry
+
+
+def test_written_manifests_are_read_back(tmp_path: Path) -> None:
+    good = replace(GOOD, pvh=True, boot_modules=("kernel/a.ko",), missing=("virtio_pci (CONFIG_VIRTIO_PCI)",))
+    (install(tmp_path, good) / "boot-modules.cpio").touch()
+    assert manifest.read_local(tmp_path, "mine") == good
+    assert manifest.list_local(tmp_path) == ([good], [])
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"arch": "riscv64"}, "arch"),
+        ({"arch": 7}, "arch"),
+        ({"name": None}, "name"),
+        ({"name": "other"}, "'other'"),
+        ({"sha256": "0" * 63}, "sha256"),
+        ({"imported_at": "2026-01-31 12:00"}, "imported_at"),
+        ({"modules": "yes"}, "modules"),
+        ({"modules": True}, "modules.squashfs is missing"),
+        ({"boot_modules": ["../../etc/passwd"]}, "boot_modules"),
+        ({"boot_modules": ["/etc/passwd"]}, "boot_modules"),
+        ({"boot_modules": "a"}, "boot_modules"),
+        ({"kernel_version": "../6.1"}, "kernel_version"),
+        ({"kernel_version": ""}, "kernel_version"),
+    ],
+)
+def test_wrong_manifests_break_the_entry(tmp_path: Path, change: dict[str, object], complaint: str) -> None:
+    entry = install(tmp_path, GOOD)
+    (entry / "manifest.json").write_text(json.dumps({**json.loads(GOOD.to_json()), **change}))
+    with pytest.raises(BangerError, match="broken") as caught:
+        manifest.read_local(tmp_path, "mine")
+    assert caught.value.code is Code.CORRUPT
+    assert "banger kernel rm mine" in caught.value.hint
+    good, broken = manifest.list_local(tmp_path)
+    assert good == []
+    assert complaint in broken[0].reason
+
+
+def test_entry_without_manifest_or_kernel_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (install(tmp_path, GOOD) / "vmlinux").unlink()
+    (tmp_path / ".staging-left").mkdir()
+    good, broken = manifest.list_local(tmp_path)
+    assert good == []
+    assert [(entry.name, entry.reason) for entry in broken] == [
+        ("empty", "manifest.json cannot be read: No such file or directory"),
+        ("mine", "vmlinux is missing"),
+    ]
+
+
+def test_unknown_names_get_the_nearest(tmp_path: Path) -> None:
+    install(tmp_path, GOOD)
+    for operation in (manifest.read_local, manifest.delete_local):
+        with pytest.raises(BangerError, match="'mini'") as caught:
+            operation(tmp_path, "mini")
+        assert caught.value.code is Code.NOT_FOUND
+        assert "'mine'" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["../mine", "", ".staging-x", "a/b"])
+def test_names_never_become_other_paths(tmp_path: Path, name: str) -> None:
+    install(tmp_path, GOOD)
+    with pytest.raises(BangerError, match="valid kernel name"):
+        manifest.delete_local(tmp_path / "mine", name)
+    assert manifest.read_local(tmp_path, "mine") == GOOD
+
+
+def test_delete_removes_broken_entries_too(tmp_path: Path) -> None:
+    install(tmp_path, GOOD)
+    (tmp_path / "empty").mkdir()
+    manifest.delete_local(tmp_path, "mine")
+    manifest.delete_local(tmp_path, "empty")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_qemu_gets_the_bzimage_where_there_is_one(tmp_path: Path) -> None:
+    entry = install(tmp_path, GOOD)
+    assert manifest.kernel_paths(entry) == (entry / "vmlinux", entry / "vmlinux")
+    (entry / "vmlinuz").touch()
+    assert manifest.kernel_paths(entry) == (entry / "vmlinux", entry / "vmlinuz")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(json.loads(GOOD.to_json()))), json_values))
+def test_any_json_is_read_or_refused(changes: dict[str, object]) -> None:
+    try:
+        parsed = manifest.parse_manifest(json.dumps({**json.loads(GOOD.to_json()), **changes}))
+    except BangerError:
+        return
+    assert manifest.parse_manifest(parsed.to_json()) == parsed
