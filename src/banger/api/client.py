@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import h11
 
 from banger.api.codec import Json, decode, decode_error, encode
 from banger.api.errors import BangerError, Code
-from banger.api.operations import Call, Stream
-from banger.job import Progress
+from banger.api.operations import STDIN, Call, Stream
 from banger.system import connect_unix
+
+if TYPE_CHECKING:
+    from wsproto.events import Event
+
+    from banger.job import Progress
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
+Message = bytes | dict[str, Json]
+
 _RECEIVE = 1 << 18
 _HEADERS = [("Host", "banger"), ("Content-Type", "application/json")]
+VERSION_HEADER = "banger-version"
 
 
 class Client:
@@ -42,6 +50,15 @@ class Client:
         """
         with connect(self.path) as connection:
             return call_over(connection, operation, request, progress)
+
+    def version(self) -> str:
+        """The daemon's version, which every one of its responses carries; '' when this one does not."""
+        with connect(self.path) as connection:
+            http = h11.Connection(h11.CLIENT)
+            _send(connection, http.send(h11.Request(method="GET", target="/v1", headers=_HEADERS)) or b"")
+            http.send(h11.EndOfMessage())
+            response, _ = _read_response(http, connection)
+            return dict(response.headers).get(VERSION_HEADER.encode(), b"").decode(errors="replace")
 
     def open(self, operation: Stream[Request, Response], request: Request) -> StreamConnection:
         """Open a stream with its first message sent."""
@@ -73,9 +90,10 @@ def call_over(
         headers.append(("Accept", "application/x-ndjson"))
     http = h11.Connection(h11.CLIENT)
     event = h11.Request(method="POST", target=f"/v1/{operation.name}", headers=headers)
-    connection.sendall((http.send(event) or b"") + (http.send(h11.Data(data=body)) or b""))
+    _send(connection, (http.send(event) or b"") + (http.send(h11.Data(data=body)) or b""))
     http.send(h11.EndOfMessage())
-    status, chunks = _read_response(http, connection)
+    response, chunks = _read_response(http, connection)
+    status = response.status_code
     if status == 200 and operation.long:
         return _follow(chunks, operation, progress)
     text = b"".join(chunks)
@@ -88,7 +106,18 @@ def call_over(
     raise decode_error(value)
 
 
-def _read_response(http: h11.Connection, connection: socket.socket) -> tuple[int, Iterator[bytes]]:
+def _send(connection: socket.socket, data: bytes) -> None:
+    try:
+        connection.sendall(data)
+    except ConnectionError as error:
+        raise _went_away() from error
+
+
+def _went_away() -> BangerError:
+    return BangerError(Code.DAEMON, "the daemon went away before it answered", hint="look at 'banger daemon logs'")
+
+
+def _read_response(http: h11.Connection, connection: socket.socket) -> tuple[h11.Response, Iterator[bytes]]:
     def next_event() -> h11.Event | None:
         while True:
             event = http.next_event()
@@ -101,9 +130,7 @@ def _read_response(http: h11.Connection, connection: socket.socket) -> tuple[int
             except ConnectionError:
                 data = b""
             if not data and http.their_state in (h11.IDLE, h11.SEND_RESPONSE, h11.SEND_BODY):
-                raise BangerError(
-                    Code.DAEMON, "the daemon went away before it answered", hint="look at 'banger daemon logs'"
-                )
+                raise _went_away()
             http.receive_data(data)
 
     try:
@@ -119,12 +146,14 @@ def _read_response(http: h11.Connection, connection: socket.socket) -> tuple[int
         while isinstance(event := next_event(), h11.Data):
             yield bytes(event.data)
 
-    return event.status_code, chunks()
+    return event, chunks()
 
 
 def _follow(
     chunks: Iterator[bytes], operation: Call[Request, Response], progress: Callable[[Progress], None] | None
 ) -> Response:
+    from banger.job import Progress
+
     pending = b""
     for chunk in chunks:
         *lines, pending = (pending + chunk).split(b"\n")
@@ -146,19 +175,30 @@ class StreamConnection:
 
     def __init__(self, connection: socket.socket, name: str, request: object) -> None:
         import wsproto
-        from wsproto.events import Request as Upgrade
+        from wsproto import events
 
         self._socket = connection
         self._ws = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
-        self._messages: list[bytes | dict[str, Json]] = []
-        self._text = ""
+        self._text: list[str] = []
         self._bytes: list[bytes] = []
         self._open = False
         self.ended = False
-        self._socket.sendall(self._ws.send(Upgrade(host="banger", target=f"/v1/{name}")))
-        while not self._open:
-            self._receive_more()
-        self.send_json(encode(request))
+        try:
+            self._send(events.Request(host="banger", target=f"/v1/{name}"))
+            while not self._open:  # the daemon says nothing before it has the request
+                self.receive()
+                if self.ended:
+                    raise BangerError(Code.DAEMON, "the daemon refused the stream", hint="look at 'banger daemon logs'")
+            self.send_json(encode(request))
+        except BaseException:
+            connection.close()
+            raise
+
+    def __enter__(self) -> StreamConnection:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def fileno(self) -> int:
         """The descriptor to wait on for the next message."""
@@ -168,37 +208,23 @@ class StreamConnection:
         """Send a text message; blocks while the socket is full, so keep input within the granted window."""
         from wsproto.events import TextMessage
 
-        self._socket.sendall(self._ws.send(TextMessage(data=json.dumps(message))))
+        self._send(TextMessage(data=json.dumps(message)))
 
     def send_data(self, data: bytes) -> None:
         """Send bytes of standard input."""
         from wsproto.events import BytesMessage
 
-        self._socket.sendall(self._ws.send(BytesMessage(data=b"\0" + data)))
+        self._send(BytesMessage(data=bytes((STDIN,)) + data))
 
-    def receive(self) -> list[bytes | dict[str, Json]]:
-        """Wait for and return what has come: data (its first byte names the stream) and decoded events.
+    def messages(self) -> Iterator[Message]:
+        """Wait for the messages, up to the end of the stream."""
+        while not self.ended:
+            yield from self.receive()
 
-        Returns [] once the daemon has ended the stream.
+    def receive(self) -> list[Message]:
+        """Wait until something comes; the messages that are complete by then: data (its first byte names the stream)
+        and events. `ended` says that there is nothing more to come.
         """
-        while not self._messages and not self.ended:
-            self._receive_more()
-        messages, self._messages = self._messages, []
-        return messages
-
-    def close(self) -> None:
-        """Drop the connection; a command that is attached to it gets a hang-up."""
-        self._socket.close()
-
-    def _receive_more(self) -> None:
-        from wsproto.events import (
-            AcceptConnection,
-            BytesMessage,
-            CloseConnection,
-            RejectConnection,
-            RejectData,
-            TextMessage,
-        )
         from wsproto.utilities import RemoteProtocolError
 
         try:
@@ -206,31 +232,53 @@ class StreamConnection:
         except ConnectionError:
             data = b""
         if not data:
-            if not self._open:
-                raise BangerError(Code.DAEMON, "the daemon refused the stream", hint="look at 'banger daemon logs'")
             self.ended = True
-            return
+            return []
         try:
             self._ws.receive_data(data)
-            for event in self._ws.events():
-                match event:
-                    case AcceptConnection():
-                        self._open = True
-                    case BytesMessage():
-                        self._bytes.append(bytes(event.data))
-                        if event.message_finished:
-                            self._messages.append(b"".join(self._bytes))
-                            self._bytes = []
-                    case TextMessage():
-                        self._text += event.data
-                        if event.message_finished:
-                            message = json.loads(self._text)
-                            self._text = ""
-                            if isinstance(message, dict):
-                                self._messages.append(message)
-                    case RejectConnection() | RejectData():
-                        raise BangerError(Code.DAEMON, "the daemon does not know this operation; is it older?")
-                    case CloseConnection():
-                        self.ended = True
-        except RemoteProtocolError as error:
+            return list(self._complete_messages())
+        except (RemoteProtocolError, ValueError) as error:
             raise BangerError(Code.DAEMON, f"the daemon's stream makes no sense: {error}") from error
+
+    def close(self) -> None:
+        """Drop the connection; a command that is attached to it gets a hang-up."""
+        self._socket.close()
+
+    def _complete_messages(self) -> Iterator[Message]:
+        from wsproto import events
+
+        for event in self._ws.events():
+            match event:
+                case events.BytesMessage():
+                    self._bytes.append(bytes(event.data))
+                    if event.message_finished:
+                        yield b"".join(self._bytes)
+                        self._bytes = []
+                case events.TextMessage():
+                    self._text.append(event.data)
+                    if event.message_finished:
+                        text = "".join(self._text)
+                        self._text = []
+                        yield _parse_event(text)
+                case events.AcceptConnection():
+                    self._open = True
+                case events.Ping():
+                    self._send(event.response())
+                case events.RejectConnection() | events.RejectData():
+                    raise BangerError(Code.DAEMON, "the daemon does not know this operation; is it older?")
+                case events.CloseConnection():
+                    self.ended = True
+
+    def _send(self, event: Event) -> None:
+        if not self.ended:
+            # a daemon that has gone may have left a last message: `receive` finds it, and then the end
+            with contextlib.suppress(ConnectionError):
+                self._socket.sendall(self._ws.send(event))
+
+
+def _parse_event(text: str) -> dict[str, Json]:
+    """A text message of a stream; raises ValueError when it is not a JSON object."""
+    message = json.loads(text)
+    if not isinstance(message, dict):
+        raise ValueError("an event that is not an object")
+    return message

@@ -1,0 +1,55 @@
+"""`banger completion`: shell scripts, and the names that they complete from live state."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import CompletionItem, get_completion_class, shell_complete
+
+from banger.api import models as m
+from banger.api import operations as op
+from banger.api.client import Client
+from banger.api.errors import BangerError
+from banger.cli.lazy import Command
+from banger.paths import user_layout
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+    source <(banger completion bash)                                     in ~/.bashrc
+    source <(banger completion zsh)                                      in ~/.zshrc
+    banger completion fish > ~/.config/fish/completions/banger.fish
+    """,
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print the completion script of a shell."""
+    from banger.cli.main import COMPLETE_VARIABLE
+
+    kind = get_completion_class(shell)
+    if kind is not None:
+        print(kind(context.find_root().command, {}, "banger", COMPLETE_VARIABLE).source())
+
+
+def answer(root: click.Command, variable: str, instruction: str) -> int:
+    """Answer one question of a completion script; its exit status. Failures are silent: the shell shows nothing."""
+    try:
+        return shell_complete(root, {}, "banger", variable, instruction)
+    except (BangerError, OSError, click.ClickException):
+        return 1
+
+
+def complete_names(noun: str, incomplete: str) -> list[CompletionItem]:
+    """The kernels, images or VMs whose names begin so, from a daemon that runs; none is started for this."""
+    client = Client(user_layout().socket)
+    try:
+        if noun == "kernel":
+            names = [(kernel.name, kernel.kernel_version) for kernel in client.call(op.KERNEL_LIST, m.Empty()).kernels]
+        elif noun == "image":
+            names = [(image.name, image.distro) for image in client.call(op.IMAGE_LIST, m.Empty()).images]
+        else:
+            names = [(vm.name, vm.state) for vm in client.call(op.VM_LIST, m.Empty()).vms]
+    except BangerError:
+        return []
+    return [CompletionItem(name, help=about) for name, about in names if name.startswith(incomplete)]

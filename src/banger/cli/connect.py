@@ -1,0 +1,149 @@
+"""Finds the user's daemon, starts it when there is none, and replaces one of an older version."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from banger import __version__
+from banger.api import models as m
+from banger.api.client import Client
+from banger.api.codec import decode_error
+from banger.api.errors import BangerError, Code
+from banger.api.operations import DAEMON_STATUS, DAEMON_STOP
+from banger.paths import Layout, ensure_runtime, user_layout
+
+READY_VARIABLE = "BANGER_READY_FD"
+_LOG_TAIL_LINES = 5
+_LOG_TAIL_BYTES = 4096
+
+
+def ensure_daemon(layout: Layout | None = None) -> Client:
+    """A client of a daemon that runs and is not older than this program.
+
+    Raises BangerError(DAEMON) with the end of the daemon's log when it does not start.
+    """
+    layout = layout or user_layout()
+    client = Client(layout.socket)
+    version = running_version(client)
+    if version is None:
+        start_daemon(layout)
+    elif version != __version__ and is_older(version, __version__):
+        _replace(layout, client, version)
+    return client
+
+
+def running_version(client: Client) -> str | None:
+    """The version of the daemon that answers, None when nobody does."""
+    try:
+        return client.version()
+    except BangerError as error:
+        if error.code is not Code.DAEMON:
+            raise
+        return None
+
+
+def is_older(version: str, than: str) -> bool:
+    """Whether a dotted version precedes another; one that is not numeric (or '') is never older."""
+    parsed = [tuple(int(part) for part in text.split(".") if part.isdigit()) for text in (version, than)]
+    return bool(parsed[0]) and parsed[0] < parsed[1]
+
+
+def start_daemon(layout: Layout) -> None:
+    """Start the daemon unless somebody else does it at the same time, and wait until it is ready."""
+    layout.create()
+    ensure_runtime(layout.runtime)
+    with _start_lock(layout):
+        if running_version(Client(layout.socket)) is None:
+            _spawn(layout)
+
+
+def stop_daemon(client: Client) -> m.DaemonStatus:
+    """Stop the daemon and wait until its process has ended; its VMs go on."""
+    status = client.call(DAEMON_STATUS, m.Empty())
+    try:
+        pidfd = os.pidfd_open(status.pid)
+    except ProcessLookupError:
+        return status
+    try:
+        client.call(DAEMON_STOP, m.Empty())
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        poller.poll()
+    finally:
+        os.close(pidfd)
+    return status
+
+
+def _replace(layout: Layout, client: Client, version: str) -> None:
+    from banger.cli.render import note
+
+    if client.call(DAEMON_STATUS, m.Empty()).busy:
+        note(
+            f"warning: the daemon is of version {version}, this is {__version__}, and it is busy; "
+            "run 'banger daemon restart' when it is not"
+        )
+        return
+    with _start_lock(layout):
+        # another process may have been quicker
+        running = running_version(client)
+        if running is not None and is_older(running, __version__):
+            stop_daemon(client)
+            running = None
+        if running is None:
+            _spawn(layout)
+
+
+@contextlib.contextmanager
+def _start_lock(layout: Layout) -> Iterator[None]:
+    descriptor = os.open(layout.lock.with_name("start.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _spawn(layout: Layout) -> None:
+    import subprocess
+
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as ready:
+        try:
+            with open(layout.log_file, "ab") as log:
+                daemon = subprocess.Popen(
+                    [sys.executable, "-I", "-m", "banger.daemon"],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd="/",
+                    env={**os.environ, READY_VARIABLE: str(writer)},
+                    pass_fds=(writer,),
+                    start_new_session=True,
+                )
+        finally:
+            os.close(writer)
+        line = ready.readline().decode(errors="replace").strip()
+    if line == "ok":
+        daemon.returncode = 0  # it outlives this process: nothing to wait for
+        return
+    if line:
+        raise decode_error(json.loads(line))
+    raise BangerError(
+        Code.DAEMON,
+        f"the daemon did not start (status {daemon.wait()}): {log_tail(layout.log_file) or 'its log is empty'}",
+        hint=f"the whole log is {layout.log_file}; 'banger doctor' checks this host",
+    )
+
+
+def log_tail(path: Path, lines: int = _LOG_TAIL_LINES) -> str:
+    """The last lines of a log in one line."""
+    with open(path, "rb") as stream:
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - _LOG_TAIL_BYTES))
+        return " / ".join(stream.read().decode(errors="replace").strip().splitlines()[-lines:])

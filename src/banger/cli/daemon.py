@@ -1,0 +1,126 @@
+"""`banger daemon`: the background process behind all commands."""
+
+from __future__ import annotations
+
+import click
+
+from banger import __version__
+from banger.api import models as m
+from banger.api import operations as op
+from banger.api.client import Client
+from banger.cli import errors
+from banger.cli.connect import ensure_daemon, running_version, start_daemon, stop_daemon
+from banger.cli.lazy import Command, Entry, LazyGroup
+from banger.cli.options import json_option
+from banger.cli.render import duration, note, print_fields, print_json
+from banger.cli.terminal import copy_output
+from banger.paths import user_layout
+from banger.system import human_size
+
+DAEMON = LazyGroup(
+    "daemon",
+    {
+        "status": Entry("daemon", "status", "Show whether it runs, and how."),
+        "start": Entry("daemon", "start", "Start it now rather than with the first command."),
+        "stop": Entry("daemon", "stop", "Stop it; VMs go on."),
+        "restart": Entry("daemon", "restart", "Stop it and start it again; VMs go on."),
+        "logs": Entry("daemon", "logs", "Print its log."),
+    },
+    help="""The background process behind all commands.
+
+    It starts with the first command that needs it. VMs do not depend on it: it can be stopped at any time.""",
+)
+
+
+@click.command(cls=Command)
+@json_option
+def status(as_json: bool) -> int:
+    """Show whether the daemon runs, and how. Exits 1 when it does not."""
+    client = Client(user_layout().socket)
+    if running_version(client) is None:
+        note("the daemon is not running")
+        return errors.FAILED
+    found = client.call(op.DAEMON_STATUS, m.Empty())
+    if as_json:
+        print_json(found)
+        return 0
+    print_fields(
+        [
+            ("pid", str(found.pid)),
+            ("version", found.version + ("" if found.version == __version__ else f" (this is {__version__})")),
+            ("uptime", duration(found.uptime)),
+            ("memory", human_size(found.resident_bytes)),
+            ("running VMs", str(found.vms_running)),
+            ("operations", str(found.busy)),
+            ("driver", f"{found.driver} ({found.driver_reason})" if found.driver_reason else found.driver),
+            ("socket", found.socket),
+            ("state", found.state_directory),
+            ("log", found.log_file),
+        ]
+    )
+    return 0
+
+
+@click.command(cls=Command)
+def start() -> None:
+    """Start the daemon now rather than with the first command."""
+    layout = user_layout()
+    if running_version(Client(layout.socket)) is not None:
+        print("the daemon is already running")
+        return
+    start_daemon(layout)
+    print("started the daemon")
+
+
+@click.command(cls=Command)
+def stop() -> None:
+    """Stop the daemon; VMs go on."""
+    client = Client(user_layout().socket)
+    if running_version(client) is None:
+        print("the daemon is not running")
+        return
+    stop_daemon(client)
+    print("stopped the daemon; VMs go on")
+
+
+@click.command(cls=Command)
+def restart() -> None:
+    """Stop the daemon and start it again; VMs go on."""
+    layout = user_layout()
+    client = Client(layout.socket)
+    if running_version(client) is not None:
+        stop_daemon(client)
+    start_daemon(layout)
+    print("restarted the daemon")
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+    banger daemon logs -n 20
+    banger daemon logs -f
+    """,
+)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
+@click.option("-n", "--tail", type=click.IntRange(min=0), help="Only that many lines from the end.")
+def logs(follow: bool, tail: int | None) -> int:
+    """Print the daemon's log. Unless it is followed, the daemon need not run."""
+    layout = user_layout()
+    client = Client(layout.socket)
+    if not follow and running_version(client) is None:
+        return _print_log_file(tail)
+    with ensure_daemon(layout).open(op.DAEMON_LOGS, m.DaemonLogs(follow=follow, tail=tail)) as stream:
+        return copy_output(stream)
+
+
+def _print_log_file(tail: int | None) -> int:
+    import sys
+    from collections import deque
+
+    try:
+        with open(user_layout().log_file, "rb") as log:
+            sys.stdout.buffer.writelines(deque(log, tail))
+    except FileNotFoundError:
+        note("there is no log: the daemon has not run yet")
+        return errors.FAILED
+    return 0

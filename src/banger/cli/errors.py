@@ -1,0 +1,66 @@
+"""How failures reach the user: one line, a hint, and the exit status of the design."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from types import TracebackType
+
+import click
+
+from banger.api.errors import BangerError, Code
+from banger.cli.render import plain
+
+FAILED, USAGE, GUEST_FAILED, CANNOT_EXECUTE, NOT_FOUND, INTERRUPTED = 1, 2, 125, 126, 127, 130
+
+
+class UsageFault(click.UsageError):
+    """Wrong usage with a hint of its own."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def report(message: str, hint: str = "") -> None:
+    """Print an error and what to do about it on standard error."""
+    with contextlib.suppress(BrokenPipeError):
+        print(f"error: {plain(message)}", file=sys.stderr)
+        if hint:
+            print(f"hint: {plain(hint)}", file=sys.stderr)
+
+
+def report_usage(error: click.UsageError) -> None:
+    """Print a usage error in the same form as all others."""
+    message = error.format_message().rstrip(".")
+    hint = getattr(error, "hint", "")
+    if isinstance(error, click.NoSuchOption):
+        message = f"there is no option {error.option_name}"
+        if error.possibilities:
+            hint = f"did you mean {' or '.join(sorted(error.possibilities))}?"
+    if not hint and error.ctx is not None:
+        hint = f"see '{error.ctx.command_path} --help'"
+    report(message[:1].lower() + message[1:], hint)
+
+
+@contextlib.contextmanager
+def around_guest_command() -> Iterator[None]:
+    """Give banger's own failures the statuses that a guest command's cannot be mistaken for."""
+    try:
+        yield
+    except BangerError as error:
+        report(error.message, error.hint)
+        statuses = {Code.CANNOT_EXECUTE: CANNOT_EXECUTE, Code.COMMAND_NOT_FOUND: NOT_FOUND}
+        raise SystemExit(statuses.get(error.code, GUEST_FAILED)) from error
+
+
+def report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """An excepthook: one line for a bug, with the traceback only when debugging."""
+    if os.environ.get("BANGER_LOG_LEVEL", "").lower() == "debug":
+        sys.__excepthook__(kind, error, trace)
+    report(
+        f"banger has a bug: {kind.__name__}: {error}",
+        "set BANGER_LOG_LEVEL=debug to see where it happened",
+    )

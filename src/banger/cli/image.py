@@ -1,0 +1,167 @@
+"""`banger image`: the local images and what can be pulled."""
+
+from __future__ import annotations
+
+import shlex
+
+import click
+
+from banger.api import models as m
+from banger.api import operations as op
+from banger.cli.connect import ensure_daemon
+from banger.cli.lazy import Command, Entry, LazyGroup
+from banger.cli.many import for_each
+from banger.cli.options import IMAGE, KERNEL, LOCAL_PATH, json_option
+from banger.cli.progress import Display
+from banger.cli.render import age, plain, print_fields, print_json, print_table
+from banger.system import human_size
+
+IMAGE_GROUP = LazyGroup(
+    "image",
+    {
+        "list": Entry("image", "list_images", "List local images, or those that can be pulled."),
+        "show": Entry("image", "show", "Show one local image."),
+        "pull": Entry("image", "pull", "Fetch an image of the catalog."),
+        "import": Entry("image", "import_image", "Make an image from a tar or a directory."),
+        "rm": Entry("image", "remove", "Remove local images."),
+    },
+    help="""Root filesystems that VMs start from.
+
+    An image is shared, read-only, by the VMs made from it; each VM writes to a layer of its own.""",
+    examples="""
+    banger image list --available    what can be pulled
+    banger image pull NAME           fetch one
+    """,
+)
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+    banger image list
+    banger image list --available --json
+    """,
+)
+@click.option("--available", is_flag=True, help="List what can be pulled instead.")
+@json_option
+def list_images(available: bool, as_json: bool) -> None:
+    """List local images, or those that can be pulled."""
+    client = ensure_daemon()
+    if available:
+        catalog = client.call(op.IMAGE_CATALOG, m.Empty())
+        if as_json:
+            print_json(catalog)
+            return
+        print_table(
+            ["NAME", "STATE", "KIND", "DESCRIPTION"],
+            [[entry.name, entry.state, entry.kind, entry.description] for entry in catalog.entries],
+        )
+        return
+    local = client.call(op.IMAGE_LIST, m.Empty())
+    if as_json:
+        print_json(local)
+        return
+    print_table(
+        ["NAME", "ARCH", "DISTRO", "SIZE", "IMPORTED", "KERNEL", "PROBLEM"],
+        [
+            [
+                image.name,
+                image.arch,
+                image.distro,
+                human_size(image.size_bytes),
+                age(image.imported_at),
+                image.kernel_ref,
+                image.problem,
+            ]
+            for image in local.images
+        ],
+    )
+
+
+@click.command(cls=Command, epilog="banger image show NAME")
+@click.argument("name", type=IMAGE)
+@json_option
+def show(name: str, as_json: bool) -> None:
+    """Show one local image."""
+    image = ensure_daemon().call(op.IMAGE_SHOW, m.NameRequest(name))
+    if as_json:
+        print_json(image)
+        return
+    print_fields(
+        [
+            ("name", image.name),
+            ("arch", image.arch),
+            ("distro", image.distro),
+            ("size", human_size(image.size_bytes)),
+            ("kernel", image.kernel_ref),
+            ("init", image.init),
+            ("entrypoint", shlex.join(image.entrypoint)),
+            ("command", shlex.join(image.command)),
+            *(("env", entry) for entry in image.env),
+            ("user", image.user),
+            ("workdir", image.workdir),
+            ("source", image.source),
+            ("sha256", image.sha256),
+            ("imported", image.imported_at),
+            ("problem", image.problem),
+        ]
+    )
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+    banger image list --available
+    banger image pull NAME
+    """,
+)
+@click.argument("name", type=IMAGE)
+@click.option("--force", is_flag=True, help="Replace a local image of that name.")
+@json_option
+def pull(name: str, force: bool, as_json: bool) -> None:
+    """Fetch an image of the catalog."""
+    with Display() as display:
+        request = m.ImagePull(name=name, force=force)
+        image = ensure_daemon().call(op.IMAGE_PULL, request, display.reporter(f"pulling {name}"))
+    print_arrived(image, as_json, "pulled")
+
+
+@click.command(
+    "import",
+    cls=Command,
+    epilog="""
+    banger image import mine --from rootfs.tar.zst
+    banger image import mine --from rootfs/ --kernel-ref NAME
+    """,
+)
+@click.argument("name", type=IMAGE)
+@click.option("--from", "source", type=LOCAL_PATH, required=True, help="A tar or a directory with a root filesystem.")
+@click.option("--kernel-ref", type=KERNEL, default=None, help="Kernel that VMs of this image boot.")
+@click.option("--force", is_flag=True, help="Replace a local image of that name.")
+@json_option
+def import_image(name: str, source: str, kernel_ref: str | None, force: bool, as_json: bool) -> None:
+    """Make an image from a tar or a directory of this host."""
+    request = m.ImageImport(name=name, source=source, kernel_ref=kernel_ref or "", force=force)
+    with Display() as display:
+        image = ensure_daemon().call(op.IMAGE_IMPORT, request, display.reporter(f"importing {name}"))
+    print_arrived(image, as_json, "imported")
+
+
+@click.command("rm", cls=Command, epilog="banger image rm NAME OTHER")
+@click.argument("names", type=IMAGE, nargs=-1, required=True)
+def remove(names: tuple[str, ...]) -> int:
+    """Remove local images that no VM uses."""
+    client = ensure_daemon()
+    return for_each(
+        names,
+        lambda name: client.call(op.IMAGE_DELETE, m.NameRequest(name)),
+        lambda name, _: f"removed {name}",
+    )
+
+
+def print_arrived(image: m.ImageInfo, as_json: bool, verb: str) -> None:
+    """Tell that an image is there now."""
+    if as_json:
+        print_json(image)
+    else:
+        print(plain(f"{verb} {image.name}: {image.distro} {image.arch}, {human_size(image.size_bytes)}"))

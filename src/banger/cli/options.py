@@ -1,0 +1,149 @@
+"""Values of options and arguments: parsed and checked before any daemon is asked, and completed from live state."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from banger.api.errors import BangerError
+from banger.cli.errors import UsageFault
+from banger.system import validate_name
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def parse_size(text: str) -> int:
+    """The bytes of a size like 512M, 2G or 1.5GiB; units are binary with or without the `i`.
+
+    Raises ValueError when it is none, or below one byte.
+    """
+    lowered = text.strip().lower()
+    number = lowered.rstrip("kmgtib ")
+    unit = lowered[len(number) :].strip().removesuffix("b").removesuffix("i")
+    whole, point, fraction = number.partition(".")
+    digits_only = (whole + fraction).isascii() and (whole + fraction).isdigit() and len(number) <= 20
+    if unit not in _UNITS or not digits_only or (point and not (whole and fraction)):
+        raise ValueError(f"{text!r} is not a size")
+    # integers throughout: a float cannot hold every size exactly
+    size = int(whole + fraction) * _UNITS[unit] // int("1" + "0" * len(fraction))
+    if size < 1:
+        raise ValueError(f"{text!r} is not a size")
+    return size
+
+
+def check_publish(text: str) -> str:
+    """A port to publish, [ADDR:]HOST:GUEST (an IPv6 address in brackets); raises ValueError when it is none."""
+    address, _, ports = text.rpartition("]:") if text.startswith("[") else ("", "", text)
+    parts = ports.split(":")
+    if not address and len(parts) == 3:
+        address, *parts = parts
+    elif address:
+        address = address.removeprefix("[")
+    if len(parts) != 2 or (ports != text and not address):
+        raise ValueError(f"{text!r} is not [ADDR:]HOST:GUEST")
+    for port in parts:
+        if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
+            raise ValueError(f"{port!r} in {text!r} is not a port: use 1 to 65535")
+    if address:
+        _check_address(address, text)
+    return text
+
+
+def _check_address(address: str, text: str) -> None:
+    import ipaddress
+
+    try:
+        ipaddress.ip_address(address)
+    except ValueError as error:
+        raise ValueError(f"{address!r} in {text!r} is not an IP address") from error
+
+
+def resolve_env(entries: tuple[str, ...]) -> list[str]:
+    """NAME=VALUE for each entry; a NAME alone takes its value from this process, and is left out when unset."""
+    resolved = []
+    for entry in entries:
+        name, equals, _ = entry.partition("=")
+        if not name or "\0" in entry:
+            raise UsageFault(f"{entry!r} is not an environment variable", "use --env NAME=VALUE or --env NAME")
+        if equals:
+            resolved.append(entry)
+        elif name in os.environ:
+            resolved.append(f"{name}={os.environ[name]}")
+    return resolved
+
+
+class SizeType(click.ParamType[int]):
+    """A size such as 512M or 1.5GiB."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_size(str(value))
+        except ValueError as error:
+            raise UsageFault(f"{_where(param)}: {error}", "write sizes like 512M, 2G or 1.5GiB") from error
+
+
+class PublishType(click.ParamType[str]):
+    """A port to publish."""
+
+    name = "[addr:]host:guest"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return check_publish(str(value))
+        except ValueError as error:
+            raise UsageFault(f"{_where(param)}: {error}", "for example --publish 8080:80") from error
+
+
+class NameType(click.ParamType[str]):
+    """The name of a kernel, image or VM, completed from those that exist."""
+
+    def __init__(self, noun: str) -> None:
+        self.name = noun
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return validate_name(str(value), self.name)
+        except BangerError as error:
+            raise UsageFault(error.message, error.hint) from error
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        from banger.cli.completion import complete_names
+
+        return complete_names(self.name, incomplete)
+
+
+class LocalPath(click.ParamType[str]):
+    """An existing file or directory of this host, made absolute for the daemon."""
+
+    name = "path"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        path = Path(str(value)).expanduser().absolute()
+        if not path.exists():
+            raise UsageFault(f"{_where(param)}: there is no {path}")
+        return str(path)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
+
+
+def _where(param: click.Parameter | None) -> str:
+    return param.opts[-1] if isinstance(param, click.Option) else (param.human_readable_name if param else "value")
+
+
+SIZE, PUBLISH, LOCAL_PATH = SizeType(), PublishType(), LocalPath()
+KERNEL, IMAGE, VM = NameType("kernel"), NameType("image"), NameType("VM")
+
+Decorated = Callable[..., object]
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

@@ -1,0 +1,100 @@
+"""Progress of long operations on standard error: bars on a terminal, plain lines with -v, else nothing."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from banger.cli.render import plain
+from banger.system import human_size
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+    from banger.job import Progress
+
+
+class Display:
+    """Shows any number of operations at once; nothing of it stays on the terminal when it is closed."""
+
+    def __init__(self) -> None:
+        context = click.get_current_context(silent=True)
+        self._terminal = sys.stderr.isatty()
+        self._verbose = bool(context and context.find_root().params.get("verbose"))
+        self._lock = threading.Lock()
+        self._bars: Bars | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._lines: dict[str, str] = {}
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def reporter(self, label: str) -> Callable[[Progress], None]:
+        """What a call reports to; `label` says what is being done."""
+        return lambda step: self.show(label, step)
+
+    def show(self, label: str, step: Progress) -> None:
+        """Show the latest step of one operation."""
+        text = plain(f"{label}: {step.stage} {step.message}".rstrip())
+        with self._lock:
+            if self._terminal:
+                self._show_bar(label, text, step)
+            elif self._verbose and self._lines.get(label) != text:
+                self._lines[label] = text
+                print(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Clear the display; the next step shows it again."""
+        with self._lock:
+            if self._bars is not None:
+                self._bars.stop()
+                self._bars = None
+                self._tasks = {}
+                self._lines = {}
+
+    def _show_bar(self, label: str, text: str, step: Progress) -> None:
+        if self._bars is None:
+            self._bars = _start_bars()
+        amount = _amount(step)
+        task = self._tasks.get(label)
+        if task is None:
+            task = self._tasks[label] = self._bars.add_task(text, total=step.total, amount=amount)
+        elif self._lines[label] != text:
+            self._bars.reset(task, total=step.total, description=text, amount=amount)
+        self._lines[label] = text
+        self._bars.update(task, completed=step.done or 0, total=step.total, amount=amount)
+
+
+def _start_bars() -> Bars:
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    bars = Bars(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[amount]}", markup=False),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    bars.start()
+    return bars
+
+
+def _amount(step: Progress) -> str:
+    if step.done is None:
+        return ""
+    if step.unit == "bytes":
+        return human_size(step.done) + (f" of {human_size(step.total)}" if step.total else "")
+    return f"{step.done}" + (f" of {step.total}" if step.total else "") + f" {step.unit}"

@@ -1,0 +1,84 @@
+"""What commands print: plain tables, JSON documents, sizes and ages for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+
+from banger.api.codec import encode
+
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+
+
+def plain(text: str) -> str:
+    """The text with everything a terminal would interpret shown as an escape: names and messages may be hostile."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
+    )
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print aligned columns; an empty cell shows as '-'."""
+    lines = [headers, *([plain(cell) or "-" for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
+    for line in lines:
+        print("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def print_fields(fields: Iterable[tuple[str, str]]) -> None:
+    """Print one `name: value` line per field that has a value."""
+    shown = [(name, plain(value)) for name, value in fields if value]
+    width = max((len(name) for name, _ in shown), default=0) + 1
+    for name, value in shown:
+        print(f"{name + ':':<{width}} {value}")
+
+
+def print_json(value: object) -> None:
+    """Print a dataclass, or a list of them, as one JSON document."""
+    print(json.dumps(encode(value), indent=2))
+
+
+def note(message: str) -> None:
+    """Tell the user something that is not the command's output."""
+    print(plain(message), file=sys.stderr)
+
+
+def binary_size(size: int) -> str:
+    """A memory or disk size as it was asked for: 512 MiB, 1.5 GiB; '' for none."""
+    if size <= 0:
+        return ""
+    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size >= scale:
+            return f"{size / scale:.1f}".removesuffix(".0") + f" {unit}"
+    return f"{size} B"
+
+
+def duration(seconds: float) -> str:
+    """A length of time, coarsely: 42s, 5m, 3h, 12d."""
+    whole = max(0, int(seconds))
+    if whole < 2 * _MINUTE:
+        return f"{whole}s"
+    if whole < 2 * _HOUR:
+        return f"{whole // _MINUTE}m"
+    if whole < 2 * _DAY:
+        return f"{whole // _HOUR}h"
+    return f"{whole // _DAY}d"
+
+
+def age(timestamp: str) -> str:
+    """How long ago an RFC 3339 time was, like `duration`; the text itself when it is none."""
+    from datetime import UTC, datetime
+
+    if not timestamp:
+        return ""
+    try:
+        then = datetime.fromisoformat(timestamp)
+    except ValueError:
+        return timestamp
+    if then.tzinfo is None:
+        then = then.replace(tzinfo=UTC)
+    return duration((datetime.now(UTC) - then).total_seconds())

@@ -1,0 +1,167 @@
+"""`banger vm start`, `stop`, `restart`, `kill`, `rm` and `prune`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from banger.api import models as m
+from banger.api import operations as op
+from banger.cli import errors
+from banger.cli.connect import ensure_daemon
+from banger.cli.errors import UsageFault
+from banger.cli.lazy import Command
+from banger.cli.many import for_each
+from banger.cli.options import VM, Decorated, json_option
+from banger.cli.progress import Display
+from banger.cli.render import note, print_json
+from banger.cli.timings import print_timings
+from banger.system import human_size
+
+grace_option = click.option(
+    "--grace", type=click.FloatRange(min=0), metavar="SECONDS", help="How long the guest may take to go down by itself."
+)
+
+
+def refs_argument(function: Decorated) -> Decorated:
+    """One or more VMs."""
+    return click.argument("refs", type=VM, nargs=-1, required=True, metavar="REF...")(function)
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+    banger vm start web db
+    banger vm start --timings web
+    """,
+)
+@refs_argument
+@click.option("--timings", is_flag=True, help="Tell how long each stage took.")
+@json_option
+def start(refs: tuple[str, ...], timings: bool, as_json: bool) -> int:
+    """Start VMs."""
+    client = ensure_daemon()
+    started: list[m.VmStarted] = []
+
+    def start_one(ref: str) -> m.VmStarted:
+        result = client.call(op.VM_START, m.VmRef(ref), display.reporter(f"starting {ref}"))
+        started.append(result)
+        return result
+
+    with Display() as display:
+        status = for_each(refs, start_one, lambda ref, result: f"started {result.vm.name}", as_json, display)
+    if timings:
+        for result in started:
+            print_timings(result)
+    return status
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+    banger vm stop web db
+    banger vm stop --grace 2 web
+    """,
+)
+@refs_argument
+@grace_option
+@json_option
+def stop(refs: tuple[str, ...], grace: float | None, as_json: bool) -> int:
+    """Stop VMs, by force after a grace period."""
+    client = ensure_daemon()
+    with Display() as display:
+        return for_each(
+            refs,
+            lambda ref: client.call(op.VM_STOP, m.VmStop(ref, grace), display.reporter(f"stopping {ref}")),
+            lambda ref, result: (
+                f"stopped {result.vm.name}" + (" by force: it did not go down by itself" if result.forced else "")
+            ),
+            as_json,
+            display,
+        )
+
+
+@click.command(cls=Command, epilog="banger vm restart web")
+@refs_argument
+@grace_option
+@json_option
+def restart(refs: tuple[str, ...], grace: float | None, as_json: bool) -> int:
+    """Stop VMs if they run, and start them again."""
+    client = ensure_daemon()
+    with Display() as display:
+        return for_each(
+            refs,
+            lambda ref: client.call(op.VM_RESTART, m.VmStop(ref, grace), display.reporter(f"restarting {ref}")),
+            lambda ref, result: f"restarted {result.vm.name}",
+            as_json,
+            display,
+        )
+
+
+@click.command(cls=Command, epilog="banger vm kill web")
+@refs_argument
+@json_option
+def kill(refs: tuple[str, ...], as_json: bool) -> int:
+    """Stop VMs at once, like pulling the plug."""
+    client = ensure_daemon()
+    return for_each(
+        refs,
+        lambda ref: client.call(op.VM_KILL, m.VmRef(ref)),
+        lambda ref, vm: f"killed {vm.name}",
+        as_json,
+    )
+
+
+@click.command(
+    "rm",
+    cls=Command,
+    epilog="""
+    banger vm rm web db
+    banger vm rm --force web    also when it runs
+    """,
+)
+@refs_argument
+@click.option("-f", "--force", is_flag=True, help="Kill those that run.")
+@json_option
+def remove(refs: tuple[str, ...], force: bool, as_json: bool) -> int:
+    """Remove VMs and their disks."""
+    client = ensure_daemon()
+    return for_each(
+        refs,
+        lambda ref: client.call(op.VM_DELETE, m.VmRemove(ref, force)),
+        lambda ref, result: f"removed {', '.join(result.names) or ref}, freed {human_size(result.freed_bytes)}",
+        as_json,
+    )
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+    banger vm prune
+    banger vm prune --force    without asking
+    """,
+)
+@click.option("-y", "--force", is_flag=True, help="Do not ask.")
+@json_option
+def prune(force: bool, as_json: bool) -> int:
+    """Remove every stopped VM and its disks."""
+    if not force and not sys.stdin.isatty():
+        raise UsageFault("this removes every stopped VM, and there is no terminal to ask on", "add --force")
+    client = ensure_daemon()
+    if not force:
+        stopped = [vm.name for vm in client.call(op.VM_LIST, m.Empty()).vms if vm.state in ("created", "stopped")]
+        if not stopped:
+            note("there is no stopped VM")
+            return 0
+        note(f"This removes: {', '.join(stopped)}")
+        if not click.confirm("Remove them and their disks?", err=True):
+            return errors.FAILED
+    removed = client.call(op.VM_PRUNE, m.Empty())
+    if as_json:
+        print_json(removed)
+    elif removed.names:
+        print(f"removed {', '.join(removed.names)}, freed {human_size(removed.freed_bytes)}")
+    else:
+        print("there is no stopped VM")
+    return 0

@@ -1,0 +1,133 @@
+"""`banger vm list`, `show` and `logs`, and `banger ps`."""
+
+from __future__ import annotations
+
+import shlex
+
+import click
+
+from banger.api import models as m
+from banger.api import operations as op
+from banger.cli.connect import ensure_daemon
+from banger.cli.lazy import Command
+from banger.cli.options import VM, json_option
+from banger.cli.render import age, binary_size, print_fields, print_json, print_table
+from banger.system import human_size
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+    banger vm list
+    banger vm list --json
+    """,
+)
+@json_option
+def list_vms(as_json: bool) -> None:
+    """List all VMs."""
+    print_vms(all_states=True, as_json=as_json)
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+    banger ps
+    banger ps -a
+    """,
+)
+@click.option("-a", "--all", "all_states", is_flag=True, help="Also those that do not run.")
+@json_option
+def ps(all_states: bool, as_json: bool) -> None:
+    """List the running VMs."""
+    print_vms(all_states, as_json)
+
+
+@click.command(cls=Command, epilog="banger vm show web")
+@click.argument("ref", type=VM, metavar="REF")
+@json_option
+def show(ref: str, as_json: bool) -> None:
+    """Show one VM."""
+    vm = ensure_daemon().call(op.VM_SHOW, m.VmRef(ref))
+    if as_json:
+        print_json(vm)
+        return
+    print_fields(
+        [
+            ("name", vm.name),
+            ("id", vm.id),
+            ("state", f"{vm.state} ({vm.reason})" if vm.reason else vm.state),
+            ("image", vm.image),
+            ("kernel", vm.kernel),
+            ("machine", " ".join(filter(None, (vm.driver, vm.accelerator, vm.machine, vm.arch)))),
+            ("vcpu", str(vm.vcpu)),
+            ("memory", binary_size(vm.memory_bytes)),
+            ("disk", f"{binary_size(vm.disk_bytes)}, {human_size(vm.used_bytes)} used with home"),
+            ("home", binary_size(vm.home_bytes)),
+            ("init", vm.init),
+            ("net", vm.net),
+            *(("port", format_port(port)) for port in vm.ports),
+            ("command", shlex.join(vm.command)),
+            ("user", vm.user),
+            ("workdir", vm.workdir),
+            *(("env", entry) for entry in vm.env),
+            ("auto-remove", "yes" if vm.auto_remove else ""),
+            ("created", vm.created_at),
+            ("started", vm.started_at),
+            ("pid", str(vm.pid) if vm.pid else ""),
+            ("directory", vm.directory),
+        ]
+    )
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+    banger vm logs web -n 20
+    banger vm logs web --console -f
+    """,
+)
+@click.argument("ref", type=VM, metavar="REF")
+@click.option("--console", is_flag=True, help="What the kernel and the boot printed instead.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
+@click.option("-n", "--tail", type=click.IntRange(min=0), help="Only that many lines from the end.")
+def logs(ref: str, console: bool, follow: bool, tail: int | None) -> int:
+    """Print the output of a VM's main command, or its console."""
+    from banger.cli.terminal import copy_output
+
+    request = m.VmLogs(vm=ref, console=console, follow=follow, tail=tail)
+    with ensure_daemon().open(op.VM_LOGS, request) as stream:
+        return copy_output(stream)
+
+
+def print_vms(all_states: bool, as_json: bool) -> None:
+    """Print the VMs, the running ones or all of them."""
+    vms = ensure_daemon().call(op.VM_LIST, m.Empty()).vms
+    shown = [vm for vm in vms if all_states or vm.state == "running"]
+    if as_json:
+        print_json(m.VmList(shown))
+        return
+    headers = ["NAME", "STATE", "IMAGE", "VCPU", "MEMORY", "USED", "PORTS", "CREATED", "UP", "REASON"]
+    rows = [
+        [
+            vm.name,
+            vm.state,
+            vm.image,
+            str(vm.vcpu),
+            binary_size(vm.memory_bytes),
+            human_size(vm.used_bytes),
+            ", ".join(map(format_port, vm.ports)),
+            age(vm.created_at),
+            age(vm.started_at) if vm.state == "running" else "",
+            vm.reason,
+        ]
+        for vm in shown
+    ]
+    if not any(vm.reason for vm in shown):
+        headers, rows = headers[:-1], [row[:-1] for row in rows]
+    print_table(headers, rows)
+
+
+def format_port(port: m.PublishedPort) -> str:
+    """A published port the way --publish takes it."""
+    address = f"[{port.address}]" if ":" in port.address else port.address
+    return f"{address}:{port.host_port}:{port.guest_port}"

@@ -1,0 +1,216 @@
+"""`banger vm run` and `banger vm create`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+
+import click
+
+from banger.api import models as m
+from banger.api import operations as op
+from banger.api.client import Client
+from banger.api.codec import Json, decode
+from banger.api.errors import BangerError, Code
+from banger.cli import terminal
+from banger.cli.connect import ensure_daemon
+from banger.cli.errors import UsageFault, around_guest_command
+from banger.cli.lazy import Command
+from banger.cli.options import IMAGE, KERNEL, PUBLISH, SIZE, VM, Decorated, json_option, resolve_env
+from banger.cli.progress import Display
+from banger.cli.render import note, print_json
+from banger.cli.timings import print_timings
+
+_MIB = "in binary units: 512M, 1.5GiB"
+_OPTIONS = (
+    click.option("--image", type=IMAGE, default="", help="Image to start from."),
+    click.option("--kernel", type=KERNEL, default="", help="Kernel to boot instead of the image's own."),
+    click.option("--name", type=VM, metavar="NAME", default="", help="Name of the VM; one is made up otherwise."),
+    click.option("--vcpu", type=click.IntRange(1, 1024), default=0, metavar="N", help="Number of processors."),
+    click.option("--memory", type=SIZE, default=0, help=f"Memory, {_MIB}."),
+    click.option("--disk-size", type=SIZE, default=0, help=f"Disk for everything but /root, {_MIB}."),
+    click.option("--home-size", type=SIZE, default=0, help=f"Disk for /root, {_MIB}."),
+    click.option(
+        "-e",
+        "--env",
+        multiple=True,
+        metavar="NAME[=VALUE]",
+        help="Environment variable; a NAME alone takes your value. Can be given several times.",
+    ),
+    click.option("-w", "--workdir", default="", metavar="PATH", help="Directory that commands start in."),
+    click.option("-u", "--user", default="", metavar="NAME", help="User that commands run as."),
+    click.option("--net", type=click.Choice(["none", "user"]), default="", help="Network of the VM."),
+    click.option(
+        "-p",
+        "--publish",
+        type=PUBLISH,
+        multiple=True,
+        help="Lead a TCP port of this host to one of the guest; on 127.0.0.1 without ADDR. Can be given several times.",
+    ),
+    click.option("--rm", "auto_remove", is_flag=True, help="Remove the VM when it stops."),
+    click.option("--init", type=click.Choice(["agent", "image"]), default="", help="Which init the guest runs."),
+    click.option("--shell", is_flag=True, help="A login shell, whatever the image's own command is."),
+    click.option("--entrypoint", default=None, metavar="PROGRAM", help="Replace the image's entrypoint."),
+    click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]"),
+)
+
+
+def _create_options(function: Callable[..., int]) -> Decorated:
+    """The options that decide what the VM is; the function gets them as one VmCreate, `create`."""
+
+    @functools.wraps(function)
+    def with_request(
+        image: str,
+        kernel: str,
+        name: str,
+        vcpu: int,
+        memory: int,
+        disk_size: int,
+        home_size: int,
+        env: tuple[str, ...],
+        workdir: str,
+        user: str,
+        net: str,
+        publish: tuple[str, ...],
+        auto_remove: bool,
+        init: str,
+        shell: bool,
+        entrypoint: str | None,
+        command: tuple[str, ...],
+        **others: object,
+    ) -> int:
+        if shell and (command or entrypoint is not None):
+            raise UsageFault("--shell goes with neither a command nor --entrypoint")
+        if net == "none" and publish:
+            raise UsageFault("--publish needs a network", "leave out --net none")
+        create = m.VmCreate(
+            image=image,
+            kernel=kernel,
+            name=name,
+            vcpu=vcpu,
+            memory_bytes=memory,
+            disk_bytes=disk_size,
+            home_bytes=home_size,
+            env=resolve_env(env),
+            workdir=workdir,
+            user=user,
+            net=net,
+            publish=list(publish),
+            auto_remove=auto_remove,
+            init=init,
+            entrypoint=entrypoint,
+            shell=shell,
+            command=list(command),
+        )
+        return function(create=create, **others)
+
+    decorated: Decorated = with_request
+    for option in reversed(_OPTIONS):
+        decorated = option(decorated)
+    return decorated
+
+
+@click.command(
+    cls=Command,
+    context_settings={"allow_interspersed_args": False},
+    epilog="""
+    banger vm run --rm                                   a shell in a machine that is gone afterwards
+    banger vm run --rm -- sh -c 'uname -a; id'           one command in it
+    tar c . | banger vm run --rm -- tar t                pipes work
+    banger vm run -d --name web -p 8080:80 --memory 1G   stays in the background
+    """,
+)
+@_create_options
+@click.option("-d", "--detach", is_flag=True, help="Leave it running in the background and print its name.")
+@click.option("-t", "--tty", is_flag=True, help="A terminal for the command even when this is none.")
+@click.option("-i", "--interactive", is_flag=True, hidden=True, expose_value=False)  # habit: docker run -it
+@click.option("--timings", is_flag=True, help="Tell how long each stage took.")
+@click.option("--json", "as_json", is_flag=True, help="With --detach: print the VM as one JSON document.")
+def run(create: m.VmCreate, detach: bool, tty: bool, timings: bool, as_json: bool) -> int:
+    """Create a VM, start it and run CMD in it: by default the image's own command, or a login shell.
+
+    Exits with the command's status; 125 when banger failed, 126 when CMD cannot be executed, 127 when there is none.
+    The VM stays afterwards unless --rm is given.
+    """
+    if detach and tty:
+        raise UsageFault("--tty and --detach exclude each other")
+    if as_json and not detach:
+        raise UsageFault("--json goes with --detach: otherwise the output is the command's own")
+    with around_guest_command(), Display() as display:
+        client = ensure_daemon()
+        if detach:
+            started = _run_detached(client, create, display)
+            display.close()
+            if as_json:
+                print_json(started.vm)
+            else:
+                print(started.vm.name)
+            status = 0
+        else:
+            status, started = _run_attached(client, create, tty, display)
+    if timings:
+        print_timings(started)
+    return status
+
+
+@click.command(
+    cls=Command,
+    context_settings={"allow_interspersed_args": False},
+    epilog="""
+    banger vm create --name web -p 8080:80
+    banger vm start web
+    """,
+)
+@_create_options
+@json_option
+def create(create: m.VmCreate, as_json: bool) -> int:
+    """Create a VM without starting it, and print its name. CMD becomes its main command."""
+    with Display() as display:
+        vm = ensure_daemon().call(op.VM_CREATE, create, display.reporter("creating"))
+    if as_json:
+        print_json(vm)
+    else:
+        print(vm.name)
+    return 0
+
+
+def _run_detached(client: Client, create: m.VmCreate, display: Display) -> m.VmStarted:
+    with client.open(op.VM_RUN, m.VmRun(create, detach=True)) as stream:
+        return _decode_started(terminal.wait_started(stream, display.reporter("starting")))
+
+
+def _run_attached(client: Client, create: m.VmCreate, tty: bool, display: Display) -> tuple[int, m.VmStarted]:
+    started: list[m.VmStarted] = []
+
+    def on_started(result: Json) -> None:
+        display.close()
+        started.append(_decode_started(result))
+
+    wants_terminal = tty or terminal.on_terminal()
+    request = m.VmRun(
+        create,
+        terminal=terminal.terminal_size() if wants_terminal else None,
+        env=terminal.terminal_env() if wants_terminal else [],
+    )
+    stream = client.open(op.VM_RUN, request)
+    status = terminal.Session(stream, wants_terminal, display.reporter("starting"), on_started).run()
+    if not started:
+        raise terminal.went_away()
+    if terminal.on_terminal() and not create.auto_remove:
+        _tell_if_running(client, started[0].vm)
+    return status, started[0]
+
+
+def _tell_if_running(client: Client, vm: m.VmInfo) -> None:
+    # the command's status counts, whatever becomes of this courtesy
+    with contextlib.suppress(BangerError):
+        if client.call(op.VM_SHOW, m.VmRef(vm.id)).state == "running":
+            note(f"VM {vm.name} is still running; stop it with: banger vm stop {vm.name}")
+
+
+def _decode_started(result: Json) -> m.VmStarted:
+    try:
+        return decode(m.VmStarted, result)
+    except ValueError as error:
+        raise BangerError(Code.DAEMON, f"the daemon's answer to vm.run makes no sense: {error}") from error
