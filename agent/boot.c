@@ -20,6 +20,9 @@
 
 #include "system.h"
 
+/* The kernel's own hard limit of 4096 is too low for databases; these are the limits of systemd (systemd.exec(5)). */
+enum { USUAL_DESCRIPTORS = 1024, MAX_DESCRIPTORS = 524288 };
+
 static bool in_guest;
 static const char *chosen_init;
 
@@ -136,8 +139,7 @@ void boot_prepare(void) {
     mount_kernel("proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
     mount_kernel("sysfs", "/sys", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
     reboot(RB_DISABLE_CAD); /* Ctrl-Alt-Del becomes SIGINT to this process */
-    /* The kernel's own limit of 4096 is too low for databases; these are what systemd gives (systemd.exec(5)). */
-    setrlimit(RLIMIT_NOFILE, &(struct rlimit){.rlim_cur = 1024, .rlim_max = 524288});
+    setrlimit(RLIMIT_NOFILE, &(struct rlimit){MAX_DESCRIPTORS, MAX_DESCRIPTORS});
     load_modules();
 }
 
@@ -209,19 +211,6 @@ bool boot_wants_init(void) {
     return boot_is_init() && chosen_init;
 }
 
-static _Noreturn void execute_init(void) {
-    sigset_t none;
-    sigemptyset(&none);
-    for (int number = 1; number < NSIG; number++)
-        signal(number, SIG_DFL);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-    char *arguments[] = {(char *)chosen_init, NULL};
-    char *environment[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "TERM=linux",
-                           NULL};
-    execve(chosen_init, arguments, environment);
-    fatal("cannot execute %s: %s", chosen_init, strerror(errno));
-}
-
 void write_setting(const char *path, const char *text) {
     int fd = open(path, O_WRONLY | O_CLOEXEC);
     if (fd < 0)
@@ -229,6 +218,22 @@ void write_setting(const char *path, const char *text) {
     ssize_t written = write(fd, text, strlen(text));
     (void)written;
     close(fd);
+}
+
+static _Noreturn void execute_init(void) {
+    sigset_t none;
+    sigemptyset(&none);
+    for (int number = 1; number < NSIG; number++)
+        signal(number, SIG_DFL);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    /* The agent's own settings are not for the image's init, which hands its own on to its services. */
+    write_setting("/proc/self/oom_score_adj", "0");
+    setrlimit(RLIMIT_NOFILE, &(struct rlimit){USUAL_DESCRIPTORS, MAX_DESCRIPTORS});
+    char *arguments[] = {(char *)chosen_init, NULL};
+    char *environment[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "TERM=linux",
+                           NULL};
+    execve(chosen_init, arguments, environment);
+    fatal("cannot execute %s: %s", chosen_init, strerror(errno));
 }
 
 /* systemd's last sweep spares processes whose argv[0] begins with '@' (systemd's documentation: "Storage Daemons for the
@@ -254,5 +259,4 @@ void boot_run_init(void) {
     setsid();
     mark_argv();
     prctl(PR_SET_NAME, "banger-agent", 0, 0, 0);
-    write_setting("/proc/self/oom_score_adj", "-1000"); /* PID 1 is safe anyway; commands get their 0 back */
 }
