@@ -231,11 +231,8 @@ static bool failed(struct channel *channel) {
 /* All but DATA for the host; true when bytes were moved. */
 static bool pump(struct channel *channel) {
     bool moved = false;
-    if (!channel->open) {
-        if (session_room())
-            channel->start(channel);
-        return false;
-    }
+    if (!channel->open)
+        return session_room() && channel->start(channel);
     if (session_room() && failed(channel))
         return false;
     moved = channel_write(channel);

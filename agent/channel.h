@@ -19,8 +19,8 @@ struct channel {
     uint32_t id; /* 0: the host does not know it (any more); what remains is a command whose output is logged */
     struct channel *next, **link;
 
-    /* Called until it has replied; then `open` is set. It may end the channel. */
-    void (*start)(struct channel *channel);
+    /* Called until it is true: then it has replied and set `open`, or has ended the channel. */
+    bool (*start)(struct channel *channel);
     bool open;
 
     struct watch input; /* where bytes from the host go */

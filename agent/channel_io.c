@@ -151,7 +151,7 @@ bool channel_read(struct channel *channel, struct source *source) {
     size_t limit = smaller(MAX_PAYLOAD, source->left);
     if (attached)
         limit = smaller(limit, channel->may_send);
-    struct iovec parts[2] = {{logged, limit}, {NULL, 0}};
+    struct iovec parts[2] = {{logged, limit}, {logged, 0}};
     if (attached && !log)
         session_data_space(limit, parts);
     size_t length = fill(channel, source, parts, limit, &ended);

@@ -56,19 +56,20 @@ static int read_request(struct bytes request, char host[INET6_ADDRSTRLEN], uint1
 }
 
 /* REPLY once the connection stands, ERROR when it was refused. */
-static void dial_start(struct channel *channel) {
+static bool dial_start(struct channel *channel) {
     int error = 0;
     socklen_t length = sizeof error;
     if (!channel->input.writable)
-        return;
+        return false;
     getsockopt(channel->input.fd, SOL_SOCKET, SO_ERROR, &error, &length);
     if (error == 0) {
         channel_reply(channel, &(struct buffer){0});
-        return;
+        return true;
     }
     struct failure failure;
     fail(&failure, error, "cannot connect: %s", strerror(error));
     channel_fail(channel, &failure);
+    return true;
 }
 
 int dial_open(struct channel *channel, struct bytes request, struct failure *failure) {

@@ -229,15 +229,15 @@ static int open_pipes(struct plumbing *plumbing, uint64_t flags, struct failure 
 }
 
 /* REPLY once the child has become the command, ERROR when it reports why it could not. */
-static void exec_start(struct channel *channel) {
+static bool exec_start(struct channel *channel) {
     struct failure failure;
     int reported = process_report(&channel->report, &failure);
     if (reported < 0)
-        return;
+        return false;
     if (reported > 0) {
         process_main_failed(channel->pid);
         channel_fail(channel, &failure);
-        return;
+        return true;
     }
     struct buffer reply = {0};
     process_main_started(channel->pid);
@@ -248,6 +248,7 @@ static void exec_start(struct channel *channel) {
         channel->id = 0;
         watch_close(&channel->input);
     }
+    return true;
 }
 
 int exec_open(struct channel *channel, struct bytes request, struct failure *failure) {

@@ -122,15 +122,19 @@ static void wait_for_events(int timeout_ms) {
     }
 }
 
+bool loop_round(bool wait) {
+    bool progress = session_input();
+    if (signals.readable)
+        signals_read();
+    progress |= channels_pump();
+    progress |= session_output();
+    log_pump();
+    int timeout_ms = call_after_flush();
+    wait_for_events(progress || !wait ? 0 : timeout_ms);
+    return progress;
+}
+
 void loop_run(void) {
-    for (;;) {
-        bool progress = session_input();
-        if (signals.readable)
-            signals_read();
-        progress |= channels_pump();
-        progress |= session_output();
-        log_pump();
-        int timeout_ms = call_after_flush();
-        wait_for_events(progress ? 0 : timeout_ms);
-    }
+    for (;;)
+        loop_round(true);
 }

@@ -16,7 +16,9 @@ void loop_open(void);
 /* Watches `fd`, which now belongs to the watch. False (and `fd` closed) when epoll refuses it. */
 bool watch_open(struct watch *watch, int fd);
 void watch_close(struct watch *watch);
-/* Does rounds of work forever. */
+/* One round of work; then looks for events, and waits for them when there is nothing left to do. True when there may
+ * be more to do at once. */
+bool loop_round(bool wait);
 _Noreturn void loop_run(void);
 
 /* Signals that the agent takes from a descriptor; they are blocked. */
