@@ -23,7 +23,8 @@ _SUITE_NAME = re.compile(r"[a-z][a-z0-9-]*")
 # the packages that a kernel's metapackage stands for; all else that it depends on is for installing it
 _KERNEL_PART = re.compile(r"linux-(image|modules|binary)-.+")
 
-# hooks of the host's configuration are not for us; options with a path go on the command line
+# hooks of the host's configuration are not for us; options with a path go on the command line. Root's apt would drop to
+# a user of its own, who cannot write into a private cache
 _APT_CONF = """\
 #clear APT::Update;
 #clear DPkg;

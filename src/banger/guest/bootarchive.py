@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from banger import system
@@ -19,7 +19,7 @@ _CACHED = re.compile(r"boot-[0-9a-f]{12}\.cpio")
 _DIRECTORIES = ("dev", "proc", "run", "sys", "tmp")
 
 
-def write_boot_modules(output: Path, modules: Sequence[tuple[str, bytes]]) -> None:
+def write_boot_modules(output: Path, modules: Iterable[tuple[str, bytes]]) -> None:
     """Write the first half of a kernel's boot archives.
 
     `modules` are (path below /lib/modules/<version>, decompressed content) in load order; they become

@@ -1,9 +1,10 @@
-"""Resolves names that packages and metadata chose, inside the directory they belong to."""
+"""Reads what others made within bounds: names stay inside their directory, files below a size."""
 
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
+from banger import system
 from banger.api.errors import BangerError, Code
 
 
@@ -20,3 +21,12 @@ def confined(directory: Path, name: str, where: str, kind: str = "file") -> Path
     if not found or ".." in PurePosixPath(name).parts or not real.is_relative_to(directory.resolve()):
         raise BangerError(Code.CORRUPT, f"{where} names {name!r}, which is not a {kind} inside {str(directory)!r}")
     return real
+
+
+def read_bounded(file: Path, limit: int) -> bytes:
+    """The content of a file of at most `limit` bytes (else CORRUPT)."""
+    with open(file, "rb") as stream:
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise BangerError(Code.CORRUPT, f"{file.name} is larger than {system.human_size(limit)}")
+    return data

@@ -48,7 +48,8 @@ def unpack_deb(package: Path, target: Path, job: Job) -> None:
             data = io.BufferedReader(PieceReader(_data_member(stream, total), _UNPACKED_LIMIT), _STEP)
             with tarfile.open(fileobj=data, mode="r|", tarinfo=_BoundedTarInfo) as archive:
                 for number, member in enumerate(archive):
-                    job.progress("unpack", package.name, stream.tell(), total)
+                    if number % 64 == 0:
+                        job.progress("unpack", package.name, stream.tell(), total)
                     if number >= _MEMBER_LIMIT:
                         raise tarfile.ReadError(f"it has more than {_MEMBER_LIMIT} members")
                     destination = _destination(member.name)

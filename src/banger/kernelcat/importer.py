@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tarfile
@@ -16,14 +17,15 @@ from banger.api.errors import BangerError, Code
 from banger.guest.bootarchive import write_boot_modules
 from banger.job import Job, command_failed
 from banger.kernelcat import manifest as layout
-from banger.kernelcat.bzimage import embedded_config, read_kernel
-from banger.kernelcat.confine import confined
+from banger.kernelcat.bzimage import UNPACKED_LIMIT, Kernel, embedded_config, read_kernel
+from banger.kernelcat.confine import confined, read_bounded
 from banger.kernelcat.manifest import KernelManifest
 from banger.kernelcat.modules import BootPlan, boot_plan, read_module
-from banger.kernelcat.sources import discover, newest, read_bounded
+from banger.kernelcat.sources import Found, discover, newest
 
 # lz4: the fastest to pack and, in an emulated guest, to read (92 MB of modules: 0.4 s and 36 MB; zstd 7 s and 20 MB)
 _COMPRESSOR = "lz4"
+_CONFIG_LIMIT = 4 << 20  # bytes
 
 
 def import_kernel(
@@ -47,52 +49,46 @@ def import_kernel(
     """
     system.validate_name(name, "kernel")
     refuse_taken(kernels_dir, name, replace)
-    with system.staging(kernels_dir, name) as staged:
-        entry, scratch = staged / "entry", staged / "scratch"
-        entry.mkdir(mode=0o755)
-        scratch.mkdir()
-        kernel_file, found = discover(sources, scratch, kernel_version or "", job)
-        job.progress("unpack", kernel_file.name)
-        data = read_bounded(kernel_file)
-        kernel = read_kernel(data, kernel_file.name)
-        _agree("architecture", kernel.arch, arch, found.arch)
-        _agree("kernel version", kernel.version, kernel_version, found.kernel_version)
+    try:
+        with system.staging(kernels_dir, name) as staged:
+            entry, scratch = staged / "entry", staged / "scratch"
+            entry.mkdir(mode=0o755)
+            scratch.mkdir()
+            kernel_file, found = discover(sources, scratch, kernel_version or "", job)
+            job.progress("unpack", kernel_file.name)
+            data = read_bounded(kernel_file, UNPACKED_LIMIT)
+            kernel = read_kernel(data, kernel_file.name)
+            _agree("architecture", kernel.arch, arch, found.arch)
+            _agree("kernel version", kernel.version, kernel_version, found.kernel_version)
 
-        (entry / layout.VMLINUX).write_bytes(kernel.image)
-        if kernel.bzimage and not kernel.pvh:
-            (entry / layout.VMLINUZ).write_bytes(data)
-        if found.initrd:
-            system.copy_file_prefer_clone(found.initrd, entry / layout.INITRD)
-        config = found.config.read_text("ascii", "replace") if found.config else embedded_config(kernel.image)
-        if config is not None:
-            (entry / layout.CONFIG).write_text(config)
-        modules = _index_modules(found.modules, kernel.version, scratch, job) if found.modules else None
-        plan = _plan_boot(modules, config, kernel_file.name)
-        if plan.load and modules:
-            job.progress("boot modules", total=len(plan.load), unit="modules")
-            write_boot_modules(entry / layout.BOOT_MODULES, [(path, read_module(modules, path)) for path in plan.load])
-        if modules:
-            _pack_modules(modules, entry / layout.MODULES, job)
-        manifest = KernelManifest(
-            name=name,
-            distro=distro or found.distro or "unknown",
-            arch=kernel.arch,
-            kernel_version=kernel.version,
-            sha256=hashlib.sha256(kernel.image).hexdigest(),
-            source=source or f"import:{sources[0]}",
-            imported_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            modules=modules is not None,
-            pvh=kernel.pvh,
-            boot_modules=plan.load,
-            missing=plan.missing,
-        )
-        layout.write_local(entry, manifest)
-        system.remove_tree(scratch)
-        job.progress("publish", name)
-        system.syncfs(entry)  # the slow part of the publication, before the lock is taken
-        with publishing():
-            refuse_taken(kernels_dir, name, replace)
-            system.publish(entry, kernels_dir / name)
+            plan = _build(entry, scratch, data, kernel, found, job)
+            manifest = KernelManifest(
+                name=name,
+                distro=distro or found.distro or "unknown",
+                arch=kernel.arch,
+                kernel_version=kernel.version,
+                sha256=hashlib.sha256(kernel.image).hexdigest(),
+                source=source or f"import:{sources[0]}",
+                imported_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                modules=found.modules is not None,
+                pvh=kernel.pvh,
+                boot_modules=plan.load,
+                missing=plan.missing,
+            )
+            layout.write_local(entry, manifest)
+            system.remove_tree(scratch)
+            job.progress("publish", name)
+            system.syncfs(entry)  # the slow part of the publication, before the lock is taken
+            with publishing():
+                refuse_taken(kernels_dir, name, replace)
+                system.publish(entry, kernels_dir / name)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise BangerError(
+            Code.EXHAUSTED if full else Code.INVALID,
+            f"the kernel {name!r} cannot be imported: {error.strerror}: {error.filename or kernels_dir}",
+            hint="remove kernels, images or VMs that you no longer need" if full else "",
+        ) from error
     return manifest
 
 
@@ -108,14 +104,31 @@ def _agree(what: str, actual: str, *claims: str | None) -> None:
             raise BangerError(Code.INVALID, f"the {what} of this kernel is {actual!r}, not {claim!r}")
 
 
-def _plan_boot(modules: Path | None, config: str | None, where: str) -> BootPlan:
+def _build(entry: Path, scratch: Path, data: bytes, kernel: Kernel, found: Found, job: Job) -> BootPlan:
+    """Write all files of the entry but its manifest; `data` is the kernel file as it was found."""
+    (entry / layout.VMLINUX).write_bytes(kernel.image)
+    if kernel.bzimage and not kernel.pvh:
+        (entry / layout.VMLINUZ).write_bytes(data)
+    if found.initrd:
+        system.copy_file_prefer_clone(found.initrd, entry / layout.INITRD)
+    if found.config:
+        config: str | None = read_bounded(found.config, _CONFIG_LIMIT).decode("ascii", "replace")
+    else:
+        config = embedded_config(kernel.image)
+    if config is not None:
+        (entry / layout.CONFIG).write_text(config)
+    modules = _index_modules(found.modules, kernel.version, scratch, job) if found.modules else None
     plan = boot_plan(modules, config)
     if plan.fatal:
         raise BangerError(
             Code.UNSUPPORTED,
-            f"no guest could boot with {where}: it lacks {', '.join(plan.fatal)}",
+            f"no guest could boot with the kernel {kernel.version}: it lacks {', '.join(plan.fatal)}",
             hint="import the kernel together with its modules, or one built with these options",
         )
+    if modules:
+        job.progress("boot modules", total=len(plan.load), unit="modules")
+        write_boot_modules(entry / layout.BOOT_MODULES, ((path, read_module(modules, path)) for path in plan.load))
+        _pack_modules(modules, entry / layout.MODULES, job)
     return plan
 
 
@@ -148,7 +161,9 @@ def _index_modules(found: Path, version: str, scratch: Path, job: Job) -> Path:
                 system.link_or_copy(path, inside / file)
     if not (target / "modules.dep").exists() or not (target / "modules.dep.bin").exists():
         job.progress("index", version)
-        job.run(["depmod", "-b", root, version])
+        # the PATH of ordinary users may lack the directory of depmod
+        environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+        job.run(["depmod", "-b", root, version], env=environment)
     return target
 
 
@@ -180,4 +195,7 @@ def _pack_modules(modules: Path, output: Path, job: Job) -> None:
         job.check()
         if status != 0:
             errors.seek(0)
-            raise command_failed(argv, status, errors.read(1 << 20))
+            message = errors.read(1 << 20)
+            if b"No space left" in message:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(output))
+            raise command_failed(argv, status, message)

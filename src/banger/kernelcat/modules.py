@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from banger.api.errors import BangerError, Code
-from banger.kernelcat.confine import confined
+from banger.kernelcat.confine import confined, read_bounded
 from banger.kernelcat.decompress import compression, decompress
 
-_INDEX_LIMIT = 64 << 20  # bytes of modules.dep, modules.builtin, config
-_MODULE_LIMIT = 64 << 20  # bytes of one decompressed module
+_INDEX_LIMIT = 64 << 20  # bytes of modules.dep or modules.builtin
+_MODULE_LIMIT = 64 << 20  # bytes of one module, also when decompressed
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def boot_plan(modules: Path | None, config: str | None) -> BootPlan:
 
 def read_module(modules: Path, path: str) -> bytes:
     """The decompressed content of a module (.ko, .ko.gz, .ko.xz, .ko.zst)."""
-    data = (modules / path).read_bytes()
+    data = read_bounded(modules / path, _MODULE_LIMIT)
     if compression(data) is not None:
         data = decompress(data, _MODULE_LIMIT)
     if not data.startswith(b"\x7fELF"):
@@ -120,14 +120,13 @@ def _read_builtin(modules: Path) -> set[str] | None:
 
 def _read_index(file: Path) -> list[str]:
     try:
-        with open(file, encoding="utf-8", errors="surrogateescape") as stream:
-            return stream.read(_INDEX_LIMIT).splitlines()
+        return read_bounded(file, _INDEX_LIMIT).decode("utf-8", "surrogateescape").splitlines()
     except OSError as error:
         raise BangerError(Code.CORRUPT, f"the module index {file.name} cannot be read: {error.strerror}") from error
 
 
 def _read_config(text: str) -> dict[str, str]:
-    pairs = (line.partition("=") for line in text[:_INDEX_LIMIT].splitlines() if line.startswith("CONFIG_"))
+    pairs = (line.partition("=") for line in text.splitlines() if line.startswith("CONFIG_"))
     return {option: value for option, _, value in pairs}
 
 

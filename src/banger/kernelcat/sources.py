@@ -6,17 +6,15 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from banger import system
 from banger.api.errors import BangerError, Code
 from banger.job import Job
-from banger.kernelcat.confine import confined
+from banger.kernelcat.confine import confined, read_bounded
 from banger.kernelcat.deb import is_deb, unpack_deb
 from banger.kernelcat.fields import Fields
 from banger.kernelcat.manifest import is_version
 
 _METADATA = "metadata.json"
 _METADATA_LIMIT = 1 << 20  # bytes
-_KERNEL_LIMIT = 1 << 30  # bytes of a kernel file
 
 
 @dataclass(frozen=True)
@@ -62,15 +60,6 @@ def discover(sources: list[Path], scratch: Path, kernel_version: str, job: Job) 
             hint=f"a directory holds boot/vmlinux-* or boot/vmlinuz-*, or {_METADATA} that names the files",
         )
     return found.kernel, found
-
-
-def read_bounded(file: Path, limit: int = _KERNEL_LIMIT) -> bytes:
-    """The content of a file of at most `limit` bytes (else CORRUPT)."""
-    with open(file, "rb") as stream:
-        data = stream.read(limit + 1)
-    if len(data) > limit:
-        raise BangerError(Code.CORRUPT, f"{file.name} is larger than {system.human_size(limit)}")
-    return data
 
 
 def newest(names: list[str]) -> str | None:

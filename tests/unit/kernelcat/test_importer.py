@@ -4,6 +4,9 @@ import contextlib
 import itertools
 import json
 import lzma
+import multiprocessing
+import os
+import signal
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -13,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from banger import system
 from banger.api.errors import BangerError, Code
 from banger.job import Job, Progress
 from banger.kernelcat import deb, manifest
@@ -281,6 +285,44 @@ def test_cancelling_leaves_nothing(tmp_path: Path) -> None:
         import_kernel(tmp_path / "kernels", "mine", [package], job)
     assert caught.value.code is Code.CANCELLED
     assert list((tmp_path / "kernels").iterdir()) == []
+
+
+def test_killed_import_leaves_the_old_kernel_or_the_new(tmp_path: Path) -> None:
+    """Killed at each of its progress reports in turn, until one import gets through."""
+    kernels = tmp_path / "kernels"
+    (tmp_path / "vmlinux").write_bytes(builders.elf("6.0"))
+    old = import_one(tmp_path, tmp_path / "vmlinux")
+    (tmp_path / "linux.deb").write_bytes(builders.deb(builders.kernel_deb_members()))
+
+    def run(survive: int) -> None:
+        def kill(progress: Progress) -> None:
+            nonlocal survive
+            survive -= 1
+            if survive < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        import_kernel(kernels, "mine", [tmp_path / "linux.deb"], Job(kill), replace=True)
+
+    for survive in itertools.count():
+        process = multiprocessing.get_context("fork").Process(target=run, args=(survive,))
+        process.start()
+        process.join()
+        installed = manifest.read_local(kernels, "mine")
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        assert installed == old
+        assert system.sweep_staging(kernels) != []
+    assert survive > 10
+    assert installed.kernel_version == builders.VERSION
+    assert [path.name for path in kernels.iterdir()] == ["mine"]
+
+
+def test_unreadable_sources_are_explained(tmp_path: Path) -> None:
+    directory = builders.kernel_directory(tmp_path / "stage")
+    (directory / "lib/modules" / builders.VERSION / "modules.dep").unlink()
+    (directory / "lib/modules" / builders.VERSION / "modules.dep").mkdir()
+    assert "modules.dep" in refused(tmp_path, directory).message
 
 
 def test_imports_are_reproducible(tmp_path: Path) -> None:
