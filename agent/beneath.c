@@ -1,8 +1,8 @@
 /* Opens directories component by component, resolving symbolic links itself.
  *
- * openat2(RESOLVE_BENEATH) would do it in one call, but needs Linux 5.6 and refuses the absolute links of a tree that is
- * extracted to /. Nobody but the file system's users can race with this: a directory that they move is still the one
- * that was opened, and ".." is never handed to the kernel.
+ * openat2(RESOLVE_BENEATH) would do it in one call, but needs Linux 5.6 and refuses the absolute links of a tree that
+ * is extracted to /. Other processes that move directories meanwhile gain nothing: the descriptor stays with the
+ * directory that was opened, and ".." is never handed to the kernel.
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -9,6 +9,7 @@
 #include <limits.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <time.h>
 
@@ -111,5 +112,33 @@ int reader_data(struct tar_reader *reader, size_t least, struct bytes *data);
 void reader_take(struct tar_reader *reader, size_t length);
 /* Reads and drops everything up to the end of the stream, so that its writer is not stopped by a closed pipe. */
 int reader_drain(struct tar_reader *reader);
+
+/* tar_write.c ----------------------------------------------------------------------------------------------------- */
+
+struct tar_writer {
+    int out;
+    uint8_t *data; /* TAR_BUFFER bytes, of which `used` have to be written */
+    size_t used;
+    bool no_sendfile;
+    struct failure *failure;
+    struct buffer records, map;
+    struct extents extents;
+    char name[PATH_MAX + 1]; /* of the member; room for the slash of a directory */
+};
+
+int writer_open(struct tar_writer *writer, int out, struct failure *failure);
+void writer_close(struct tar_writer *writer);
+/* Fails with errno: "cannot WHAT NAME: ..." */
+int writer_failed(struct tar_writer *writer, const char *what);
+/* Fill a field of the header, or add the record `pax` when that cannot hold the value. */
+void writer_octal(struct tar_writer *writer, char *field, size_t size, uint64_t number, const char *pax);
+void writer_name(struct tar_writer *writer, char *field, size_t size, const char *name, const char *pax);
+void writer_time(struct tar_writer *writer, struct tar_header *header, struct timespec time);
+/* Writes the records, if there are any, and the header. */
+int writer_member(struct tar_writer *writer, struct tar_header *header);
+/* The same for a file, and its data, of which only what is no hole. */
+int writer_file(struct tar_writer *writer, struct tar_header *header, int fd, const struct stat *status);
+/* Ends the stream. */
+int writer_finish(struct tar_writer *writer);
 
 #endif

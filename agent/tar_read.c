@@ -44,7 +44,8 @@ static int need(struct tar_reader *reader, size_t length) {
         if (got > 0)
             continue;
         if (reader->member.name[0])
-            return fail(reader->failure, EBADMSG, "the tar stream ends early, in or after %s", SHOW(reader->member.name));
+            return fail(reader->failure, EBADMSG, "the tar stream ends early, in or after %s",
+                        SHOW(reader->member.name));
         return fail(reader->failure, EBADMSG, "the tar stream ends before its first member");
     }
     return 0;

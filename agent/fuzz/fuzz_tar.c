@@ -15,6 +15,7 @@
 
 #include "../tar.h"
 
+int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed);
 size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
@@ -59,15 +60,48 @@ static bool unchanged(const struct stat *a, const struct stat *b) {
            a->st_ctim.tv_sec == b->st_ctim.tv_sec && a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+static void make_base(char base[PATH_MAX]) {
     const char *temporary = getenv("TMPDIR");
+    snprintf(base, PATH_MAX, "%s/fuzz-tar-XXXXXX", temporary ? temporary : "/tmp");
+    require(mkdtemp(base), "mkdtemp");
+}
+
+/* Writes a seed: a small tree with a file, a hole, links, a long name and an old time. */
+int LLVMFuzzerInitialize(int *argc, char ***argv) {
+    (void)argc;
+    (void)argv;
+    const char *seeds = getenv("BANGER_FUZZ_SEEDS");
+    if (!seeds)
+        return 0;
+    char base[PATH_MAX], path[PATH_MAX + 8], long_name[201];
+    struct tree_options options = {.flags = TREE_CONTENTS};
+    struct failure failure;
+    make_base(base);
+    memset(long_name, 'n', 200);
+    long_name[200] = '\0';
+    int directory = open(base, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int hole = openat(directory, "hole", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0640);
+    require(hole >= 0 && pwrite(hole, "data", 4, 100000) == 4 && ftruncate(hole, 200000) == 0 &&
+                futimens(hole, (struct timespec[2]){{1, 0}, {-5, 250000000}}) == 0 && close(hole) == 0 &&
+                mkdirat(directory, "d", 0755) == 0 && symlinkat("../hole", directory, "d/link") == 0 &&
+                linkat(directory, "hole", directory, "d/hard", 0) == 0 && mkfifoat(directory, "d/fifo", 0600) == 0 &&
+                mknodat(directory, long_name, S_IFREG | 0644, 0) == 0,
+            "make a seed");
+    snprintf(path, sizeof path, "%s/tree", seeds);
+    int out = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    require(out >= 0 && tar_create(out, base, &options, &failure) == 0 && close(out) == 0, "write a seed");
+    empty_directory(directory);
+    require(rmdir(base) == 0, "rmdir");
+    return 0;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     char base[PATH_MAX], target[PATH_MAX + 8];
     struct stat before[3], after[3];
     static const char *const watched[3] = {".", "canary", "canary/file"};
     struct tree_options options = {.set_owner = size & 1, .uid = 1, .gid = 1};
     struct failure failure = {0};
-    snprintf(base, sizeof base, "%s/fuzz-tar-XXXXXX", temporary ? temporary : "/tmp");
-    require(mkdtemp(base), "mkdtemp");
+    make_base(base);
     int outside = open(base, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     snprintf(target, sizeof target, "%s/target", base);
     require(outside >= 0 && mkdirat(outside, "canary", 0755) == 0 && mkdirat(outside, "target", 0755) == 0 &&

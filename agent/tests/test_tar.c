@@ -1,4 +1,4 @@
-/* Tests the numbers and records of tar; with arguments, runs tar_extract, tar_create or call_stat for test_agent_tar.py:
+/* Tests the numbers and records of tar; with arguments, runs what tests/process/test_agent_tar.py asks for:
  *
  *   test_tar extract PATH [UID GID] < TAR
  *   test_tar create PATH FLAGS > TAR
@@ -71,7 +71,8 @@ static void test_pax_records(void) {
     CHECK(pax_next(&rest, &key, &value, &bad) && bytes_equal(key, "empty") && value.length == 0);
     CHECK(!pax_next(&rest, &key, &value, &bad) && !bad);
     buffer_free(&records);
-    const char *malformed[] = {"x", "9 a=b\n", "5 a=b\n", "6 abc\n", "-6 a=b\n", "99999999999999999999 a=b\n", " a=b\n", "3 \n"};
+    const char *malformed[] = {"x",         "9 a=b\n",  "5 a=b\n", "6 abc\n", "-6 a=b\n", "99999999999999999999 a=b\n",
+                               " a=b\n", "3 \n"};
     for (size_t i = 0; i < sizeof malformed / sizeof *malformed; i++) {
         rest = text(malformed[i]);
         bad = false;

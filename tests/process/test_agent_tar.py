@@ -87,7 +87,6 @@ def tree(tmp_path: Path) -> Path:
         file.truncate(1 << 20)
     os.setxattr(root / "dir/file", "user.plain", b"\0binary=\n\xff")
     os.setxattr(root / "dir", "user.a=b%c", b"")
-    (root / "exact").chmod(0o4755)
     (root / "dir/sub").chmod(0o1777)
     os.utime(root / "empty", ns=(0, -1_250_000_000))
     os.utime(root / "dir/sub", ns=(0, 123_456_789_012_345_678))
@@ -103,6 +102,7 @@ def root_tree(tree: Path) -> Path:
     for number, path in enumerate(sorted(tree.rglob("*"))):
         if path.name not in {"exact", "hard-to-deep"}:
             os.chown(path, 1000 + number, 3_000_000_000 + number, follow_symlinks=False)
+    (tree / "exact").chmod(0o4755)
     os.setxattr(tree / "large", "security.capability", capability)
     os.setxattr(tree / "dir/link", "trusted.link", b"of the link itself", follow_symlinks=False)
     os.mknod(tree / "char", stat.S_IFCHR | 0o666, os.makedev(1, 3))
