@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -195,7 +196,6 @@ def _pack_modules(modules: Path, output: Path, job: Job) -> None:
         job.check()
         if status != 0:
             errors.seek(0)
-            message = errors.read(1 << 20)
-            if b"No space left" in message:
+            if shutil.disk_usage(output.parent).free < 1 << 20:  # tar2sqfs itself only says "I/O error"
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(output))
-            raise command_failed(argv, status, message)
+            raise command_failed(argv, status, errors.read(1 << 20))
