@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
-import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-_libc = ctypes.CDLL(None, use_errno=True)
+# ctypes, shutil, tempfile and difflib are imported where they are used: every start of the command line imports this
+if TYPE_CHECKING:
+    import ctypes
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # <linux/fs.h>, renameat2(2)
 _FICLONE = 0x40049409  # <linux/fs.h>, ioctl_ficlone(2)
@@ -21,7 +22,15 @@ _FICLONE = 0x40049409  # <linux/fs.h>, ioctl_ficlone(2)
 STAGING_PREFIX = ".staging-"
 
 
+def _libc() -> ctypes.CDLL:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _check(result: int, path: Path) -> None:
+    import ctypes
+
     if result != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), os.fspath(path))
@@ -29,7 +38,7 @@ def _check(result: int, path: Path) -> None:
 
 def rename_exchange(first: Path, second: Path) -> None:
     """Swap two existing paths of one filesystem in one step (renameat2 with RENAME_EXCHANGE)."""
-    result = _libc.renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+    result = _libc().renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
     _check(result, second)
 
 
@@ -37,7 +46,7 @@ def syncfs(path: Path) -> None:
     """Write the whole filesystem that holds `path` to disk: one call instead of an fsync per file."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        _check(_libc.syncfs(fd), path)
+        _check(_libc().syncfs(fd), path)
     finally:
         os.close(fd)
 
@@ -45,6 +54,8 @@ def syncfs(path: Path) -> None:
 @contextlib.contextmanager
 def staging(parent: Path, name: str) -> Iterator[Path]:
     """A private directory beside the entry `name` to build it in; what is left in it at the end is removed."""
+    import tempfile
+
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix=f"{STAGING_PREFIX}{name}-", dir=parent))
     try:
@@ -85,6 +96,7 @@ def remove_entry(target: Path) -> None:
 
 def remove_tree(path: Path) -> None:
     """Delete a tree, also one with directories that lost their write permission."""
+    import shutil
 
     def make_writable_and_retry(function: object, name: str, info: object) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -109,6 +121,8 @@ def sweep_staging(parent: Path) -> list[Path]:
 
 def write_file_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace a small file so that readers and crashes see the old content or the new one."""
+    import tempfile
+
     fd, temporary = tempfile.mkstemp(prefix=STAGING_PREFIX, dir=path.parent)
     try:
         with os.fdopen(fd, "wb") as stream:

@@ -1,4 +1,4 @@
-"""A client of the daemon's API over its Unix socket: calls over HTTP/1.1 (h11), streams over WebSockets (wsproto)."""
+"""A client of the daemon's API over its Unix socket: calls over HTTP/1.1, streams over WebSockets."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import h11
-
 from banger.api.codec import Json, decode, decode_error, encode
 from banger.api.errors import BangerError, Code
+from banger.api.http1 import format_request, read_response
 from banger.api.operations import STDIN, Call, Stream
 from banger.system import connect_unix
 
@@ -27,7 +26,7 @@ Response = TypeVar("Response")
 Message = bytes | dict[str, Json]
 
 _RECEIVE = 1 << 18
-_HEADERS = [("Host", "banger"), ("Content-Type", "application/json")]
+_HEADERS = {"Host": "banger", "Content-Type": "application/json"}
 VERSION_HEADER = "banger-version"
 
 
@@ -53,12 +52,9 @@ class Client:
 
     def version(self) -> str:
         """The daemon's version, which every one of its responses carries; '' when this one does not."""
-        with connect(self.path) as connection:
-            http = h11.Connection(h11.CLIENT)
-            _send(connection, http.send(h11.Request(method="GET", target="/v1", headers=_HEADERS)) or b"")
-            http.send(h11.EndOfMessage())
-            response, _ = _read_response(http, connection)
-            return dict(response.headers).get(VERSION_HEADER.encode(), b"").decode(errors="replace")
+        with connect(self.path) as connection, _http_errors(), connection.makefile("rb") as stream:
+            connection.sendall(format_request("GET", "/v1", _HEADERS))
+            return read_response(stream).headers.get(VERSION_HEADER, "")
 
     def open(self, operation: Stream[Request, Response], request: Request) -> StreamConnection:
         """Open a stream with its first message sent."""
@@ -85,68 +81,31 @@ def call_over(
 ) -> Response:
     """Perform a call over an open connection, which stays usable for the next one."""
     body = json.dumps(encode(request)).encode()
-    headers = [*_HEADERS, ("Content-Length", str(len(body)))]
-    if operation.long:
-        headers.append(("Accept", "application/x-ndjson"))
-    http = h11.Connection(h11.CLIENT)
-    event = h11.Request(method="POST", target=f"/v1/{operation.name}", headers=headers)
-    _send(connection, (http.send(event) or b"") + (http.send(h11.Data(data=body)) or b""))
-    http.send(h11.EndOfMessage())
-    response, chunks = _read_response(http, connection)
-    status = response.status_code
-    if status == 200 and operation.long:
-        return _follow(chunks, operation, progress)
-    text = b"".join(chunks)
-    try:
-        value: Json = json.loads(text)
-        if status == 200:
+    headers = _HEADERS | {"Accept": "application/x-ndjson"} if operation.long else _HEADERS
+    with _http_errors(), connection.makefile("rb") as stream:
+        connection.sendall(format_request("POST", f"/v1/{operation.name}", headers, body))
+        response = read_response(stream)
+        if response.status == 200 and operation.long:
+            result = _follow(response.body, operation, progress)
+            for _ in response.body:
+                pass  # the end of the response, so that the connection is ready for the next one
+            return result
+        value: Json = json.loads(b"".join(response.body))
+        if response.status == 200:
             return decode(operation.response, value)
+        raise decode_error(value)
+
+
+@contextlib.contextmanager
+def _http_errors() -> Iterator[None]:
+    try:
+        yield
+    except (ConnectionError, EOFError) as error:
+        raise BangerError(
+            Code.DAEMON, "the daemon went away before it answered", hint="look at 'banger daemon logs'"
+        ) from error
     except ValueError as error:
-        raise BangerError(Code.DAEMON, f"the daemon's answer to {operation.name} makes no sense: {error}") from error
-    raise decode_error(value)
-
-
-def _send(connection: socket.socket, data: bytes) -> None:
-    try:
-        connection.sendall(data)
-    except ConnectionError as error:
-        raise _went_away() from error
-
-
-def _went_away() -> BangerError:
-    return BangerError(Code.DAEMON, "the daemon went away before it answered", hint="look at 'banger daemon logs'")
-
-
-def _read_response(http: h11.Connection, connection: socket.socket) -> tuple[h11.Response, Iterator[bytes]]:
-    def next_event() -> h11.Event | None:
-        while True:
-            event = http.next_event()
-            if isinstance(event, h11.Event):
-                return event
-            if event is h11.PAUSED:
-                return None
-            try:
-                data = connection.recv(_RECEIVE)
-            except ConnectionError:
-                data = b""
-            if not data and http.their_state in (h11.IDLE, h11.SEND_RESPONSE, h11.SEND_BODY):
-                raise _went_away()
-            http.receive_data(data)
-
-    try:
-        event = next_event()
-        while isinstance(event, h11.InformationalResponse):
-            event = next_event()
-    except h11.RemoteProtocolError as error:
-        raise BangerError(Code.DAEMON, f"the daemon does not speak HTTP: {error}") from error
-    if not isinstance(event, h11.Response):
-        raise BangerError(Code.DAEMON, "the daemon closed the connection without an answer")
-
-    def chunks() -> Iterator[bytes]:
-        while isinstance(event := next_event(), h11.Data):
-            yield bytes(event.data)
-
-    return event, chunks()
+        raise BangerError(Code.DAEMON, f"the daemon's answer makes no sense: {error}") from error
 
 
 def _follow(
@@ -157,17 +116,15 @@ def _follow(
     pending = b""
     for chunk in chunks:
         *lines, pending = (pending + chunk).split(b"\n")
-        for line in lines:
-            message = json.loads(line)
-            match message["event"]:
-                case "progress":
-                    if progress is not None:
-                        progress(decode(Progress, message))
+        for message in map(_parse_event, lines):
+            match message.get("event"):
+                case "progress" if progress is not None:
+                    progress(decode(Progress, message))
                 case "result":
-                    return decode(operation.response, message["result"])
+                    return decode(operation.response, message.get("result"))
                 case "error":
-                    raise decode_error(message["error"])
-    raise BangerError(Code.DAEMON, f"the daemon broke off {operation.name}", hint="look at 'banger daemon logs'")
+                    raise decode_error(message.get("error"))
+    raise EOFError
 
 
 class StreamConnection:
@@ -276,8 +233,8 @@ class StreamConnection:
                 self._socket.sendall(self._ws.send(event))
 
 
-def _parse_event(text: str) -> dict[str, Json]:
-    """A text message of a stream; raises ValueError when it is not a JSON object."""
+def _parse_event(text: str | bytes) -> dict[str, Json]:
+    """One event of a stream or a long call; raises ValueError when it is not a JSON object."""
     message = json.loads(text)
     if not isinstance(message, dict):
         raise ValueError("an event that is not an object")

@@ -78,7 +78,7 @@ class Archive:
         if kind is None:
             self._skip(path, "a socket" if stat.S_ISSOCK(status.st_mode) else "a device")
             return
-        link = os.readlink(path) if kind == tar.SYMLINK else b""  # noqa: PTH115: Path would change "./x" to "x"
+        link = os.readlink(path) if kind == tar.SYMLINK else b""  # noqa: PTH115 (Path would change "./x" to "x")
         identity = status.st_dev, status.st_ino
         if kind == tar.REGULAR and status.st_nlink > 1:
             if identity in self._links:

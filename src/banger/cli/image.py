@@ -75,6 +75,7 @@ def list_images(available: bool, as_json: bool) -> None:
             ]
             for image in local.images
         ],
+        optional=("PROBLEM", "KERNEL"),
     )
 
 

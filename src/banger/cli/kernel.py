@@ -84,6 +84,7 @@ def list_kernels(available: bool, as_json: bool) -> None:
             ]
             for kernel in local.kernels
         ],
+        optional=("PROBLEM",),
     )
 
 

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import click
 
 from banger.cli.errors import UsageFault
-from banger.system import nearest
 
 ALIASES = {"ls": "list", "delete": "rm"}
 
@@ -54,6 +53,8 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         command = self.get_command(ctx, args[0])
         if command is None and not args[0].startswith("-"):
+            from banger.system import nearest
+
             close = nearest(args[0], [*self.entries])
             raise UsageFault(
                 f"there is no command '{ctx.command_path} {args[0]}'",

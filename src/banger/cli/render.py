@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from banger.api.codec import encode
 
@@ -21,9 +21,11 @@ def plain(text: str) -> str:
     )
 
 
-def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print aligned columns; an empty cell shows as '-'."""
-    lines = [headers, *([plain(cell) or "-" for cell in row] for row in rows)]
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], optional: Collection[str] = ()) -> None:
+    """Print aligned columns; an empty cell shows as '-', an `optional` column only when something is in it."""
+    kept = [column for column, name in enumerate(headers) if name not in optional or any(row[column] for row in rows)]
+    headers = [headers[column] for column in kept]
+    lines = [headers, *([plain(row[column]) or "-" for column in kept] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
     for line in lines:
         print("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -122,9 +122,7 @@ def print_vms(all_states: bool, as_json: bool) -> None:
         ]
         for vm in shown
     ]
-    if not any(vm.reason for vm in shown):
-        headers, rows = headers[:-1], [row[:-1] for row in rows]
-    print_table(headers, rows)
+    print_table(headers, rows, optional=("PORTS", "UP", "REASON"))
 
 
 def format_port(port: m.PublishedPort) -> str:
