@@ -183,7 +183,7 @@ int copy_tree(int from, int to, struct failure *failure) {
         return fail(failure, ENOMEM, "no memory to copy a directory");
     copy->failure = failure;
     copy->top = to;
-    int again = dup(from); /* copy_directory closes what it reads */
+    int again = openat(from, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC); /* copy_directory closes what it reads */
     int code = again < 0 || fstat(from, &status) < 0 ? copy_failed(copy, "read") : copy_directory(copy, again, to, 0);
     if (!code)
         code = copy_metadata(copy, from, to, ".", &status);

@@ -26,8 +26,9 @@ bool process_read(int pid, struct process *process) {
 bool parse_cpu(const char *line, uint64_t *total, uint64_t *busy) {
     /* user, nice, system, idle, iowait, irq, softirq, steal; guest time is contained in user */
     uint64_t ticks[8] = {0};
-    if (sscanf(line,
-               "cpu  %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64,
+    if (strncmp(line, "cpu ", 4) != 0 ||
+        sscanf(line + 4,
+               "%" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNu64,
                &ticks[0], &ticks[1], &ticks[2], &ticks[3], &ticks[4], &ticks[5], &ticks[6], &ticks[7]) < 4)
         return false;
     *total = 0;
