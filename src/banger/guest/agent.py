@@ -232,7 +232,7 @@ class Agent:
         return reply.number(Tag.PID, _U32_MAX)
 
     async def wait_main(self) -> Exit:
-        """How the main command ended, once it has. Raises AgentError when there is none."""
+        """How the main command ended, once it has; it need not have been started yet."""
         channel = await self._open(OpenKind.WAIT, [])
         try:
             result = await channel.receive()
@@ -308,9 +308,10 @@ class Agent:
         reply = await self._call(OpenKind.PORTS)
         return tuple(_listener(item) for item in reply.nested(Tag.LISTENER))
 
-    async def stat(self, path: str) -> StatResult:
-        """What lstat(2) says in the guest. Raises AgentError with its errno."""
-        reply = await self._call(OpenKind.STAT, [(Tag.PATH, path)])
+    async def stat(self, path: str, *, follow: bool = False) -> StatResult:
+        """What lstat(2), or with `follow` stat(2), says in the guest. Raises AgentError with its errno."""
+        flags = TreeFlags.FOLLOW if follow else 0
+        reply = await self._call(OpenKind.STAT, [(Tag.PATH, path), (Tag.FLAGS, flags)])
         return StatResult(
             mode=reply.number(Tag.MODE, _U32_MAX),
             uid=reply.number(Tag.UID, _U32_MAX),

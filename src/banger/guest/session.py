@@ -154,7 +154,10 @@ class _Pending:
 
 
 class Channel:
-    """One stream channel. One task may send on it while another receives; cancelling either keeps it in order."""
+    """One stream channel. One task may send on it while another receives; cancelling either keeps it in order.
+
+    `send_end`, `signal` and `resize` do nothing once the channel has ended, which `receive` and `send` tell.
+    """
 
     def __init__(self, session: AgentSession, number: int, state: _State) -> None:
         self._session = session
@@ -227,9 +230,9 @@ class Channel:
             self._fail(ChannelClosed("the channel has been closed"))
 
     def _send_control(self, frame_type: FrameType, payload: bytes, stream: int = 0) -> None:
-        if self._failure is not None:
-            raise self._failure.with_traceback(None)
-        self._session.write_frame(frame_type, self._number, payload, stream)
+        # a command may end at any time, so being too late is no error; `receive` tells how it ended
+        if self._failure is None:
+            self._session.write_frame(frame_type, self._number, payload, stream)
 
     async def _until_may_send(self) -> None:
         while True:
