@@ -56,13 +56,15 @@ def open_decompressed(path: Path, job: Job, stage: str) -> Iterator[BinaryIO]:
     Raises CORRUPT, naming the file, when decompression fails inside the block.
     """
     try:
-        raw = io.BufferedReader(cast(io.RawIOBase, _ProgressFile(path, job, stage)), _BUFFER)
+        raw = cast(io.BufferedReader, io.BufferedReader(_ProgressFile(path, job, stage), _BUFFER))
     except OSError as error:
         raise BangerError(Code.NOT_FOUND, f"cannot read {path}: {error.strerror}") from error
     with raw, _decompressor(raw) as stream:
         try:
             yield stream
-        except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError) as error:
+        except (zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # from the system; gzip and bz2 report damage as an OSError without a number
             raise BangerError(Code.CORRUPT, f"{path} is damaged or cut off: {error}") from error
 
 

@@ -117,8 +117,10 @@ def write_squashfs(open_tar: TarSource, target: Path, job: Job, label: str, limi
 
 
 def _pack(open_tar: TarSource, target: Path, job: Job, label: str, limit: int, plan: Plan | None) -> Contents:
-    # lz4: see docs/image-catalog.md for the measurement
-    argv: list[str | Path] = ["tar2sqfs", "--quiet", "--force", "--no-skip", "--compressor", "lz4", target]
+    # zstd's level 1 packs as fast as lz4 and costs a guest 12 % of its read speed for 24 % less space: measurements
+    # in docs/image-catalog.md. tar2sqfs 1.2 also writes lz4 metadata that unsquashfs refuses.
+    argv: list[str | Path] = ["tar2sqfs", "--quiet", "--force", "--no-skip"]
+    argv += ["--compressor", "zstd", "--comp-extra", "level=1", target]
     with (
         open_tar() as stream,
         tempfile.TemporaryFile() as errors,
@@ -137,7 +139,7 @@ def _pack(open_tar: TarSource, target: Path, job: Job, label: str, limit: int, p
         if status != 0:
             errors.seek(0)
             message = errors.read(1 << 20)
-            if b"No space left" in message:
+            if _is_full(target):
                 raise _no_space(target)
             raise command_failed(argv, status, message)
     return contents
@@ -171,7 +173,7 @@ def _feed(reader: tar.TarReader, sink: BinaryIO, target: Path, job: Job, plan: P
         if unchecked >= _CHECK_EVERY:
             unchecked = 0
             job.check()
-            if shutil.disk_usage(target.parent).free < _FREE_RESERVE:
+            if _is_full(target):
                 raise _no_space(target)
     sink.write(tar.encode_end())
     return contents
@@ -196,6 +198,10 @@ def _drain(stream: BinaryIO, limit: int) -> None:
     rest = limit
     while rest > 0 and (chunk := stream.read(tar.CHUNK)):
         rest -= len(chunk)
+
+
+def _is_full(target: Path) -> bool:
+    return shutil.disk_usage(target.parent).free < _FREE_RESERVE
 
 
 def _no_space(target: Path) -> BangerError:

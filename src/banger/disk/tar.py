@@ -193,7 +193,7 @@ class TarReader:
         if prefix:
             name = prefix + b"/" + name
         name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or long_name or name
-        if kind == REGULAR and name.endswith(b"/"):  # how the V7 format marks a directory
+        if header[156] == 0 and name.endswith(b"/"):  # how the V7 format marks a directory
             kind = DIRECTORY
         elif kind == _CONTIGUOUS:
             kind = REGULAR

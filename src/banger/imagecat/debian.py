@@ -74,11 +74,6 @@ def mmdebstrap_command(entry: CatalogEntry, arch: str, mirror: Mirror) -> list[s
         f"--variant={entry.variant}",
         f"--include={','.join(entry.packages)}",
         '--aptopt=Acquire::Languages "none"',
-        "--dpkgopt=path-exclude=/usr/share/doc/*",
-        "--dpkgopt=path-include=/usr/share/doc/*/copyright",
-        "--dpkgopt=path-exclude=/usr/share/info/*",
-        "--dpkgopt=path-exclude=/usr/share/locale/*",
-        "--dpkgopt=path-exclude=/usr/share/man/*",
         f"--customize-hook={resources.files(__package__).joinpath('customize.sh').read_text()}",
         entry.suite,
         "-",
@@ -152,7 +147,7 @@ def _build_directory(images_dir: Path, job: Job) -> Iterator[Path]:
         leftovers = list(directory.iterdir())
         if leftovers:
             # not through the job: this has to happen after a cancellation too
-            command = ["mmdebstrap", "--unshare-helper", "rm", "--recursive", "--force", *leftovers]
+            command: list[str | Path] = ["mmdebstrap", "--unshare-helper", "rm", "--recursive", "--force", *leftovers]
             subprocess.run(command, env=_environment(), check=False, capture_output=True)
         system.remove_tree(directory)
 
