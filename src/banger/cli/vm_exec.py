@@ -26,7 +26,10 @@ class _RefThenCommand(Command):
         return super().parse_args(ctx, args)
 
     def _split(self, ctx: click.Context, args: list[str]) -> tuple[list[str], list[str]]:
-        _, rest, _ = self.make_parser(ctx).parse_args(list(args))
+        """The leading options, with a final `--` if there is one, and the words from the first that is none."""
+        found, _, _ = self.make_parser(ctx).parse_args(list(args))
+        words = (found.get("ref"), *(command if isinstance(command := found.get("command"), tuple) else ()))
+        rest = [word for word in words if isinstance(word, str)]  # click has a mark of its own for what is missing
         return args[: len(args) - len(rest)], rest
 
 
