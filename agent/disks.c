@@ -249,7 +249,16 @@ static int mount_volume(int root, int volumes, const char *path, struct failure 
     return code;
 }
 
+static int by_path(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* Sorted, so that a volume within another one is mounted after that. */
 static int mount_volumes(int root, char **paths, struct failure *failure) {
+    size_t count = 0;
+    while (paths[count])
+        count++;
+    qsort(paths, count, sizeof *paths, by_path);
     int volumes = open(OVERLAY "/volumes", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (volumes < 0)
         return fail(failure, errno, "cannot open the volumes of the overlay disk: %s", strerror(errno));
