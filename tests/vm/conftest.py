@@ -1,0 +1,37 @@
+"""Fixtures of the guest tests: one daemon a module, with kernel and images that all modules share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemons import debian_kernel, running_daemon
+from tests.images import minimal_image
+from tests.vm.host import IMAGE, Host
+
+
+@pytest.fixture(scope="session")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernel debian-cloud, pulled once."""
+    return debian_kernel(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def image() -> Path:
+    """The image debian-bookworm-minimal, built once."""
+    return minimal_image() / IMAGE
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory, kernel: Path, image: Path) -> Iterator[Host]:
+    """A daemon with that kernel and image, the image being its default."""
+    config = f'default_image = "{IMAGE}"\nvcpu = 1\nmemory = {512 << 20}\n'
+    with running_daemon(tmp_path_factory.mktemp("host"), entries=[kernel, image], config=config) as daemon:
+        yield Host(daemon)
+
+
+@pytest.fixture(scope="module")
+def guest(host: Host) -> str:
+    """The name of a VM that runs as long as the module's tests."""
+    host.ok("vm", "run", "-d", "--name", "guest", "--", "sleep", "infinity")
+    return "guest"
