@@ -4,7 +4,7 @@
 
 #include "agent.h"
 
-/* A non-blocking descriptor. The flags stay set until whoever uses it meets EAGAIN and clears them. */
+/* A non-blocking descriptor. The flags stay set until whoever uses it clears them, on EAGAIN mostly. */
 struct watch {
     int fd; /* -1: none */
     bool readable, writable;

@@ -2,8 +2,10 @@
 #include "session.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "call.h"
@@ -15,6 +17,7 @@
 enum {
     OUTPUT_CAPACITY = 512 * 1024,
     BULK_LIMIT = OUTPUT_CAPACITY / 2,
+    GONE_MS = 1000,
     CONTROL_ROOM = 2 * MAX_FRAME, /* one frame as the answer to what is being handled, one for everything else */
 };
 
@@ -23,6 +26,7 @@ static struct parser parser;
 static uint8_t output_data[OUTPUT_CAPACITY];
 static struct ring output = {output_data, OUTPUT_CAPACITY, 0, 0};
 static bool violated;
+static uint64_t gone_ms; /* when the host will be taken for gone; 0: it is there */
 
 bool session_use_port(int fd) { return watch_open(&port, fd); }
 
@@ -116,9 +120,36 @@ static void handle_frames(void) {
 static void hangup(void) {
     session_end();
     parser.start = parser.end = 0;
-    port.readable = false;
+    port.readable = port.hangup = false;
+    gone_ms = 0;
     if (listener.fd >= 0)
         watch_close(&port);
+}
+
+static uint64_t now_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* A virtio-serial port says that nobody is there (POLLHUP, reads of 0) until a worker of the kernel has handled the
+ * message about the new host, whose first bytes, its HELLO among them, may have been read long before. So the session
+ * ends only when the port has said so for a while. */
+static bool host_gone(void) {
+    if (!port.hangup)
+        gone_ms = 0;
+    else if (gone_ms == 0)
+        gone_ms = now_ms() + GONE_MS;
+    if (gone_ms == 0 || now_ms() < gone_ms)
+        return false;
+    struct pollfd poller = {.fd = port.fd, .events = POLLIN};
+    port.hangup = poll(&poller, 1, 0) > 0 && (poller.revents & POLLHUP);
+    return port.hangup;
+}
+
+int session_timeout_ms(void) {
+    uint64_t now = now_ms();
+    return gone_ms == 0 ? -1 : gone_ms > now ? (int)(gone_ms - now) : 0;
 }
 
 static void accept_host(void) {
@@ -132,14 +163,16 @@ static void accept_host(void) {
 bool session_input(void) {
     if (listener.readable && port.fd < 0)
         accept_host();
-    /* Nobody takes the output any more, and it must not keep the end of the stream from being seen. */
-    if (port.hangup)
-        output.start = output.length = 0;
+    if (host_gone()) {
+        hangup();
+        return true;
+    }
     handle_frames();
     if (!port.readable || !session_room())
         return false;
     struct bytes space = parser_space(&parser);
     size_t filled = 0;
+    bool ended = false;
     /* A virtio-serial port gives one page at a time. */
     while (filled < space.length) {
         ssize_t count = read(port.fd, (uint8_t *)space.data + filled, space.length - filled);
@@ -150,17 +183,18 @@ bool session_input(void) {
             break;
         }
         if (count <= 0) {
-            /* What came before the end was said by a host that may have closed on purpose right behind it. */
-            parser_filled(&parser, filled);
-            handle_frames();
-            hangup();
-            return true;
+            port.readable = false;
+            port.hangup = ended = true;
+            break;
         }
         filled += (size_t)count;
     }
     parser_filled(&parser, filled);
     handle_frames();
-    return port.readable;
+    /* A socket has one host only. What it said before it closed has been done, for it may have closed on purpose. */
+    if (ended && listener.fd >= 0)
+        hangup();
+    return port.readable || ended;
 }
 
 bool session_output(void) {
@@ -177,7 +211,7 @@ bool session_output(void) {
         if (count < 0 && errno == EINTR)
             continue;
         port.writable = false;
-        if (count < 0 && errno != EAGAIN)
+        if (count < 0 && errno != EAGAIN && listener.fd >= 0)
             hangup();
     }
     return written;

@@ -14,6 +14,8 @@ bool session_use_listener(int fd);
 /* One round of reading and handling frames, and one of writing; true when there may be more to do at once. */
 bool session_input(void);
 bool session_output(void);
+/* How long the loop may sleep; -1: no limit. */
+int session_timeout_ms(void);
 /* True while frames wait to be written. */
 bool session_pending(void);
 
