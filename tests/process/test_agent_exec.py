@@ -14,7 +14,7 @@ import pytest
 
 from banger.api.errors import BangerError, Code
 from banger.guest.agent import Agent, ExecRequest, GuestConfig, guest_errors
-from banger.guest.session import AgentError, ChannelClosed, Data, End, Exit
+from banger.guest.session import AgentError, Channel, ChannelClosed, Data, End, Exit
 from tests.process.agents import TIMEOUT, AgentProcess, Fifo, Reader, collect, feed, reports_signal, run
 
 pytestmark = pytest.mark.anyio
@@ -187,10 +187,15 @@ async def test_input_that_nobody_takes_does_not_hold_up_the_sender(agent: Agent,
     await channel.close()
 
 
+async def _send_forever(channel: Channel) -> None:
+    while True:
+        await channel.send(bytes(MEGABYTE))
+
+
 async def test_sending_to_a_command_that_ends_is_told(agent: Agent) -> None:
     channel = await agent.exec(ExecRequest(("sh", "-c", "head -c 1 >/dev/null; exit 3")))
     with pytest.raises(ChannelClosed):
-        await channel.send(bytes(64 * MEGABYTE))
+        await _send_forever(channel)
     assert (await collect(channel)).exit == Exit(False, 3)
 
 

@@ -214,7 +214,9 @@ async def test_hosts_that_vanish_in_mid_frame_without_a_hang_up(process: AgentPr
             with RawHost(connection.dup()) as host:
                 host.greet()
                 host.exec(1, _ZEROS)
-                await asyncio.to_thread(_received_from_the_agent, host.socket, randomness.randrange(INITIAL_WINDOW // 2))
+                await asyncio.to_thread(
+                    _received_from_the_agent, host.socket, randomness.randrange(INITIAL_WINDOW // 2)
+                )
                 host.send(unfinished[: randomness.randrange(len(unfinished) + 1)])
             session = await AgentSession.connect(connection.dup(), TIMEOUT)
             content = randomness.randbytes(100_000)
