@@ -236,8 +236,8 @@ static _Noreturn void execute_init(void) {
     fatal("cannot execute %s: %s", chosen_init, strerror(errno));
 }
 
-/* systemd's last sweep spares processes whose argv[0] begins with '@' (systemd's documentation: "Storage Daemons for the
- * Root File System"). Where argv lies is field 48 of /proc/self/stat (proc(5)). */
+/* systemd's last sweep spares processes whose argv[0] begins with '@' (systemd's documentation: "Storage Daemons for
+ * the Root File System"). Where argv lies is field 48 of /proc/self/stat (proc(5)). */
 static void mark_argv(void) {
     char line[1024];
     if (!read_line("/proc/self/stat", line, sizeof line))

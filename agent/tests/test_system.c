@@ -76,8 +76,9 @@ static void test_addresses(void) {
     CHECK(memcmp(address.bytes, "\x0a\0\2\x0f", 4) == 0);
     CHECK(parse_address("fd00::1/128", true, &address) && address.family == AF_INET6 && address.prefix == 128);
     CHECK(parse_address("0.0.0.0/0", true, &address) && parse_address("fe80::1", false, &address));
-    static const char *const bad[] = {"10.0.2.15", "10.0.2.15/", "10.0.2.15/33",  "10.0.2.15/-1", "10.0.2/24", "::1/129",
-                                      "::1/1x",    "/24",        "10.0.2.15/999", "1::2::3/64",   "",          "::/0000"};
+    static const char *const bad[] = {"10.0.2.15", "10.0.2.15/", "10.0.2.15/33", "10.0.2.15/-1",
+                                      "10.0.2/24", "::1/129",    "::1/1x",       "/24",
+                                      "::1/999",   "1::2::3/64", "",             "::/0000"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         CHECK(!parse_address(bad[i], true, &address));
     CHECK(!parse_address("10.0.2.2/24", false, &address) && !parse_address("gateway", false, &address));
@@ -89,12 +90,12 @@ static void test_listener_lines(void) {
                          "12345 1 0000000000000000 100 0 0 10 0",
                          false, &listener));
     CHECK(strcmp(listener.address, "127.0.0.1") == 0 && listener.port == 8080 && listener.inode == 12345);
-    CHECK(parse_listener(" 10: 0000000000000000FFFF00000100007F:0051 00000000000000000000000000000000:0000 0A 0:0 0:0 0 "
-                         "0 0 7 1 0",
+    CHECK(parse_listener(" 10: 0000000000000000FFFF00000100007F:0051 00000000000000000000000000000000:0000 0A 0:0 0:0 "
+                         "0 0 0 7 1 0",
                          false, &listener));
     CHECK(strcmp(listener.address, "127.0.0.1") == 0 && listener.port == 81 && listener.inode == 7);
-    CHECK(parse_listener("  1: 00000000000000000000000001000000:0016 00000000000000000000000000000000:0000 0A 0:0 0:0 0 "
-                         "0 0 8 1 0",
+    CHECK(parse_listener("  1: 00000000000000000000000001000000:0016 00000000000000000000000000000000:0000 0A 0:0 0:0 "
+                         "0 0 0 8 1 0",
                          false, &listener));
     CHECK(strcmp(listener.address, "::1") == 0);
     CHECK(parse_listener("  1: 00000000:0035 00000000:0000 07 0:0 0:0 0 0 0 9 2 0", true, &listener));
@@ -132,7 +133,7 @@ static void test_proc_lines(void) {
     CHECK(process_read(getpid(), &process) && !(process.flags & PROCESS_KERNEL_THREAD));
 
     struct mount mount;
-    CHECK(parse_mount("36 35 98:1 /a\\040b /mnt/x\\134\\011y rw,noatime shared:1 master:2 - ext4 /dev/vd\\040a rw", &mount));
+    CHECK(parse_mount("36 35 98:1 /a\\040b /mnt/x\\134\\011y rw shared:1 master:2 - ext4 /dev/vd\\040a rw", &mount));
     CHECK(mount.major == 98 && mount.minor == 1 && strcmp(mount.root, "/a b") == 0);
     CHECK(strcmp(mount.target, "/mnt/x\\\ty") == 0 && strcmp(mount.source, "/dev/vd a") == 0);
     CHECK(parse_mount("22 29 0:5 / /dev rw - devtmpfs devtmpfs rw", &mount) && strcmp(mount.fstype, "devtmpfs") == 0);
@@ -164,7 +165,8 @@ static void test_directories(void) {
     snprintf(target, sizeof target, "%s/outside", scratch);
     CHECK(symlinkat("../outside", root, "relative") == 0 && symlinkat(target, root, "absolute") == 0);
     CHECK(symlinkat("/proc/self/root", root, "magic") == 0 && symlinkat("loop", root, "loop") == 0);
-    CHECK(mkdirat(root, "usr", 0755) == 0 && symlinkat("usr/lib", root, "lib") == 0 && mkdirat(root, "usr/lib", 0755) == 0);
+    CHECK(mkdirat(root, "usr", 0755) == 0 && mkdirat(root, "usr/lib", 0755) == 0);
+    CHECK(symlinkat("usr/lib", root, "lib") == 0);
     write_text(root, "file", "text");
 
     int directory = directory_open(root, "/lib/modules/6.1", &failure);
@@ -173,7 +175,8 @@ static void test_directories(void) {
     directory = directory_open(root, "/../..//new/./x/..", &failure);
     CHECK(directory >= 0 && status_of(directory, ".").st_ino == status_of(root, "new").st_ino);
     close(directory);
-    static const char *const refused[] = {"/relative/x", "/absolute/x", "/magic/x", "/loop", "/file", "/file/x", "x", ""};
+    static const char *const refused[] = {"/relative/x", "/absolute/x", "/magic/x", "/loop",
+                                          "/file",       "/file/x",     "x",        ""};
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         failure.code = 0;
         CHECK(directory_open(root, refused[i], &failure) < 0 && failure.code != 0);
@@ -347,7 +350,8 @@ static void test_stats(void) {
     uint64_t total, busy, number, memory;
     CHECK(find_number(&reply, TAG_CPU_TOTAL, &total) && find_number(&reply, TAG_CPU_BUSY, &busy) && busy <= total);
     CHECK(find_number(&reply, TAG_CPUS, &number) && number == (uint64_t)sysconf(_SC_NPROCESSORS_ONLN));
-    CHECK(find_number(&reply, TAG_MEM_TOTAL, &memory) && find_number(&reply, TAG_MEM_FREE, &number) && number <= memory);
+    CHECK(find_number(&reply, TAG_MEM_TOTAL, &memory));
+    CHECK(find_number(&reply, TAG_MEM_FREE, &number) && number <= memory);
     CHECK(find_number(&reply, TAG_LOAD, &number) && find_number(&reply, TAG_PROCESSES, &number) && number > 0);
     struct fields fields = {.rest = {reply.data, reply.length}};
     struct bytes value;
@@ -397,7 +401,9 @@ static void test_ports(void) {
     static const struct {
         int family;
         const char *address, *shown;
-    } cases[] = {{AF_INET, "127.0.0.1", "127.0.0.1"}, {AF_INET6, "::1", "::1"}, {AF_INET6, "::ffff:127.0.0.1", "127.0.0.1"}};
+    } cases[] = {{AF_INET, "127.0.0.1", "127.0.0.1"},
+                 {AF_INET6, "::1", "::1"},
+                 {AF_INET6, "::ffff:127.0.0.1", "127.0.0.1"}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         int fd;
         uint16_t port = listen_on(cases[i].family, cases[i].address, &fd);
