@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol, cast
 
@@ -102,13 +103,14 @@ class _Extraction:
         finally:
             os.close(parent)
 
-    def _directory(self, parts: list[bytes]) -> int:
-        """A descriptor of a directory below the root, made where it is missing."""
+    def _directory(self, parts: list[bytes], make: bool = True) -> int:
+        """A descriptor of a directory below the root, reached without following links."""
         current = os.dup(self._root)
         for part in parts:
             try:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(part, 0o777, dir_fd=current)
+                if make:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(part, 0o777, dir_fd=current)
                 inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
             finally:
                 os.close(current)
@@ -117,8 +119,11 @@ class _Extraction:
 
     def _link(self, link: bytes, name: bytes, parent: int) -> None:
         *directories, last = link.split(b"/")
-        source = self._directory(directories)
+        source = self._directory(directories, make=False)
         try:
+            # a symbolic link leads somewhere else from another directory
+            if not stat.S_ISREG(os.lstat(last, dir_fd=source).st_mode):
+                raise OSError(errno.EEXIST, "a hard link to something that is not a file")
             os.link(last, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
         finally:
             os.close(source)

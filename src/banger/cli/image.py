@@ -36,6 +36,7 @@ IMAGE_GROUP = LazyGroup(
 
 
 @click.command(
+    "list",
     cls=Command,
     epilog="""
     banger image list

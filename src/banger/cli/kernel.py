@@ -34,6 +34,7 @@ KERNEL_GROUP = LazyGroup(
 
 
 @click.command(
+    "list",
     cls=Command,
     epilog="""
     banger kernel list

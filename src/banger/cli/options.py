@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from banger.api.errors import BangerError
 from banger.cli.errors import UsageFault
 from banger.system import validate_name
 
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SIZE = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,9}))? ?(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE | re.ASCII)
+_SHIFTS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
+_PUBLISH = re.compile(r"(?:(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):)?([0-9]{1,5}):([0-9]{1,5})")
 
 
 def parse_size(text: str) -> int:
@@ -20,15 +23,12 @@ def parse_size(text: str) -> int:
 
     Raises ValueError when it is none, or below one byte.
     """
-    lowered = text.strip().lower()
-    number = lowered.rstrip("kmgtib ")
-    unit = lowered[len(number) :].strip().removesuffix("b").removesuffix("i")
-    whole, point, fraction = number.partition(".")
-    digits_only = (whole + fraction).isascii() and (whole + fraction).isdigit() and len(number) <= 20
-    if unit not in _UNITS or not digits_only or (point and not (whole and fraction)):
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
         raise ValueError(f"{text!r} is not a size")
+    whole, fraction, unit = match[1], match[2] or "", match[3] or ""
     # integers throughout: a float cannot hold every size exactly
-    size = int(whole + fraction) * _UNITS[unit] // int("1" + "0" * len(fraction))
+    size = (int(whole + fraction) << _SHIFTS[unit.lower()]) // int("1" + "0" * len(fraction))
     if size < 1:
         raise ValueError(f"{text!r} is not a size")
     return size
@@ -36,19 +36,14 @@ def parse_size(text: str) -> int:
 
 def check_publish(text: str) -> str:
     """A port to publish, [ADDR:]HOST:GUEST (an IPv6 address in brackets); raises ValueError when it is none."""
-    address, _, ports = text.rpartition("]:") if text.startswith("[") else ("", "", text)
-    parts = ports.split(":")
-    if not address and len(parts) == 3:
-        address, *parts = parts
-    elif address:
-        address = address.removeprefix("[")
-    if len(parts) != 2 or (ports != text and not address):
+    match = _PUBLISH.fullmatch(text)
+    if match is None:
         raise ValueError(f"{text!r} is not [ADDR:]HOST:GUEST")
-    for port in parts:
-        if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
+    for port in match[2], match[3]:
+        if not 1 <= int(port) <= 65535:
             raise ValueError(f"{port!r} in {text!r} is not a port: use 1 to 65535")
-    if address:
-        _check_address(address, text)
+    if match[1]:
+        _check_address(match[1].strip("[]"), text)
     return text
 
 

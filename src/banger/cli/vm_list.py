@@ -16,6 +16,7 @@ from banger.system import human_size
 
 
 @click.command(
+    "list",
     cls=Command,
     epilog="""
     banger vm list

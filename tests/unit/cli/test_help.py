@@ -1,0 +1,95 @@
+"""Every command of the tables exists, explains itself and shows how it is used; imports stay few."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from banger.cli.lazy import ALIASES, LazyGroup
+from banger.cli.main import ROOT, run
+
+
+def commands(
+    group: LazyGroup, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], LazyGroup, click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield (*path, name), group, command
+        if isinstance(command, LazyGroup):
+            yield from commands(command, (*path, name))
+
+
+ALL = list(commands(ROOT))
+
+
+@pytest.mark.parametrize(("path", "group", "command"), ALL, ids=[" ".join(path) for path, _, _ in ALL])
+def test_help(
+    path: tuple[str, ...], group: LazyGroup, command: click.Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*path, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"Usage: banger {' '.join(path)}" in text
+    assert command.name == path[-1]
+    assert command.help
+    assert group.entries[path[-1]].summary.endswith(".")
+    for line in (command.epilog or "").strip().splitlines():
+        assert line.strip() in text
+
+
+def test_examples_name_commands_that_exist() -> None:
+    known = {path for path, _, _ in ALL}
+    for path, _, command in ALL:
+        for line in (command.epilog or "").splitlines():
+            words = line.split("banger ", 1)[1].split() if "banger " in line else []
+            if words:
+                assert tuple(words[:2]) in known or tuple(words[:1]) in known, f"{path}: {line}"
+
+
+def test_help_lists_no_aliases(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["vm", "--help"]) == 0
+    text = capsys.readouterr().out
+    for alias, name in ALIASES.items():
+        assert f"\n  {alias} " not in text
+        assert f"\n  {name} " in text
+        assert run(["vm", alias, "--help"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["vms"], "there is no command 'banger vms'", "did you mean 'banger vm'?"),
+        (["vm", "strat"], "there is no command 'banger vm strat'", "did you mean 'banger vm start'?"),
+        (["vm", "list", "--jsn"], "there is no option --jsn", "did you mean --json?"),
+        (["vm", "run", "--memory", "lots"], "--memory: 'lots' is not a size", "write sizes like 512M, 2G or 1.5GiB"),
+        (["vm", "run", "-p", "80"], "--publish: '80' is not [ADDR:]HOST:GUEST", "for example --publish 8080:80"),
+        (["vm", "run", "--shell", "--", "ls"], "--shell goes with neither a command nor --entrypoint", "see"),
+        (["vm", "run", "-d", "-t"], "--tty and --detach exclude each other", "see"),
+        (["vm", "rm"], "missing argument 'REF...'", "see 'banger vm rm --help'"),
+        (["vm", "rm", "a/b"], "'a/b' is not a valid VM name", "use 1 to 64 letters"),
+        (["kernel", "import", "k", "--from", "/nonexistent"], "--from: there is no /nonexistent", "see"),
+        (["vm", "cp", "a", "b"], "one of SRC and DST must be VM:PATH", "see 'banger vm cp --help'"),
+        (["vm", "cp", "-a", "vm:/x", "b"], "--user and --archive are for copies into a VM", "files from a VM"),
+    ],
+)
+def test_usage_errors_need_no_daemon(
+    arguments: list[str], message: str, hint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/nonexistent")
+    monkeypatch.setenv("XDG_STATE_HOME", "/nonexistent")
+    assert run(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"error: {message}")
+    assert lines[1].startswith(f"hint: {hint}")
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize("module", ["vm_list", "vm_lifecycle", "kernel", "image", "connect"])
+def test_plain_commands_import_nothing_heavy(module: str) -> None:
+    heavy = "asyncio concurrent ctypes difflib fastapi h11 pydantic rich shutil subprocess tempfile uvicorn wsproto"
+    script = f"import sys, banger.cli.main, banger.cli.{module}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert not set(heavy.split()) & set(loaded)

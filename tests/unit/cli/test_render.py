@@ -1,0 +1,63 @@
+"""Tables, sizes and ages; nothing hostile reaches a terminal."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from banger.api import models as m
+from banger.cli import render
+
+
+@given(st.text())
+def test_plain_text_is_printable_and_one_line(text: str) -> None:
+    shown = render.plain(text)
+    assert shown.isprintable()
+    if text.isprintable():
+        assert shown == text
+
+
+def test_escapes_show_what_was_there() -> None:
+    assert render.plain("a\x1b[31m\n\x9b\udcff") == "a\\x1b[31m\\n\\x9b\\udcff"
+
+
+def test_table(capsys: pytest.CaptureFixture[str]) -> None:
+    render.print_table(["NAME", "SIZE", "NOTE"], [["long-name", "", ""], ["b", "2\x1b", ""]], optional=("NOTE",))
+    assert capsys.readouterr().out.splitlines() == ["NAME        SIZE", "long-name   -", "b           2\\x1b"]
+
+
+def test_fields_leave_out_what_has_no_value(capsys: pytest.CaptureFixture[str]) -> None:
+    render.print_fields([("name", "x"), ("longer", "y"), ("none", "")])
+    assert capsys.readouterr().out == "name:   x\nlonger: y\n"
+
+
+def test_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    render.print_json([m.Check("a", "ok", "é\x1b\x9b")])
+    text = capsys.readouterr().out
+    assert json.loads(text) == [{"name": "a", "status": "ok", "message": "é\x1b\x9b", "fix": ""}]
+    assert text.isascii()
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, ""), (512 << 20, "512 MiB"), (3 << 29, "1.5 GiB"), (1 << 30, "1 GiB"), (100, "100 B")]
+)
+def test_binary_sizes(size: int, text: str) -> None:
+    assert render.binary_size(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(-5, "0s"), (59, "59s"), (119, "119s"), (120, "2m"), (7200, "2h"), (172800, "2d")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert render.duration(seconds) == text
+
+
+def test_ages() -> None:
+    then = datetime.now(UTC) - timedelta(hours=5, minutes=10)
+    assert render.age(then.isoformat()) == "5h"
+    assert render.age(then.strftime("%Y-%m-%dT%H:%M:%SZ")) == "5h"
+    assert render.age(then.replace(tzinfo=None).isoformat()) == "5h"
+    assert render.age("") == ""
+    assert render.age("yesterday") == "yesterday"
