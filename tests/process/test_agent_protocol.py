@@ -194,7 +194,7 @@ def test_random_bytes_never_hurt(process: AgentProcess, round: int) -> None:
         _assert_healthy(host)
 
 
-def _received_from_the_agent(connection: socket.socket, count: int) -> None:
+def _receive_exactly(connection: socket.socket, count: int) -> None:
     while count:
         count -= len(connection.recv(count))
 
@@ -214,9 +214,7 @@ async def test_hosts_that_vanish_in_mid_frame_without_a_hang_up(process: AgentPr
             with RawHost(connection.dup()) as host:
                 host.greet()
                 host.exec(1, _ZEROS)
-                await asyncio.to_thread(
-                    _received_from_the_agent, host.socket, randomness.randrange(INITIAL_WINDOW // 2)
-                )
+                await asyncio.to_thread(_receive_exactly, host.socket, randomness.randrange(INITIAL_WINDOW // 2))
                 host.send(unfinished[: randomness.randrange(len(unfinished) + 1)])
             session = await AgentSession.connect(connection.dup(), TIMEOUT)
             content = randomness.randbytes(100_000)
