@@ -288,6 +288,12 @@ static int mount_run(int root, bool own_init, struct failure *failure) {
     return 0;
 }
 
+/* A link that programs take for granted; the guest comes up without it, too. */
+static void make_link(const char *target, int directory, const char *name) {
+    if (symlinkat(target, directory, name) < 0 && errno != EEXIST)
+        console_print("cannot make the link %s: %s", name, strerror(errno));
+}
+
 /* Moves /dev and /sys into the new root, with what belongs on top of them; /proc comes last, since mounting by
  * descriptor needs it. */
 static int move_kernel_mounts(int root, struct failure *failure) {
@@ -297,10 +303,10 @@ static int move_kernel_mounts(int root, struct failure *failure) {
     if (mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=620,ptmxmode=666") < 0 ||
         mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV | MS_STRICTATIME, "mode=1777") < 0)
         return fail(failure, errno, "cannot mount /dev/pts and /dev/shm: %s", strerror(errno));
-    symlink("/proc/self/fd", "/dev/fd");
-    symlink("/proc/self/fd/0", "/dev/stdin");
-    symlink("/proc/self/fd/1", "/dev/stdout");
-    symlink("/proc/self/fd/2", "/dev/stderr");
+    make_link("/proc/self/fd", AT_FDCWD, "/dev/fd");
+    make_link("/proc/self/fd/0", AT_FDCWD, "/dev/stdin");
+    make_link("/proc/self/fd/1", AT_FDCWD, "/dev/stdout");
+    make_link("/proc/self/fd/2", AT_FDCWD, "/dev/stderr");
     if (mount("cgroup2", "/sys/fs/cgroup", "cgroup2", API_FLAGS, "nsdelegate") < 0)
         console_print("cannot mount /sys/fs/cgroup: %s", strerror(errno));
     for (size_t i = 0; i < sizeof moved / sizeof *moved; i++) {
@@ -328,7 +334,7 @@ static int complete_root(int root, struct failure *failure) {
     if (mkdirat(root, "etc", 0755) == 0 || errno == EEXIST) {
         int etc = openat(root, "etc", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
         if (etc >= 0) {
-            symlinkat("../proc/self/mounts", etc, "mtab");
+            make_link("../proc/self/mounts", etc, "mtab");
             close(etc);
         }
     }
