@@ -66,7 +66,7 @@ static bool header_good(const uint8_t *data) {
            get_u32(data + 12) == (crc32(data, 12) | 1);
 }
 
-/* The search goes on right behind the broken frame's first byte: a HELLO may stand within what was taken for payload. */
+/* The search goes on right behind the first byte of the broken frame: a HELLO may stand in what was taken for payload. */
 static enum parsed broken(struct parser *parser) {
     parser->start++;
     parser->synced = false;

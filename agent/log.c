@@ -1,4 +1,4 @@
-/* The log: records of u8 stream, u24 length, bytes. They wait for a slow reader, and are dropped while there is none. */
+/* The log: records of u8 stream, u24 length, bytes. They wait for a slow reader; without a reader they are dropped. */
 #include "log.h"
 
 #include <errno.h>

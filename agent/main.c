@@ -53,7 +53,8 @@ static void remove_socket(void) { unlink(socket_path); }
 static int listen_on(const char *path) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (strlen(path) >= sizeof address.sun_path) {
-        fprintf(stderr, "banger-agent: the socket path is longer than %zu bytes: %s\n", sizeof address.sun_path - 1, path);
+        fprintf(stderr, "banger-agent: the socket path is longer than %zu bytes: %s\n", sizeof address.sun_path - 1,
+                path);
         return -1;
     }
     strcpy(address.sun_path, path);
