@@ -20,6 +20,9 @@ import pytest
 import zstandard
 
 from banger.api.errors import BangerError, Code
+from banger.debian import Mirror, find_mirror
+from banger.imagecat.catalog import embedded_catalog
+from banger.imagecat.debian import pull_debian
 from banger.imagecat.importer import import_image
 from banger.imagecat.manifest import delete_local, disk_usage, image_paths, list_local, read_local, rootfs_digest
 from banger.job import Job, Progress
@@ -275,3 +278,35 @@ def test_a_real_tree_survives_an_export_and_an_import(debian: Path, tmp_path: Pa
         ["sqfsdiff", "--old", rootfs, "--new", image_paths(images, manifest).rootfs], capture_output=True
     )
     assert comparison.returncode == 0, comparison.stdout.decode()
+
+
+def test_a_mirror_that_does_not_answer(images: Path) -> None:
+    if shutil.which("mmdebstrap") is None:
+        pytest.skip("mmdebstrap is not installed")
+    with pytest.raises(BangerError) as caught:
+        pull_debian(
+            images, embedded_catalog().find(MINIMAL), Job(), mirror=Mirror("http://127.0.0.1:1/debian"), arch=HOST_ARCH
+        )
+    assert caught.value.code == Code.DOWNLOAD
+    assert "127.0.0.1" in caught.value.message
+    assert "mirror" in caught.value.hint
+    assert left_in(images) == []
+
+
+@pytest.mark.parametrize("moment", ["apt-get update", "essential packages"])
+def test_cancelling_a_build_leaves_nothing(images: Path, moment: str) -> None:
+    if shutil.which("mmdebstrap") is None:
+        pytest.skip("mmdebstrap is not installed")
+    job = Job(lambda progress: job.cancel() if moment in progress.message else None)
+    with pytest.raises(BangerError) as caught:
+        pull_debian(images, embedded_catalog().find(MINIMAL), job, mirror=find_mirror(), arch=HOST_ARCH)
+    assert caught.value.code == Code.CANCELLED
+    assert left_in(images) == []
+    assert str(images) not in Path("/proc/self/mounts").read_text()
+
+
+def test_an_unknown_architecture_is_refused(images: Path) -> None:
+    with pytest.raises(BangerError) as caught:
+        pull_debian(images, embedded_catalog().find(MINIMAL), Job(), mirror=Mirror("http://127.0.0.1:1/"), arch="vax")
+    assert caught.value.code == Code.INVALID
+    assert "vax" in caught.value.message

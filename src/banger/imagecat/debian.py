@@ -11,6 +11,7 @@ import selectors
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -27,6 +28,7 @@ from banger.job import Job, command_failed, missing_tool
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}  # uname -m
 _BINFMT = Path("/proc/sys/fs/binfmt_misc")
 _LOG_LIMIT = 1 << 20  # bytes
+_REMOVAL_TRIES = 100  # at intervals of 50 ms
 _NO_SECURITY_ARCHIVE = ("sid", "unstable", "experimental")
 
 
@@ -66,9 +68,11 @@ def mmdebstrap_command(entry: CatalogEntry, arch: str, mirror: Mirror) -> list[s
     suites = [(mirror.main, entry.suite)]
     if mirror.security and entry.suite not in _NO_SECURITY_ARCHIVE:
         suites.append((mirror.security, f"{entry.suite}-security"))
+    # As root mmdebstrap mounts /proc, /sys and more in the host's own namespace and leaves them there when killed; in
+    # a namespace of its own they go with it, and so do all of its processes. Without root it makes one itself.
+    isolated = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "mmdebstrap", "--mode=root"]
     return [
-        "mmdebstrap",
-        f"--mode={'root' if os.geteuid() == 0 else 'unshare'}",
+        *(isolated if os.geteuid() == 0 else ["mmdebstrap", "--mode=unshare"]),
         "--format=tar",
         f"--architectures={arch}",
         f"--variant={entry.variant}",
@@ -88,7 +92,8 @@ def _bootstrap(images_dir: Path, entry: CatalogEntry, arch: str, mirror: Mirror,
     with (
         _build_directory(images_dir, job) as directory,
         tempfile.TemporaryFile() as log,
-        job.popen(argv, env=_environment() | {"TMPDIR": os.fspath(directory)}) as child,
+        # the users of the namespace may be unable to enter the working directory
+        job.popen(argv, env=_environment() | {"TMPDIR": os.fspath(directory)}, cwd=Path("/")) as child,
     ):
         stdout, stderr = cast(BinaryIO, child.stdout), cast(IO[bytes], child.stderr)
         _report_until_output(stdout, stderr, log, job)
@@ -137,19 +142,30 @@ def _build_directory(images_dir: Path, job: Job) -> Iterator[Path]:
     """
     if os.geteuid() == 0:
         with system.staging(images_dir, "bootstrap") as directory:
-            yield directory
+            try:
+                yield directory
+            finally:
+                _remove(directory)
         return
     directory = Path(tempfile.mkdtemp(prefix="banger-bootstrap-"))
     try:
         directory.chmod(0o711)
         yield directory
     finally:
-        leftovers = list(directory.iterdir())
-        if leftovers:
+        _remove(directory, ["mmdebstrap", "--unshare-helper", "rm", "--recursive", "--force"])
+
+
+def _remove(directory: Path, inside: list[str] | None = None) -> None:
+    """Delete a build directory, what is in it with the command `inside`; killed processes may still be ending in it."""
+    for _ in range(_REMOVAL_TRIES):
+        leftovers = [os.fspath(path) for path in directory.iterdir()] if inside else []
+        if inside and leftovers:
             # not through the job: this has to happen after a cancellation too
-            command: list[str | Path] = ["mmdebstrap", "--unshare-helper", "rm", "--recursive", "--force", *leftovers]
-            subprocess.run(command, env=_environment(), check=False, capture_output=True)
+            subprocess.run([*inside, *leftovers], env=_environment(), check=False, capture_output=True)
         system.remove_tree(directory)
+        if not directory.exists():
+            return
+        time.sleep(0.05)
 
 
 def _check_host(arch: str) -> None:
@@ -195,8 +211,9 @@ def _check_subordinate_ids() -> None:
 
 
 def _failed(argv: list[str], status: int, output: bytes) -> BangerError:
-    complaints = b"\n".join(line for line in output.splitlines() if line.startswith(b"E:"))
-    error = command_failed(argv, status, complaints or output, Code.DOWNLOAD)
+    # what failed says so right before mmdebstrap's first complaint, which may repeat the whole hook
+    before, mark, after = output.partition(b"\nE:")
+    error = command_failed(argv, status, before + mark + after.partition(b"\n")[0], Code.DOWNLOAD)
     error.hint = "check the network and the mirror, then try again; debian_mirror in config.toml names another mirror"
     return error
 
