@@ -59,6 +59,12 @@ def build_app(handlers: Handlers) -> FastAPI:
     async def unknown(request: Request, error: Exception) -> Response:
         return _failure(BangerError(Code.NOT_FOUND, f"there is no operation at {request.url.path!r}"))
 
+    @app.exception_handler(405)
+    async def wrong_method(request: Request, error: Exception) -> Response:
+        return _failure(
+            BangerError(Code.INVALID, f"{request.method} is not how to call {request.url.path!r}: use POST")
+        )
+
     return app
 
 
@@ -141,9 +147,8 @@ async def _progress_lines(start: Callable[[Report], Awaitable[object]]) -> Async
         else:
             yield _line("result", result=encode(result))
     finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        # not awaited: Starlette cancels us again at every await, and the work must be cancelled only once to clean up
+        task.cancel()
 
 
 def _object(value: Json) -> dict[str, Json]:
@@ -202,12 +207,18 @@ def _control(text: str) -> Input:
             case "end":
                 return End()
             case "resize":
-                return Resize(int(message["rows"]) & 0xFFFF, int(message["columns"]) & 0xFFFF)
+                return Resize(_number(message["rows"], 0xFFFF), _number(message["columns"], 0xFFFF))
             case "signal":
-                return Signal(int(message["number"]))
+                return Signal(_number(message["number"], 64))
     except (ValueError, KeyError, TypeError) as error:
         raise BangerError(Code.INVALID, f"bad message in a stream: {text[:100]!r}") from error
     raise BangerError(Code.INVALID, f"unknown message in a stream: {text[:100]!r}")
+
+
+def _number(value: object, most: int) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError
+    return value
 
 
 def _add_stream(app: FastAPI, stream: Stream[object, object], handler: StreamHandler) -> None:
