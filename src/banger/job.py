@@ -93,8 +93,7 @@ class Job:
         try:
             yield child
         finally:
-            if child.poll() is None:
-                _kill_group(child)
+            _kill_group(child)
             child.wait()
             for stream in (child.stdin, child.stdout, child.stderr):
                 if stream is not None:
@@ -151,5 +150,7 @@ def missing_tool(tool: str) -> BangerError:
 
 
 def _kill_group(child: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
+    """Kill a command unless it has been waited for: its number may be another's by then."""
+    if child.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)

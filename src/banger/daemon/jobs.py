@@ -72,7 +72,7 @@ class Shared(Generic[T]):
         if flight is None:
             flight = self._flights[key] = _Flight()
             flight.task = asyncio.create_task(self._workers.run(work, flight.report))
-            flight.task.add_done_callback(lambda task: self._flights.pop(key, None))
+            flight.task.add_done_callback(lambda task: self._forget(key, flight))
         elif flight.last is not None:
             report(flight.last)
         flight.reports.append(report)
@@ -82,9 +82,14 @@ class Shared(Generic[T]):
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             if len(flight.reports) == 1 and not task.done():
-                self._flights.pop(key, None)
+                self._forget(key, flight)
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
             raise
         finally:
             flight.reports.remove(report)
+
+    def _forget(self, key: str, flight: _Flight[T]) -> None:
+        # a flight that was stopped may end only after the next one for its key has begun
+        if self._flights.get(key) is flight:
+            del self._flights[key]
