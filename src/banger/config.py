@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from dataclasses import dataclass, fields
@@ -40,6 +41,8 @@ def load(path: Path) -> Config:
         values = tomllib.loads(path.read_text())
     except FileNotFoundError:
         return Config()
+    except OSError as error:
+        raise BangerError(Code.INVALID, f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BangerError(Code.INVALID, f"{path} is not valid TOML: {error}", hint="correct or remove it") from error
     known = {entry.name: type(getattr(Config, entry.name)) for entry in fields(Config)}
@@ -50,6 +53,8 @@ def load(path: Path) -> Config:
             values[key] = float(value)
         elif type(value) is not known[key]:
             raise BangerError(Code.INVALID, f"{path}: {key} must be of type {known[key].__name__}, not {value!r}")
+        if type(value) in (int, float) and not 0 <= value < math.inf:
+            raise BangerError(Code.INVALID, f"{path}: {key} cannot be {value!r}")
     config = Config(**values)
     if config.accelerator not in ("auto", "kvm", "tcg"):
         raise BangerError(Code.INVALID, f"{path}: accelerator must be auto, kvm or tcg, not {config.accelerator!r}")

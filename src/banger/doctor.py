@@ -14,7 +14,7 @@ from banger.guest.binary import agent_binary
 from banger.hostpackages import Need, Purpose
 from banger.paths import Layout, ensure_runtime, user_layout
 from banger.system import human_size
-from banger.vmm.detect import detect, host_arch
+from banger.vmm.detect import detect, group_of, host_arch
 
 _PACKAGES_FIX = "install it: {}"
 
@@ -42,7 +42,7 @@ def _acceleration() -> Check:
         return Check("acceleration", "ok", f"KVM: {found.reason}")
     fix = "enable hardware virtualization (in the firmware, or nested virtualization in the VM that this host is)"
     if "may not be opened" in found.reason:
-        fix = f"sudo usermod -aG {Path('/dev/kvm').group()} $USER, then log in again"
+        fix = f"sudo usermod -aG {group_of(Path('/dev/kvm'))} $USER, then log in again"
     return Check("acceleration", "warn", f"{found.reason}; they start in seconds instead of milliseconds", fix)
 
 

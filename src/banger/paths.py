@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass
@@ -87,8 +88,16 @@ def user_layout() -> Layout:
 
 def ensure_runtime(runtime: Path) -> None:
     """Make the directory of the daemon's socket, 0700; refuse one that is not ours (it may lie in /tmp)."""
-    runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = os.lstat(runtime)
+    try:
+        with contextlib.suppress(FileExistsError):
+            runtime.mkdir(mode=0o700, parents=True)
+        status = os.lstat(runtime)
+    except OSError as error:
+        raise BangerError(
+            Code.INVALID,
+            f"cannot create {runtime}: {error.strerror}",
+            hint="set XDG_RUNTIME_DIR to a directory that you can write",
+        ) from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise BangerError(
             Code.INVALID,

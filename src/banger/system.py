@@ -95,20 +95,24 @@ def remove_entry(target: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a tree, also one with directories that lost their write permission."""
+    """Delete a tree (or a file), also one with directories that lost their write permission."""
     import shutil
 
-    def make_writable_and_retry(function: object, name: str, info: object) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(os.path.dirname(name), 0o700)
-            if os.path.isdir(name) and not os.path.islink(name):
-                os.chmod(name, 0o700)
-                shutil.rmtree(name, ignore_errors=True)
-            else:
-                os.unlink(name)
-
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path, onerror=make_writable_and_retry)
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except PermissionError:
+        os.chmod(path, 0o700)
+        for directory, names, _ in os.walk(path):
+            for name in names:
+                inside = os.path.join(directory, name)
+                if not os.path.islink(inside):
+                    os.chmod(inside, 0o700)
+        shutil.rmtree(path)
 
 
 def sweep_staging(parent: Path) -> list[Path]:

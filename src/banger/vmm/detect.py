@@ -48,8 +48,16 @@ def detect(kvm: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/cpuinfo")) 
                 f"{kvm} is here but cannot run ordinary guests: the CPU shows neither vmx nor svm; guests are emulated",
             )
     if not os.access(kvm, os.R_OK | os.W_OK):
-        return Acceleration("tcg", f"{kvm} may not be opened by this user (it belongs to group {kvm.group()})")
+        return Acceleration("tcg", f"{kvm} may not be opened by this user (it belongs to group {group_of(kvm)})")
     return Acceleration("kvm", f"{kvm} works")
+
+
+def group_of(path: Path) -> str:
+    """The group of a file: its name, or its number where it has none, as in many containers."""
+    try:
+        return path.group()
+    except KeyError:
+        return str(path.stat().st_gid)
 
 
 def emulator(arch: str) -> str:

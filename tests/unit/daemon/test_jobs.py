@@ -113,7 +113,7 @@ def test_joiner_gets_progress_and_result() -> None:
         proceed.set()
         assert await asyncio.gather(first, second, other) == ["done"] * 3
         assert seen == ["first", "second"]
-        assert calls == ["run", "run"]
+        assert len(calls) == 2
         assert await shared.run("key", work, ignore) == "done"
         assert len(calls) == 3
 

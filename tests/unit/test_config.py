@@ -1,0 +1,63 @@
+"""The configuration file: defaults, every key, and what is wrong in it named."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from banger.api.errors import BangerError, Code
+from banger.config import Config, load
+
+
+def test_missing_and_empty_file_mean_the_defaults(tmp_path: Path) -> None:
+    assert load(tmp_path / "config.toml") == Config()
+    (tmp_path / "config.toml").write_text("# nothing\n")
+    assert load(tmp_path / "config.toml") == Config()
+
+
+def test_every_key_can_be_set(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    wanted = Config("img", "krn", 3, 1 << 31, 1 << 30, 1 << 29, 2.5, 60.0, 1, 2, "copy:/mirror", "tcg")
+    lines = [f"{key} = {value!r}".replace("'", '"') for key, value in asdict(wanted).items()]
+    file.write_text("\n".join(lines))
+    assert load(file) == wanted
+
+
+def test_whole_number_serves_for_seconds(tmp_path: Path) -> None:
+    (tmp_path / "c").write_text("stop_grace = 3")
+    assert load(tmp_path / "c").stop_grace == 3.0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("memry = 1", "unknown key 'memry'"),
+        ("[vm]\nmemory = 1", "unknown key 'vm'"),
+        ('memory = "2G"', "memory must be of type int, not '2G'"),
+        ("memory = 1.5", "memory must be of type int"),
+        ("vcpu = true", "vcpu must be of type int"),
+        ("default_image = 7", "default_image must be of type str"),
+        ("stop_grace = false", "stop_grace must be of type float"),
+        ("memory = -1", "memory cannot be -1"),
+        ("boot_timeout = inf", "boot_timeout cannot be inf"),
+        ("stop_grace = nan", "stop_grace cannot be nan"),
+        ('accelerator = "hvf"', "accelerator must be auto, kvm or tcg, not 'hvf'"),
+        ("memory = ", "is not valid TOML"),
+        ("memory = 1\nmemory = 2", "is not valid TOML"),
+    ],
+)
+def test_mistake_is_named_with_its_file(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    with pytest.raises(BangerError) as caught:
+        load(file)
+    assert caught.value.code is Code.INVALID
+    assert caught.value.message.startswith(str(file))
+    assert said in caught.value.message
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path, tmp_path / "binary"):
+        with pytest.raises(BangerError, match=str(path)):
+            load(path)
