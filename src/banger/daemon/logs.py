@@ -31,14 +31,17 @@ class _Records:
         self._pending = b""
 
     def feed(self, data: bytes) -> Iterator[Piece]:
-        self._pending += data
-        while len(self._pending) >= RECORD.size:
-            stream, length, _ = RECORD.unpack_from(self._pending)
-            end = RECORD.size + length
-            if len(self._pending) < end:
-                return
-            yield STDERR if stream == 2 else STDOUT, self._pending[RECORD.size : end]
-            self._pending = self._pending[end:]
+        pending = self._pending + data
+        position = 0
+        while len(pending) - position >= RECORD.size:
+            stream, length, _ = RECORD.unpack_from(pending, position)
+            end = position + RECORD.size + length
+            if len(pending) < end:
+                break
+            if length:
+                yield STDERR if stream == 2 else STDOUT, pending[position + RECORD.size : end]
+            position = end
+        self._pending = pending[position:]
 
 
 async def read(path: Path, records: bool, tail: int | None, follow: Callable[[], bool] | None) -> AsyncIterator[Piece]:
@@ -46,40 +49,33 @@ async def read(path: Path, records: bool, tail: int | None, follow: Callable[[],
     decoder: _Records | _Raw = _Records() if records else _Raw()
     pieces: list[Piece] = []
     file: int | None = None
-    for name in (path.with_name(f"{path.name}.1"), path):
-        try:
-            file = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        try:
+    try:
+        for name in (path.with_name(f"{path.name}.1"), path):
+            previous, file = file, _open(name)
+            if previous is not None:
+                os.close(previous)
             for data in _chunks(file):
                 pieces += decoder.feed(data)
                 if tail is None:
                     for piece in pieces:
                         yield piece
                     pieces = []
-        finally:
-            if name != path:
-                os.close(file)
-                file = None
-    try:
         for piece in _last_lines(pieces, tail) if tail is not None else ():
             yield piece
         while follow is not None:
             going_on = follow()
-            if file is None:
-                file = _open_again(path)
+            # asked before the last look at the old file: nothing is written to it once the new one has its name
+            renewed = not _is_same(path, file)
             grown = False
-            if file is not None:
-                for data in _chunks(file):
-                    grown = True
-                    for piece in decoder.feed(data):
-                        yield piece
-                if not _is_same(path, file):  # the recorder has begun a new file
-                    os.close(file)
-                    file = _open_again(path)
-                    continue
-            if not grown:
+            for data in _chunks(file):
+                grown = True
+                for piece in decoder.feed(data):
+                    yield piece
+            if renewed:
+                previous, file = file, _open(path)
+                if previous is not None:
+                    os.close(previous)
+            elif not grown:
                 if not going_on:
                     return
                 await asyncio.sleep(_POLL_SECONDS)
@@ -88,21 +84,23 @@ async def read(path: Path, records: bool, tail: int | None, follow: Callable[[],
             os.close(file)
 
 
-def _chunks(file: int) -> Iterator[bytes]:
-    while data := os.read(file, _CHUNK):
+def _chunks(file: int | None) -> Iterator[bytes]:
+    while file is not None and (data := os.read(file, _CHUNK)):
         yield data
 
 
-def _open_again(path: Path) -> int | None:
+def _open(path: Path) -> int | None:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
 
 
-def _is_same(path: Path, file: int) -> bool:
+def _is_same(path: Path, file: int | None) -> bool:
+    """Whether `path` still is the open file, or there is none yet."""
     try:
-        return path.stat().st_ino == os.fstat(file).st_ino
+        there = path.stat().st_ino
+        return file is not None and there == os.fstat(file).st_ino
     except FileNotFoundError:
         return True
 

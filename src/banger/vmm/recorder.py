@@ -7,6 +7,7 @@ console.log holds the bytes as they came. main.log holds records, little-endian:
 bytes, u32 length, u64 time in ns since 1970, bytes.
 """
 
+import contextlib
 import os
 import select
 import struct
@@ -33,15 +34,23 @@ class CappedFile:
         self.size = os.fstat(self.file).st_size
 
     def write(self, data: bytes) -> None:
-        if self.size + len(data) > self.cap and self.size:
-            os.close(self.file)
-            os.rename(self.name, f"{self.name}.1", src_dir_fd=self.directory, dst_dir_fd=self.directory)
-            self._open()
+        # a full disk must not stop the guest: what does not fit whole is lost, what comes later may fit again
         try:
-            self.size += os.write(self.file, data)
+            if self.size + len(data) > self.cap and self.size:
+                self._rotate()
+            if os.write(self.file, data) < len(data):
+                os.ftruncate(self.file, self.size)
+            else:
+                self.size += len(data)
         except OSError:
-            # a full disk must not stop the guest: what does not fit is lost, the newest lines come again later
             return
+
+    def _rotate(self) -> None:
+        full = self.file
+        with contextlib.suppress(FileNotFoundError):  # renamed already, but then the disk was full
+            os.rename(self.name, f"{self.name}.1", src_dir_fd=self.directory, dst_dir_fd=self.directory)
+        self._open()
+        os.close(full)
 
 
 class Records:

@@ -111,7 +111,7 @@ def test_joiner_gets_progress_and_result() -> None:
         second = asyncio.create_task(shared.run("key", work, lambda progress: seen.append(progress.stage)))
         other = await begun(lambda report: shared.run("other key", work, report))
         proceed.set()
-        assert await asyncio.gather(first, second, other) == ["done"] * 3
+        assert set(await asyncio.gather(first, second, other)) == {"done"}
         assert seen == ["first", "second"]
         assert len(calls) == 2
         assert await shared.run("key", work, ignore) == "done"

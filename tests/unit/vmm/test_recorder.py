@@ -1,0 +1,167 @@
+"""The recorder as the process that it is: caps, hostile records, its end, a full disk."""
+
+import contextlib
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from banger.vmm import recorder
+from banger.vmm.recorder import CAPS, RECORD
+
+TIMEOUT = 30.0
+
+
+class Recorder:
+    """A running recorder and the VMM's ends of its two sockets."""
+
+    def __init__(self, directory: Path, limit: int | None = None) -> None:
+        self.directory = directory
+        self.console, console = socket.socketpair()
+        self.log, log = socket.socketpair()
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", recorder.__file__, directory, str(console.fileno()), str(log.fileno())],
+            pass_fds=(console.fileno(), log.fileno()),
+            stderr=subprocess.PIPE,
+            preexec_fn=None if limit is None else lambda: _limit_file_size(limit),
+        )
+        console.close()
+        log.close()
+
+    def end(self) -> None:
+        """Close both sockets, as a VMM that dies does; the recorder must end well by itself."""
+        self.console.close()
+        self.log.close()
+        _, errors = self.process.communicate(timeout=TIMEOUT)
+        assert (self.process.returncode, errors) == (0, b"")
+
+
+def _limit_file_size(limit: int) -> None:
+    """Python ignores SIGXFSZ, so that writes beyond it fail as on a full disk (setrlimit(2))."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+
+@contextlib.contextmanager
+def recording(directory: Path, limit: int | None = None) -> Iterator[Recorder]:
+    running = Recorder(directory, limit)
+    try:
+        yield running
+        running.end()
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.wait()
+
+
+def guest_record(stream: int, data: bytes) -> bytes:
+    return struct.pack("<I", stream | len(data) << 8) + data
+
+
+def records(path: Path) -> list[tuple[int, bytes]]:
+    """All records of a file, which must hold nothing else."""
+    data = path.read_bytes()
+    found = []
+    while data:
+        stream, length, taken_at = RECORD.unpack_from(data)
+        assert abs(taken_at - time.time_ns()) < 10**12
+        assert len(data) >= RECORD.size + length
+        found.append((stream, data[RECORD.size : RECORD.size + length]))
+        data = data[RECORD.size + length :]
+    return found
+
+
+def test_both_streams_are_kept(tmp_path: Path) -> None:
+    with recording(tmp_path) as running:
+        running.console.sendall(b"Linux version 6\r\n")
+        for part in (guest_record(1, b"out\n") + guest_record(2, b"err")[:3], guest_record(2, b"err")[3:]):
+            running.log.sendall(part)
+    assert (tmp_path / "console.log").read_bytes() == b"Linux version 6\r\n"
+    assert records(tmp_path / "main.log") == [(1, b"out\n"), (2, b"err")]
+    assert (tmp_path / "main.log").stat().st_mode & 0o777 == 0o600
+
+
+def test_one_end_may_close_before_the_other(tmp_path: Path) -> None:
+    with recording(tmp_path) as running:
+        running.console.close()
+        running.log.sendall(guest_record(1, b"still here"))
+    assert records(tmp_path / "main.log") == [(1, b"still here")]
+
+
+def test_console_is_capped_and_keeps_the_newest(tmp_path: Path) -> None:
+    line = b"%07d\n"
+    count = 3 * CAPS["console"] // 8
+    with recording(tmp_path) as running:
+        running.console.sendall(b"".join(line % number for number in range(count)))
+    old, new = ((tmp_path / name).read_bytes() for name in ("console.log.1", "console.log"))
+    assert max(len(old), len(new)) <= CAPS["console"]
+    assert len(old) + len(new) > CAPS["console"]
+    numbers = [int(text) for text in (old + new).split(b"\n")[1:-1]]
+    assert numbers == list(range(numbers[0], count))
+    assert {path.name for path in tmp_path.iterdir()} == {"console.log", "console.log.1", "main.log"}
+
+
+def test_main_log_is_capped_between_records(tmp_path: Path) -> None:
+    with recording(tmp_path) as running:
+        for number in range(3 * CAPS["main"] // 65536):
+            running.log.sendall(guest_record(1, number.to_bytes(4, "little") * 16384))
+    got = records(tmp_path / "main.log.1") + records(tmp_path / "main.log")
+    numbers = [int.from_bytes(data[:4], "little") for _, data in got]
+    assert numbers == list(range(numbers[0], 3 * CAPS["main"] // 65536))
+    for name in ("main.log", "main.log.1"):
+        assert (tmp_path / name).stat().st_size <= CAPS["main"]
+
+
+def test_started_again_it_appends(tmp_path: Path) -> None:
+    for text in (b"one", b"two"):
+        with recording(tmp_path) as running:
+            running.log.sendall(guest_record(1, text))
+    assert records(tmp_path / "main.log") == [(1, b"one"), (1, b"two")]
+
+
+@settings(max_examples=15)
+@given(st.lists(st.binary(max_size=300), max_size=8))
+def test_hostile_log_stream(tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]) -> None:
+    """Whatever a guest sends, main.log holds whole records, no larger than announced, and the recorder goes on."""
+    directory = tmp_path_factory.mktemp("hostile")
+    with recording(directory) as running:
+        for piece in pieces:
+            running.log.sendall(piece)
+        running.console.sendall(b"alive")
+    assert (directory / "console.log").read_bytes() == b"alive"
+    sent = sum(len(piece) for piece in pieces)
+    assert sum(len(data) + 4 for _, data in records(directory / "main.log")) <= sent
+
+
+def test_finds_records_again_after_garbage(tmp_path: Path) -> None:
+    with recording(tmp_path) as running:
+        running.log.sendall(b"\xff" * 5000 + guest_record(2, b"back in step"))
+    assert records(tmp_path / "main.log")[-1] == (2, b"back in step")
+
+
+def test_full_disk_stops_neither_recorder_nor_guest(tmp_path: Path) -> None:
+    """And leaves no half of a record, after which none could be read."""
+    with recording(tmp_path, limit=200_000) as running:
+        for number in range(20):
+            running.log.sendall(guest_record(1, bytes([number]) * 30_000))
+        running.log.sendall(guest_record(2, b"a short one still fits"))
+        running.console.sendall(b"x" * 500_000)
+    got = records(tmp_path / "main.log")
+    assert [data[0] for _, data in got[:-1]] == list(range(6))
+    assert got[-1] == (2, b"a short one still fits")
+    assert (tmp_path / "console.log").stat().st_size <= 200_000
+
+
+def test_imports_nothing_of_banger(tmp_path: Path) -> None:
+    """It runs with -I -S for the life of each VM: what it imports, every VM pays for."""
+    with recording(tmp_path) as running:
+        running.console.sendall(b"x")
+        maps = Path(f"/proc/{running.process.pid}/maps").read_text()
+    assert "site-packages" not in maps
