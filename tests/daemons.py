@@ -44,7 +44,8 @@ TIMEOUT = 60.0  # seconds that nothing here takes; only a hang does
 class DaemonProcess:
     """A bangerd below one directory; started and stopped as often as a test likes."""
 
-    def __init__(self, directory: Path, variables: Mapping[str, str]) -> None:
+    def __init__(self, directory: Path, variables: Mapping[str, str], launcher: Sequence[str] = ()) -> None:
+        self._launcher = launcher
         config, state, cache, runtime = (directory / name / "banger" for name in ("config", "state", "cache", "run"))
         self.layout = Layout(config, state, cache, runtime)
         self.client = Client(self.layout.socket)
@@ -77,7 +78,7 @@ class DaemonProcess:
         with open(reader, "rb") as ready:
             with open(self.layout.log_file, "ab") as log:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "banger.daemon"],
+                    [*self._launcher, sys.executable, "-m", "banger.daemon"],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -181,10 +182,18 @@ class DaemonProcess:
 
 @contextlib.contextmanager
 def running_daemon(
-    directory: Path, *, entries: Sequence[Path] = (), config: str = "", variables: Mapping[str, str] | None = None
+    directory: Path,
+    *,
+    entries: Sequence[Path] = (),
+    config: str = "",
+    variables: Mapping[str, str] | None = None,
+    launcher: Sequence[str] = (),
 ) -> Iterator[DaemonProcess]:
-    """A daemon that has started, with `config` as its config.toml; see the head of this module."""
-    daemon = DaemonProcess(directory, variables or {})
+    """A daemon that has started, with `config` as its config.toml; see the head of this module.
+
+    `launcher` comes before its command line and must end in exec, as `ip netns exec NAME` does.
+    """
+    daemon = DaemonProcess(directory, variables or {}, launcher)
     daemon.link(entries)
     if config:
         daemon.configure(config)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from banger.api.errors import BangerError, Code
 from banger.api.models import PublishedPort
-from banger.net import passt
+from banger.job import missing_tool
+from banger.net import passt, publish
 from banger.vmm.machine import Machine, Nic
 
 
@@ -16,7 +17,7 @@ class HostNetwork:
     """Plans NICs when a VM is created and connects them when it starts."""
 
     def plan(self, net: str, ports: list[PublishedPort], slot: int) -> list[Nic]:
-        """The NICs of a new VM: one for `user`, none for `none`."""
+        """The NICs of a new VM: none for `none`; for `user` one, and another when ports are published."""
         if net == "none":
             if ports:
                 raise BangerError(
@@ -26,15 +27,22 @@ class HostNetwork:
         if net != "user":
             raise BangerError(Code.INVALID, f"{net!r} is not a network", hint="use --net user or --net none")
         if shutil.which("passt") is None:
-            from banger.job import missing_tool
-
             raise missing_tool("passt")
-        mac = "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
         cidr = f"{passt.GUEST_ADDRESS}/{passt.PREFIX}"
-        return [Nic("net0", mac, [cidr], passt.GATEWAY, [passt.NAMESERVER], "user", slot)]
+        nics = [Nic("net0", _mac(), [cidr], passt.GATEWAY, [passt.NAMESERVER], "user", slot)]
+        if ports:
+            cidr = f"{publish.GUEST_ADDRESS}/{publish.PREFIX}"
+            nics.append(Nic("net1", _mac(), [cidr], "", [], "publish", slot + 1))
+        return nics
 
-    async def connect(self, machine: Machine, ports: list[PublishedPort], directory: Path) -> passt.UserNetwork | None:
+    async def connect(self, machine: Machine, directory: Path) -> passt.UserNetwork | None:
         """Start what carries the VM's NIC; None when it has none. Raises when a published port is in use."""
+        publish.check_ports_free([PublishedPort(f.address, f.host_port, f.guest_port) for f in machine.forwards])
         if not machine.nics:
             return None
-        return await passt.start(machine.nics[0], ports, directory / "passt.log", machine.uid)
+        return await passt.start(directory / "passt.log", machine.uid)
+
+
+def _mac() -> str:
+    """A random address with QEMU's prefix."""
+    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))

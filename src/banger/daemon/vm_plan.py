@@ -15,11 +15,11 @@ from banger.guest import agent as guest
 from banger.guest.protocol import DiskRole
 from banger.imagecat.manifest import ImageManifest
 from banger.kernelcat.manifest import KernelManifest
-from banger.net.passt import parse_publish
+from banger.net.publish import parse_publish
 from banger.store.records import VmRecord
 from banger.vmm import qemu
 from banger.vmm.detect import detect, host_arch
-from banger.vmm.machine import Disk, Machine
+from banger.vmm.machine import Disk, Forward, Machine
 
 KERNEL, BOOT_ARCHIVE, ROOTFS, MODULES = "kernel", "boot.cpio", "rootfs", "modules.squashfs"
 OVERLAY, HOME = "overlay.ext4", "work.ext4"
@@ -110,6 +110,7 @@ def plan(
         command_line=command_line,
         disks=disks,
         nics=network.plan(request.net or "user", ports, qemu.FIRST_FREE_SLOT + len(disks)),
+        forwards=[Forward(port.address, port.host_port, port.guest_port) for port in ports],
         uid=_free_uid(taken_uids) if as_root else -1,
     )
     return VmRecord(
@@ -150,7 +151,9 @@ def guest_config(record: VmRecord) -> guest.GuestConfig:
     nics = record.machine.nics
     return guest.GuestConfig(
         hostname=record.name,
-        interfaces=tuple(guest.Interface(nic.mac, tuple(nic.addresses), (nic.gateway,)) for nic in nics),
+        interfaces=tuple(
+            guest.Interface(nic.mac, tuple(nic.addresses), (nic.gateway,) if nic.gateway else ()) for nic in nics
+        ),
         nameservers=tuple(server for nic in nics for server in nic.nameservers),
         environment=environment([*record.image_env, *record.env]),
         disks=tuple(

@@ -302,7 +302,7 @@ class VmService:
             log, log_end = socket.socketpair()
             for end in (console, console_end, log, log_end):
                 stack.enter_context(end)
-            network = await self._network.connect(record.machine, record.ports, directory)
+            network = await self._network.connect(record.machine, directory)
             if network is not None:
                 stack.callback(os.close, network.descriptor)
                 helpers.append(network.process.identity)

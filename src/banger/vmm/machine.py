@@ -25,7 +25,10 @@ class Disk:
 
 @dataclass(frozen=True)
 class Nic:
-    """A virtio network device. `addresses` in CIDR notation; `network` is user."""
+    """A virtio network device. `addresses` in CIDR notation; `gateway` '' when no route leads through it.
+
+    `network` is user (passt carries it) or publish (the VMM's own restricted network, for published ports alone).
+    """
 
     id: str
     mac: str
@@ -34,6 +37,15 @@ class Nic:
     nameservers: list[str]
     network: str
     slot: int
+
+
+@dataclass(frozen=True)
+class Forward:
+    """TCP `address`:`host_port` on the host leads to `guest_port` at the publish NIC."""
+
+    address: str
+    host_port: int
+    guest_port: int
 
 
 @dataclass(frozen=True)
@@ -57,4 +69,5 @@ class Machine:
     command_line: str
     disks: list[Disk]
     nics: list[Nic]
+    forwards: list[Forward]
     uid: int

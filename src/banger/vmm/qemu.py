@@ -11,11 +11,12 @@ from pathlib import Path
 
 from banger.api.codec import Json
 from banger.api.errors import BangerError, Code
+from banger.net import publish
 from banger.process import Watched, spawn
 from banger.system import bind_unix
 from banger.vmm import detect
 from banger.vmm.driver import Wiring
-from banger.vmm.machine import Disk, Machine
+from banger.vmm.machine import Disk, Machine, Nic
 from banger.vmm.qmp import Qmp
 
 # Slots below 8 are for devices that every machine has; disks and NICs come after them.
@@ -94,7 +95,10 @@ def command_line(
     for index, disk in enumerate(machine.disks):
         argv += _disk(disk, index, files[disk.path])
     for nic in machine.nics:
-        argv += ["-netdev", f"stream,id={nic.id},addr.type=fd,addr.str={wiring.network}"]
+        if nic.network == "publish":
+            argv += ["-netdev", _publish_netdev(machine, nic)]
+        else:
+            argv += ["-netdev", f"stream,id={nic.id},addr.type=fd,addr.str={wiring.network}"]
         argv += ["-device", f"virtio-net-pci,netdev={nic.id},mac={nic.mac},addr={nic.slot},romfile="]
     return argv
 
@@ -110,6 +114,12 @@ def _disk(disk: Disk, fdset: int, descriptor: int) -> list[str]:
         f"discard={discard},detect-zeroes={'off' if disk.readonly else 'unmap'}",
         "-device", f"virtio-blk-pci,drive={disk.id},serial={disk.serial},addr={disk.slot},num-queues=1",
     ]  # fmt: skip
+
+
+def _publish_netdev(machine: Machine, nic: Nic) -> str:
+    guest = nic.addresses[0].partition("/")[0]
+    rules = [f"hostfwd=tcp:{f.address}:{f.host_port}-{guest}:{f.guest_port}" for f in machine.forwards]
+    return ",".join([f"user,id={nic.id},restrict=on,ipv6=off,net={publish.NETWORK}", *rules])
 
 
 class QemuVmm:
@@ -182,7 +192,8 @@ class QemuDriver:
                 inherited.append(wiring.network)
             argv = command_line(machine, directory, wiring, qmp.fileno(), agent.fileno(), files)
             log = stack.enter_context(open(directory / "vmm.log", "wb"))
-            process = spawn(argv, inherited, log.fileno(), machine.uid, _kvm_groups())
+            low_ports = any(forward.host_port < 1024 for forward in machine.forwards)
+            process = spawn(argv, inherited, log.fileno(), machine.uid, _kvm_groups(), low_ports)
         vmm = QemuVmm(process)
         try:
             await vmm.connect(directory)

@@ -1,0 +1,139 @@
+"""Create, start, stop, restart, kill, remove; guests that reboot, power off, panic or hang."""
+
+import concurrent.futures
+import os
+import signal
+import time
+
+import pytest
+
+from banger import system
+from banger.api import models as m
+from banger.api import operations as op
+from tests.vm.host import Host
+
+
+def test_create_is_cheap_and_start_and_stop_keep_the_disks(host: Host) -> None:
+    host.ok("vm", "create", "--name", "kept", "--disk-size", "4G", "--home-size", "1G")
+    vm = host.vm("kept")
+    assert (vm.state, vm.disk_bytes, vm.home_bytes) == ("created", 4 << 30, 1 << 30)
+    assert vm.used_bytes < 1_000_000
+    host.ok("vm", "start", "kept")
+    host.ok("vm", "exec", "kept", "--", "sh", "-c", "echo home > /root/file; echo root > /srv/file; mkdir /opt/new")
+    assert "stopped kept" in host.ok("vm", "stop", "kept")
+    assert (host.vm("kept").state, host.vm("kept").reason) == ("stopped", "stopped")
+    host.ok("vm", "start", "kept")
+    assert host.ok("vm", "exec", "kept", "--", "sh", "-c", "cat /root/file /srv/file; ls -d /opt/new").split() == [
+        "home",
+        "root",
+        "/opt/new",
+    ]
+    error = host.fails(1, "vm", "rm", "kept")
+    assert "banger vm stop kept" in error
+    host.ok("vm", "rm", "--force", "kept")
+
+
+def test_the_guest_writes_grow_the_disk_and_deletions_shrink_it(host: Host) -> None:
+    host.ok("vm", "run", "-d", "--name", "grows")
+    before = host.vm("grows").used_bytes
+    host.ok("vm", "exec", "grows", "--", "sh", "-c", "head -c 50000000 /dev/urandom > /srv/data; sync")
+    grown = host.vm("grows").used_bytes
+    assert grown - before > 50_000_000
+    host.ok("vm", "exec", "grows", "--", "sh", "-c", "rm /srv/data; sync; fstrim / 2>/dev/null; sync")
+    deadline = time.monotonic() + 60
+    while host.vm("grows").used_bytes > grown - 40_000_000:
+        assert time.monotonic() < deadline, "discards do not reach the host's file"
+        time.sleep(0.1)
+    host.ok("vm", "rm", "-f", "grows")
+
+
+def test_references_by_prefix_and_several_at_once(host: Host) -> None:
+    ids = []
+    for name in ("multi-a", "multi-b"):
+        host.ok("vm", "create", "--name", name)
+        ids.append(host.vm(name).id)
+    done = host.run("vm", "start", "multi-a", "nobody", ids[1][:8])
+    assert done.returncode == 1
+    assert b"nobody" in done.stderr
+    assert host.vm("multi-a").state == host.vm("multi-b").state == "running"
+    host.ok("vm", "restart", "multi-a")
+    assert host.vm("multi-a").state == "running"
+    host.ok("vm", "kill", "multi-a", "multi-b")
+    assert {host.vm(name).reason for name in ("multi-a", "multi-b")} == {"killed"}
+    assert "multi-a" in host.ok("vm", "prune", "--yes")
+    assert not {"multi-a", "multi-b"} & set(host.names())
+
+
+def test_a_guest_that_reboots_is_started_again(host: Host, guest: str) -> None:
+    client = host.daemon.client
+    pid = host.vm(guest).pid
+    boot_id = host.ok("vm", "exec", guest, "--", "cat", "/proc/sys/kernel/random/boot_id")
+    host.run("vm", "exec", "-d", guest, "--", "sh", "-c", "echo b > /proc/sysrq-trigger")
+    deadline = time.monotonic() + 60
+    while host.run("vm", "exec", guest, "--", "cat", "/proc/sys/kernel/random/boot_id").stdout in (
+        b"",
+        boot_id.encode(),
+    ):
+        assert time.monotonic() < deadline, "it does not come back"
+    assert host.vm(guest).pid == pid
+    assert client.call(op.VM_SHOW, m.VmRef(guest)).state == "running"
+    # what configures it is sent again
+    assert host.ok("vm", "exec", guest, "--", "cat", "/proc/sys/kernel/hostname").strip() == guest
+
+
+@pytest.mark.parametrize(("key", "reason"), [("o", "the guest powered off"), ("c", "the guest's kernel panicked")])
+def test_a_guest_that_ends_by_itself_is_stopped_with_the_reason(host: Host, key: str, reason: str) -> None:
+    name = f"ends-{key}"
+    host.ok("vm", "run", "-d", "--name", name)
+    host.run("vm", "exec", "-d", name, "--", "sh", "-c", f"echo {key} > /proc/sysrq-trigger")
+    assert host.wait_state(name, "stopped").reason == reason
+    error = host.fails(125, "vm", "exec", name, "--", "true")
+    assert f"banger vm start {name}" in error
+    host.ok("vm", "rm", name)
+
+
+def test_a_guest_that_does_not_stop_is_forced(host: Host) -> None:
+    host.ok("vm", "run", "-d", "--name", "stubborn")
+    # freezing the virtual CPUs is the surest way to a guest that does not answer
+    os.kill(host.vm("stubborn").pid, signal.SIGSTOP)
+    text = host.ok("vm", "stop", "--grace", "0.5", "stubborn")
+    assert "forced" in text
+    assert host.vm("stubborn").state == "stopped"
+    host.ok("vm", "rm", "stubborn")
+
+
+def test_starting_what_runs_and_stopping_what_does_not(host: Host, guest: str) -> None:
+    assert "already running" in host.fails(1, "vm", "start", guest)
+    host.ok("vm", "create", "--name", "idle")
+    assert "not running" in host.fails(1, "vm", "stop", "idle")
+    host.ok("vm", "rm", "idle")
+    assert "did you mean 'guest'" in host.fails(1, "vm", "stop", "gest")
+
+
+def test_a_hundred_created_vms_take_little(host: Host) -> None:
+    names = [f"many-{number}" for number in range(100)]
+    client = host.daemon.client
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: client.call(op.VM_CREATE, m.VmCreate(name=name)), names))
+    own = 0
+    for name in names:
+        directory = host.daemon.layout.vm(host.vm(name).id)
+        own += sum(system.allocated_bytes(file) for file in directory.iterdir() if file.stat().st_nlink == 1)
+    assert own < 100_000_000
+    assert "many-57" in host.ok("vm", "prune", "--yes")
+    assert not set(names) & set(host.names())
+
+
+def test_main_command_runs_at_each_start(host: Host) -> None:
+    host.ok("vm", "run", "-d", "--name", "main", "-e", "WHO=world", "--", "sh", "-c", "echo hello $WHO; sleep 1000")
+    for _ in range(2):
+        deadline = time.monotonic() + 60
+        while host.ok("vm", "logs", "main") != "hello world\n":
+            assert time.monotonic() < deadline
+        host.ok("vm", "restart", "main")
+    host.ok("vm", "rm", "-f", "main")
+
+
+def test_a_detached_throwaway_vm_goes_with_its_command(host: Host) -> None:
+    host.ok("vm", "run", "-d", "--rm", "--name", "short", "--", "sleep", "0.5")
+    host.wait_gone("short")
