@@ -1,0 +1,83 @@
+"""What doctor says about this host, and about hosts where virtualization is only half there."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from banger import doctor, hostpackages
+from banger.hostpackages import Purpose
+from banger.vmm.detect import detect, host_arch
+
+INTEL = "processor : 0\nflags\t\t: fpu vme sse vmx ssse3\n"
+AMD = "flags : fpu svm\n"
+PLAIN = "flags\t\t: fpu vmxish nosvm sse\nbugs\t: vmx\n"
+amd64_only = pytest.mark.skipif(host_arch() != "amd64", reason="x86 shows virtualization among the CPU flags")
+
+
+@amd64_only
+@pytest.mark.parametrize(("text", "name"), [(INTEL, "kvm"), (AMD, "kvm"), (PLAIN, "tcg"), ("", "tcg")])
+def test_kvm_needs_the_cpu_too(tmp_path: Path, text: str, name: str) -> None:
+    kvm, cpuinfo = tmp_path / "kvm", tmp_path / "cpuinfo"
+    kvm.touch()
+    cpuinfo.write_text(text)
+    found = detect(kvm, cpuinfo)
+    assert found.name == name
+    if name == "tcg":
+        assert "cannot run ordinary guests" in found.reason
+        assert "neither vmx nor svm" in found.reason
+
+
+def test_without_the_device_guests_are_emulated(tmp_path: Path) -> None:
+    found = detect(tmp_path / "kvm")
+    assert found.name == "tcg"
+    assert "does not exist" in found.reason
+
+
+@amd64_only
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to a group without a name")
+def test_device_of_a_group_without_a_name(tmp_path: Path) -> None:
+    """As in many containers; asked as an ordinary user, since root may open anything."""
+    kvm = tmp_path / "kvm"
+    kvm.touch(mode=0o660)
+    os.chown(kvm, 0, 424242)
+    (tmp_path / "cpuinfo").write_text(INTEL)
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom banger.vmm.detect import detect\n"
+        "os.chdir(sys.argv[1]); os.setuid(65534)\nprint(detect(Path('kvm'), Path('cpuinfo')).reason)"
+    )
+    said = subprocess.run([sys.executable, "-c", script, tmp_path], check=True, capture_output=True, text=True).stdout
+    assert said == "kvm may not be opened by this user (it belongs to group 424242)\n"
+
+
+def test_checks_of_this_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    checks = {check.name: check for check in doctor.run_checks()}
+    assert checks["architecture"].message == host_arch()
+    assert checks["guest agent"].status == "ok"
+    assert checks["state directory"].status == "ok"
+    assert checks["acceleration"].message.startswith(detect().reason)
+    for tool in hostpackages.tools(Purpose.RUN):
+        assert tool.name in checks
+    for check in checks.values():
+        assert check.status in ("ok", "warn", "fail")
+        assert check.fix or check.status == "ok", check
+
+
+def test_what_is_missing_comes_with_its_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    (tmp_path / "banger").mkdir(mode=0o755)
+    (tmp_path / "banger/config.toml").write_text("memry = 1")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert shutil.which("passt") is None
+    checks = {check.name: check for check in doctor.run_checks()}
+    assert checks["user network"].status == "fail"
+    assert "passt" in checks["user network"].fix
+    assert checks["state directory"].status == "fail"
+    assert "not a private directory" in checks["state directory"].message
+    assert "unknown key 'memry'" in checks["Debian mirror"].message
