@@ -25,6 +25,7 @@ def main() -> int:
         level=os.environ.get("BANGER_LOG_LEVEL", "info").upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # one line for every request tells nobody anything
     ready_fd = int(os.environ.pop("BANGER_READY_FD", "-1"))
 
     def tell(line: str) -> None:

@@ -238,7 +238,7 @@ def _add_stream(app: FastAPI, stream: Stream[object, object], handler: StreamHan
         if isinstance(failure, BangerError):
             await peer.send_event("error", error=encode_error(failure))
         if socket.client_state is WebSocketState.CONNECTED:
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(RuntimeError, WebSocketDisconnect):
                 await socket.close()
 
     app.websocket(f"/v1/{stream.name}", name=stream.name)(endpoint)
