@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -128,7 +129,11 @@ def _follow(
 
 
 class StreamConnection:
-    """One open stream: a WebSocket on a blocking socket, for a client that polls with `fileno`."""
+    """One open stream: a WebSocket for a client that polls with `fileno`.
+
+    Sending never blocks, so that two ends that both send cannot wait for each other; what the socket does not take at
+    once waits in `unsent`, which the input window of the daemon bounds.
+    """
 
     def __init__(self, connection: socket.socket, name: str, request: object) -> None:
         import wsproto
@@ -139,6 +144,7 @@ class StreamConnection:
         self._text: list[str] = []
         self._bytes: list[bytes] = []
         self._open = False
+        self.unsent = bytearray()
         self.ended = False
         try:
             self._send(events.Request(host="banger", target=f"/v1/{name}"))
@@ -162,13 +168,13 @@ class StreamConnection:
         return self._socket.fileno()
 
     def send_json(self, message: Json) -> None:
-        """Send a text message; blocks while the socket is full, so keep input within the granted window."""
+        """Send a text message."""
         from wsproto.events import TextMessage
 
         self._send(TextMessage(data=json.dumps(message)))
 
     def send_data(self, data: bytes) -> None:
-        """Send bytes of standard input."""
+        """Send bytes of standard input; the caller keeps to the granted window."""
         from wsproto.events import BytesMessage
 
         self._send(BytesMessage(data=bytes((STDIN,)) + data))
@@ -184,6 +190,8 @@ class StreamConnection:
         """
         from wsproto.utilities import RemoteProtocolError
 
+        while self.unsent and not self._wait_and_flush():
+            pass
         try:
             data = self._socket.recv(_RECEIVE)
         except ConnectionError:
@@ -226,11 +234,29 @@ class StreamConnection:
                 case events.CloseConnection():
                     self.ended = True
 
+    def flush(self) -> None:
+        """Send what is unsent as far as the socket takes it."""
+        try:
+            while self.unsent:
+                del self.unsent[: self._socket.send(self.unsent, socket.MSG_DONTWAIT)]
+        except BlockingIOError:
+            pass
+        except ConnectionError:
+            # a daemon that has gone may have left a last message: `receive` finds it, and then the end
+            self.unsent.clear()
+
+    def _wait_and_flush(self) -> bool:
+        """Wait until something can be sent or has come; whether something has come."""
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN | select.POLLOUT)
+        ((_, events),) = poller.poll()
+        self.flush()
+        return bool(events & ~select.POLLOUT)
+
     def _send(self, event: Event) -> None:
         if not self.ended:
-            # a daemon that has gone may have left a last message: `receive` finds it, and then the end
-            with contextlib.suppress(ConnectionError):
-                self._socket.sendall(self._ws.send(event))
+            self.unsent += self._ws.send(event)
+            self.flush()
 
 
 def _parse_event(text: str | bytes) -> dict[str, Json]:

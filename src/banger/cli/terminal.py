@@ -145,10 +145,14 @@ class Session:
         poller = select.poll()
         if wake is not None:
             poller.register(wake, select.POLLIN)
-        if self._output:  # nothing is taken from the daemon before this is written
+        # nothing is taken from the daemon before this is written
+        wanted = 0 if self._output else select.POLLIN
+        if self._output:
             poller.register(self._output[0][0], select.POLLOUT)
-        else:
-            poller.register(self._stream, select.POLLIN)
+        if self._stream.unsent:
+            wanted |= select.POLLOUT
+        if wanted:
+            poller.register(self._stream, wanted)
         if self._started and self._input_open and self._credit > 0 and self._status is None:
             poller.register(_STDIN, select.POLLIN)
         for descriptor, events in poller.poll():
@@ -156,7 +160,9 @@ class Session:
                 for number in os.read(wake, 64):
                     self._handle_signal(number)
             elif descriptor == self._stream.fileno():
-                self._receive()
+                self._stream.flush()
+                if wanted & select.POLLIN and events & ~select.POLLOUT:
+                    self._receive()
             elif descriptor == _STDIN:
                 self._send_input(events)
             else:

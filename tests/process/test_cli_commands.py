@@ -1,0 +1,408 @@
+"""The command line as a process, against the daemon's own HTTP application with known answers."""
+
+import asyncio
+import dataclasses
+import fcntl
+import json
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+
+from banger.api import models as m
+from banger.api.codec import encode
+from banger.api.errors import BangerError, Code
+from banger.daemon.http import CallHandler, StreamHandler
+from banger.daemon.jobs import Report
+from banger.daemon.streams import End, Peer, Resize, Signal
+from tests.process.api_server import ApiServer, serve
+
+TIMEOUT = 60.0  # seconds that nothing here takes; only a hang does
+
+WEB = m.VmInfo(
+    id="3bb055f73d56",
+    name="web",
+    state="running",
+    reason="",
+    image="deb\x1b[31mian",
+    kernel="cloud",
+    arch="amd64",
+    driver="qemu",
+    accelerator="tcg",
+    machine="q35",
+    vcpu=2,
+    memory_bytes=1 << 30,
+    disk_bytes=16 << 30,
+    home_bytes=8 << 30,
+    used_bytes=1_500_000,
+    init="agent",
+    net="user",
+    ports=[m.PublishedPort("127.0.0.1", 8080, 80), m.PublishedPort("::1", 8081, 81)],
+    env=["A=1"],
+    user="",
+    workdir="",
+    command=["sleep", "1 2"],
+    auto_remove=False,
+    created_at="2020-01-01T00:00:00Z",
+    started_at="2020-01-01T00:00:00Z",
+    pid=12,
+    directory="/x",
+)
+OLD = dataclasses.replace(WEB, name="old", state="stopped", reason="powered off", ports=[], id="ab", pid=0)
+
+
+async def list_vms(request: m.Empty, report: Report) -> m.VmList:
+    return m.VmList([WEB, OLD])
+
+
+async def show(request: m.VmRef, report: Report) -> m.VmInfo:
+    if request.vm not in (WEB.name, WEB.id):
+        raise BangerError(Code.NOT_FOUND, f"there is no VM {request.vm!r}", "see 'banger vm list'")
+    return WEB
+
+
+async def stop(request: m.VmStop, report: Report) -> m.VmStopped:
+    vm = await show(m.VmRef(request.vm), report)
+    return m.VmStopped(vm, forced=request.grace == 0)
+
+
+async def prune(request: m.Empty, report: Report) -> m.VmRemoved:
+    return m.VmRemoved(["old"], 5)
+
+
+async def logs(request: m.VmLogs, peer: Peer) -> None:
+    await peer.send_event("started", result={})
+    gone = asyncio.create_task(peer.gone())
+    while request.follow and not gone.done():
+        await peer.send_data(0, b"line\n" * 10_000)
+        await asyncio.sleep(0)  # a client that is gone takes everything at once
+    await peer.send_event("exit", signalled=False, value=0)
+    gone.cancel()
+
+
+async def execute(request: m.VmExec, peer: Peer) -> None:
+    """A guest in small: the first word of the command says what it does."""
+    match request.argv[0] if request.argv else "shell":
+        case "missing":
+            raise BangerError(Code.COMMAND_NOT_FOUND, "no such command")
+        case "unusable":
+            raise BangerError(Code.CANNOT_EXECUTE, "not for this machine")
+        case "stopped":
+            raise BangerError(Code.WRONG_STATE, "it does not run")
+    await peer.send_event("started", result={})
+    status = 0
+    match request.argv:
+        case ["status", text, *_]:
+            status = int(text)
+        case ["killed", text]:
+            await peer.send_event("exit", signalled=True, value=int(text))
+            return
+        case ["cat"]:
+            while isinstance(data := await peer.receive(), memoryview):
+                await peer.send_data(0, bytes(data))
+                await peer.send_event("window", bytes=len(data))
+            assert isinstance(data, End)
+        case ["head"]:  # takes one message and no more
+            data = await peer.receive()
+            assert isinstance(data, memoryview)
+            await peer.send_data(0, bytes(data[:1]))
+        case ["both"]:
+            await peer.send_data(0, b"out\0\xff")
+            await peer.send_data(2, b"err")
+        case ["vanish"]:
+            return
+        case ["signal"]:
+            await peer.send_data(0, b"ready")
+            while True:
+                match await peer.receive():
+                    case Signal(number):
+                        status = number
+                        break
+                    case None:
+                        return
+        case _:  # a shell
+            await peer.send_data(0, b"ready")
+            while True:
+                match await peer.receive():
+                    case Resize(rows, columns):
+                        await peer.send_data(0, f"{rows}x{columns}\r\n".encode())
+                    case memoryview() as data:
+                        await peer.send_data(0, b"<%s>" % bytes(data).hex().encode())
+                        if bytes(data) == b"\x04":
+                            status = 9
+                            break
+                    case None:
+                        return
+    await peer.send_event("exit", signalled=False, value=status)
+
+
+async def run(request: m.VmRun, peer: Peer) -> None:
+    await peer.send_event("progress", stage="boot", message="", done=None, total=None, unit="bytes")
+    if request.create.command == ["forever"]:
+        await peer.gone()
+        return
+    await peer.send_event("started", result=encode(m.VmStarted(WEB, [m.Timing("boot", 1.5)])))
+    await peer.send_event("exit", signalled=False, value=0 if request.detach else 4)
+
+
+class Banger:
+    """Runs banger commands against one server."""
+
+    def __init__(self, directory: Path, server: ApiServer) -> None:
+        self.server = server
+        self.environment = {
+            **os.environ,
+            "HOME": str(directory),
+            **{f"XDG_{name}_HOME": str(directory / name) for name in ("CONFIG", "STATE", "CACHE")},
+            "XDG_RUNTIME_DIR": str(directory),
+            "TERM": "xterm",
+            "GIVEN": "given",
+        }
+
+    def popen(
+        self, arguments: Sequence[str], stdin: int = PIPE, stdout: int = PIPE, stderr: int = PIPE
+    ) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "banger.cli", *arguments]
+        return subprocess.Popen(command, env=self.environment, stdin=stdin, stdout=stdout, stderr=stderr)
+
+    def __call__(self, *arguments: str, input: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
+        with self.popen(arguments) as process:
+            out, err = process.communicate(input, TIMEOUT)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+@pytest.fixture
+def banger(tmp_path: Path) -> Iterator[Banger]:
+    (tmp_path / "banger").mkdir(mode=0o700)
+    calls: dict[str, CallHandler] = {"vm.list": list_vms, "vm.show": show, "vm.stop": stop, "vm.prune": prune}
+    streams: dict[str, StreamHandler] = {"vm.exec": execute, "vm.run": run, "vm.logs": logs}
+    with serve(tmp_path / "banger/bangerd.sock", calls, streams) as server:
+        yield Banger(tmp_path, server)
+
+
+def test_tables_show_no_control_characters(banger: Banger) -> None:
+    result = banger("ps")
+    header, line = result.stdout.decode().splitlines()
+    assert header.split() == ["NAME", "STATE", "IMAGE", "VCPU", "MEMORY", "USED", "PORTS", "CREATED", "UP"]
+    assert line.startswith(
+        "web    running   deb\\x1b[31mian   2      1 GiB    1.5 MB   127.0.0.1:8080:80, [::1]:8081:81"
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_all_vms_with_their_reasons(banger: Banger) -> None:
+    lines = banger("vm", "ls").stdout.decode().splitlines()
+    assert [line.split()[0] for line in lines] == ["NAME", "web", "old"]
+    assert lines[2].endswith("powered off")
+
+
+def test_json_is_what_the_api_says(banger: Banger) -> None:
+    assert json.loads(banger("vm", "list", "--json").stdout) == {"vms": [encode(WEB), encode(OLD)]}
+    assert json.loads(banger("ps", "--json").stdout) == {"vms": [encode(WEB)]}
+    assert json.loads(banger("vm", "show", "web", "--json").stdout) == encode(WEB)
+
+
+def test_an_error_is_one_line_and_a_hint(banger: Banger) -> None:
+    result = banger("vm", "show", "none")
+    assert (result.returncode, result.stdout) == (1, b"")
+    assert result.stderr == b"error: there is no VM 'none'\nhint: see 'banger vm list'\n"
+
+
+def test_one_failure_does_not_stop_the_others(banger: Banger) -> None:
+    result = banger("vm", "stop", "none", "web", "--grace", "0")
+    assert result.returncode == 1
+    assert result.stdout == b"stopped web by force: it did not go down by itself\n"
+    assert b"there is no VM 'none'" in result.stderr
+    assert json.loads(banger("vm", "stop", "web", "--json").stdout) == [encode(m.VmStopped(WEB, forced=False))]
+
+
+def test_prune_asks_only_on_a_terminal(banger: Banger) -> None:
+    result = banger("vm", "prune")
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert b"--force" in result.stderr
+    assert banger("vm", "prune", "--force").stdout == b"removed old, freed 5 B\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (["status", "3"], 3),
+        (["status", "255"], 255),
+        (["killed", "9"], 137),
+        (["missing"], 127),
+        (["unusable"], 126),
+        (["stopped"], 125),
+        (["vanish"], 125),
+    ],
+)
+def test_exit_statuses_around_a_guest_command(banger: Banger, command: list[str], status: int) -> None:
+    assert banger("vm", "exec", "web", "--", *command).returncode == status
+
+
+def test_options_of_exec_before_and_after_the_name(banger: Banger) -> None:
+    wanted = m.VmExec("web", ["status", "0", "--", "-x"], ["A=1", "GIVEN=given"], "/srv", "www")
+    options = ["-e", "A=1", "-e", "GIVEN", "-w", "/srv", "--user=www"]
+    for arguments in (
+        [*options, "web", "status", "0", "--", "-x"],
+        [*options, "web", "--", "status", "0", "--", "-x"],
+        ["web", *options, "--", "status", "0", "--", "-x"],
+        [*options[:2], "web", *options[2:], "status", "0", "--", "-x"],
+    ):
+        assert banger("vm", "exec", *arguments).returncode == 0
+    assert [request for _, request in banger.server.requests] == [wanted] * 4
+
+
+def test_output_is_binary_and_apart(banger: Banger) -> None:
+    result = banger("vm", "exec", "web", "both")
+    assert (result.stdout, result.stderr) == (b"out\0\xff", b"err")
+
+
+def test_large_input_passes_unchanged(banger: Banger) -> None:
+    data = os.urandom(5_000_000)
+    assert banger("vm", "exec", "web", "cat", input=data).stdout == data
+
+
+def test_a_guest_that_takes_little_input(banger: Banger) -> None:
+    result = banger("vm", "exec", "web", "head", input=b"x" * 5_000_000)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"x", b"")
+
+
+def test_a_reader_that_has_seen_enough(banger: Banger) -> None:
+    with banger.popen(["vm", "logs", "web", "-f"]) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(5) == b"line\n"
+        process.stdout.close()
+        assert process.wait(TIMEOUT) == 128 + signal.SIGPIPE
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_signals_reach_the_guest_command(banger: Banger, number: signal.Signals) -> None:
+    with banger.popen(["vm", "exec", "web", "signal"]) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(5) == b"ready"
+        process.send_signal(number)
+        assert process.wait(TIMEOUT) == number
+
+
+def test_run_attached_and_detached(banger: Banger) -> None:
+    result = banger("vm", "run", "--timings", "--memory", "1.5G", "--", "x")
+    assert (result.returncode, result.stdout) == (4, b"")
+    assert b"boot     1500.0 ms" in result.stderr
+    assert banger("vm", "run", "-d").stdout == b"web\n"
+    assert json.loads(banger("vm", "run", "-d", "--json").stdout) == encode(WEB)
+    request = banger.server.requests[0][1]
+    assert isinstance(request, m.VmRun)
+    assert request == m.VmRun(m.VmCreate(memory_bytes=3 << 29, command=["x"]))
+
+
+def test_progress_is_quiet_unless_asked_for(banger: Banger) -> None:
+    assert banger("vm", "run", "--", "x").stderr == b""
+    assert banger("-v", "vm", "run", "--", "x").stderr == b"starting: boot\n"
+
+
+def test_interrupting_a_start_leaves_at_once(banger: Banger) -> None:
+    with banger.popen(["-v", "vm", "run", "--", "forever"]) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == b"starting: boot\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(TIMEOUT) == 130
+        assert process.stderr.read() == b""
+
+
+class Screen:
+    """A terminal with a banger command on it."""
+
+    def __init__(self, banger: Banger, arguments: Sequence[str]) -> None:
+        self.terminal, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+        self.before = termios.tcgetattr(slave)
+        self.slave = slave
+        self.process = banger.popen(arguments, stdin=slave, stdout=slave, stderr=slave)
+        self.seen = b""
+
+    def expect(self, text: bytes) -> None:
+        """Read until the text has come; drops it and what was before it."""
+        while text not in self.seen:
+            assert select.select([self.terminal], [], [], TIMEOUT)[0], f"only {self.seen!r} came"
+            self.seen += os.read(self.terminal, 65536)
+        self.seen = self.seen.partition(text)[2]
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.slave)
+        os.close(self.terminal)
+
+
+@pytest.fixture
+def shell(banger: Banger) -> Iterator[Screen]:
+    screen = Screen(banger, ["vm", "shell", "web"])
+    yield screen
+    screen.close()
+
+
+def test_a_shell_on_a_terminal(banger: Banger, shell: Screen) -> None:
+    shell.expect(b"ready")
+    shell.expect(b"24x80")
+    os.write(shell.terminal, b"\x03\x1a\x1c\r")  # no signal, no echo, no translation
+    shell.expect(b"<031a1c0d>")
+    fcntl.ioctl(shell.slave, termios.TIOCSWINSZ, struct.pack("4H", 50, 132, 0, 0))
+    shell.process.send_signal(signal.SIGWINCH)  # it is not the terminal's foreground group here
+    shell.expect(b"50x132")
+    os.write(shell.terminal, b"\x04")
+    assert shell.process.wait(TIMEOUT) == 9
+    assert termios.tcgetattr(shell.slave) == shell.before
+    (_, request), *_ = [entry for entry in banger.server.requests if entry[0] == "vm.exec"]
+    assert isinstance(request, m.VmExec)
+    assert request.terminal == m.Terminal(24, 80)
+    assert "TERM=xterm" in request.env
+
+
+def test_the_terminal_is_restored_after_sigterm(shell: Screen) -> None:
+    shell.expect(b"24x80")
+    assert termios.tcgetattr(shell.slave) != shell.before
+    shell.process.terminate()
+    assert shell.process.wait(TIMEOUT) == 128 + signal.SIGTERM
+    assert termios.tcgetattr(shell.slave) == shell.before
+
+
+def test_the_vm_of_a_shell_is_still_running(banger: Banger) -> None:
+    screen = Screen(banger, ["vm", "run"])
+    try:
+        screen.expect(b"VM web is still running; stop it with: banger vm stop web")
+        assert screen.process.wait(TIMEOUT) == 4
+    finally:
+        screen.close()
+
+
+def test_prune_asks_on_a_terminal(banger: Banger) -> None:
+    screen = Screen(banger, ["vm", "prune"])
+    try:
+        screen.expect(b"This removes: old")
+        screen.expect(b"[y/N]")
+        os.write(screen.terminal, b"n\n")
+        assert screen.process.wait(TIMEOUT) == 1
+    finally:
+        screen.close()
+    assert [name for name, _ in banger.server.requests] == ["vm.list"]
+
+
+def test_names_complete_from_live_state(banger: Banger) -> None:
+    banger.environment |= {"_BANGER_COMPLETE": "bash_complete", "COMP_WORDS": "banger vm stop w", "COMP_CWORD": "3"}
+    assert banger().stdout == b"plain,web\n"
+    banger.environment |= {"COMP_WORDS": "banger vm st", "COMP_CWORD": "2"}
+    assert banger().stdout == b"plain,start\nplain,stop\n"
+    banger.environment |= {"XDG_RUNTIME_DIR": "/nonexistent", "COMP_WORDS": "banger vm stop w", "COMP_CWORD": "3"}
+    result = banger()
+    assert (result.stdout.strip(), result.stderr) == (b"", b"")

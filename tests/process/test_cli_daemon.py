@@ -1,0 +1,125 @@
+"""The command line and the real daemon: one is started for many commands, and errors of its start are told."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from banger.api import models as m
+from banger.api import operations as op
+from banger.api.client import Client
+from banger.api.errors import BangerError
+from banger.cli import connect
+from banger.paths import Layout
+
+TIMEOUT = 60.0  # seconds that nothing here takes; only a hang does
+
+
+class Home:
+    """A user's directories, and banger commands in them."""
+
+    def __init__(self, directory: Path) -> None:
+        names = {"CONFIG": "config", "STATE": "state", "CACHE": "cache"}
+        self.environment = {
+            **os.environ,
+            "HOME": str(directory),
+            **{f"XDG_{variable}_HOME": str(directory / name) for variable, name in names.items()},
+            "XDG_RUNTIME_DIR": str(directory / "run"),
+        }
+        config, state, cache, runtime = (directory / name / "banger" for name in (*names.values(), "run"))
+        self.layout = Layout(config, state, cache, runtime)
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "banger.cli", *arguments]
+        return subprocess.Popen(
+            command, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        with self.start(*arguments) as process:
+            out, err = process.communicate(timeout=TIMEOUT)
+        return process.returncode, out, err
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    home = Home(tmp_path)
+    yield home
+    status, _, err = home("daemon", "stop")
+    assert (status, err) == (0, "")
+
+
+def test_parallel_commands_start_one_daemon(home: Home) -> None:
+    processes = [home.start("vm", "list") for _ in range(6)]
+    for process in processes:
+        out, err = process.communicate(timeout=TIMEOUT)
+        assert (process.returncode, err) == (0, "")
+        assert out.startswith("NAME")
+    pid = Client(home.layout.socket).call(op.DAEMON_STATUS, m.Empty()).pid
+    assert home("daemon", "start") == (0, "the daemon is already running\n", "")
+    assert Client(home.layout.socket).call(op.DAEMON_STATUS, m.Empty()).pid == pid
+
+
+def test_the_life_of_a_daemon(home: Home) -> None:
+    assert home("daemon", "status") == (1, "", "the daemon is not running\n")
+    assert home("daemon", "logs") == (1, "", "there is no log: the daemon has not run yet\n")
+    assert home("daemon", "stop") == (0, "the daemon is not running\n", "")
+    assert home("daemon", "start") == (0, "started the daemon\n", "")
+    client = Client(home.layout.socket)
+    first = client.call(op.DAEMON_STATUS, m.Empty()).pid
+    assert home("daemon", "restart") == (0, "restarted the daemon\n", "")
+    second = client.call(op.DAEMON_STATUS, m.Empty()).pid
+    assert first != second
+    status, out, _ = home("daemon", "status")
+    assert (status, f"pid:         {second}" in out) == (0, True)
+    assert home("daemon", "stop") == (0, "stopped the daemon; VMs go on\n", "")
+    with pytest.raises(BangerError, match="no daemon answers"):
+        client.version()
+    status, out, err = home("daemon", "logs", "-n", "1")
+    assert (status, len(out.splitlines()), err) == (0, 1, "")
+
+
+def test_a_daemon_is_out_of_reach_of_the_terminal_s_signals(home: Home) -> None:
+    assert home("vm", "list")[0] == 0
+    pid = Client(home.layout.socket).call(op.DAEMON_STATUS, m.Empty()).pid
+    assert os.getsid(pid) == pid
+
+
+def test_why_a_daemon_does_not_start(home: Home) -> None:
+    home.layout.config.mkdir(parents=True)
+    home.layout.config_file.write_text("not toml")
+    status, out, err = home("vm", "list")
+    assert (status, out) == (1, "")
+    assert err.startswith("error: ")
+    assert str(home.layout.config_file) in err
+    assert "Traceback" not in err
+
+
+def test_an_idle_older_daemon_is_replaced(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in home.environment.items():
+        monkeypatch.setenv(name, value)
+    client = connect.ensure_daemon(home.layout)
+    old = client.call(op.DAEMON_STATUS, m.Empty()).pid
+    connect.ensure_daemon(home.layout)
+    assert client.call(op.DAEMON_STATUS, m.Empty()).pid == old
+    monkeypatch.setattr(connect, "__version__", "999.0")
+    connect.ensure_daemon(home.layout)
+    assert client.call(op.DAEMON_STATUS, m.Empty()).pid != old
+
+
+@pytest.mark.parametrize(
+    ("version", "than", "older"),
+    [
+        ("0.1.0", "0.1.1", True),
+        ("0.9", "0.10", True),
+        ("0.2.0", "0.1.9", False),
+        ("1.0", "1.0", False),
+        ("", "1.0", False),
+        ("unknown", "1.0", False),
+    ],
+)
+def test_order_of_versions(version: str, than: str, older: bool) -> None:
+    assert connect.is_older(version, than) == older
