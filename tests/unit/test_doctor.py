@@ -44,9 +44,10 @@ def test_device_of_a_group_without_a_name(tmp_path: Path) -> None:
     kvm = tmp_path / "kvm"
     kvm.touch(mode=0o660)
     os.chown(kvm, 0, 424242)
+    tmp_path.chmod(0o755)
     (tmp_path / "cpuinfo").write_text(INTEL)
     script = (
-        "import os, sys\nfrom pathlib import Path\nfrom banger.vmm.detect import detect\n"
+        "import grp, os, sys\nfrom pathlib import Path\nfrom banger.vmm.detect import detect\n"
         "os.chdir(sys.argv[1]); os.setuid(65534)\nprint(detect(Path('kvm'), Path('cpuinfo')).reason)"
     )
     said = subprocess.run([sys.executable, "-c", script, tmp_path], check=True, capture_output=True, text=True).stdout

@@ -58,7 +58,7 @@ class Daemon:
 
     async def recover(self) -> None:
         """Bring the state directory in order and take over running VMs."""
-        for directory in (self._layout.kernels, self._layout.images):
+        for directory in (self._layout.kernels, self._layout.images, self._layout.cache):
             for leftover in await self._workers.run(functools.partial(_sweep, directory)):
                 _log.info("removed what an interrupted operation left: %s", leftover)
         await self._vms.recover()

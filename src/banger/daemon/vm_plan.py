@@ -57,8 +57,12 @@ def check_request(request: VmCreate) -> None:
     for variable in request.env:
         if "=" not in variable or variable.startswith("="):
             raise BangerError(Code.INVALID, f"{variable!r} is not an environment variable", hint="write NAME=VALUE")
-    for text in request.publish:
-        parse_publish(text)
+    places = [(port.address, port.host_port) for port in map(parse_publish, request.publish)]
+    for address, host_port in places:
+        if places.count((address, host_port)) > 1:
+            raise BangerError(
+                Code.INVALID, f"port {host_port} on {address} is published twice", hint="publish each port once"
+            )
 
 
 def plan(

@@ -36,6 +36,7 @@ from banger.vmm import recorder
 from banger.vmm.driver import Driver, Processes, Vmm, Wiring
 
 _log = logging.getLogger(__name__)
+_MAX_GRACE = 24 * 3600
 
 
 class Catalogs(Protocol):
@@ -109,7 +110,7 @@ class VmService:
     def find(self, reference: str) -> Vm:
         """The VM with this name, id or unique id prefix; raises NOT_FOUND with the nearest name."""
         for vm in self._vms.values():
-            if reference in (vm.name, vm.record.id):
+            if reference == vm.name:
                 return vm
         matches = [vm for vm in self._vms.values() if reference and vm.record.id.startswith(reference)]
         if len(matches) == 1:
@@ -353,15 +354,23 @@ class VmService:
         if link is None:
             raise BangerError(Code.WRONG_STATE, f"the VM {vm.name!r} is not running")
         seconds = self._config.stop_grace if grace is None else grace
+        if not 0 <= seconds <= _MAX_GRACE:
+            raise BangerError(
+                Code.INVALID, f"{seconds:g} s is not a grace period", hint=f"use 0 to {_MAX_GRACE} seconds"
+            )
         vm.state = "stopping"
         graceful = False
-        with contextlib.suppress(TimeoutError, GuestFailure, BangerError):
-            async with asyncio.timeout(seconds):
-                agent = await link.agent()
-                # a little less than our own patience, so that the guest's SIGKILL comes before ours
-                await agent.shutdown(grace_ms=max(0, int(seconds * 800)))
-                await link.vmm.process.ended.wait()
-                graceful = True
+        try:
+            with contextlib.suppress(TimeoutError, GuestFailure, BangerError):
+                async with asyncio.timeout(seconds):
+                    agent = await link.agent()
+                    # a little less than our own patience, so that the guest's SIGKILL comes before ours
+                    await agent.shutdown(grace_ms=int(seconds * 800))
+                    await link.vmm.process.ended.wait()
+                    graceful = True
+        except asyncio.CancelledError:
+            vm.state = "running"  # nobody waits any more; when the guest goes down after all, the watcher notices
+            raise
         reason = "stopped" if graceful else f"forced to stop after {seconds:g} s"
         await self._end(vm, reason, force=not graceful)
         return not graceful
@@ -485,6 +494,8 @@ class VmService:
                 continue
             try:
                 record = vm_disk.read_record(directory)
+                if record.id != directory.name:
+                    raise ValueError(f"its {vm_disk.RECORD} belongs to {record.id!r}")
                 self._store.put_vm(record)
                 records[record.id] = record
             except (OSError, ValueError, BangerError) as error:
@@ -495,6 +506,7 @@ class VmService:
 
     async def _adopt(self, vm: Vm) -> None:
         directory = self._layout.vm(vm.record.id)
+        system.sweep_staging(directory)
         processes = vm_disk.read_processes(directory)
         process = Watched.find(processes.vmm) if processes is not None else None
         if process is not None:

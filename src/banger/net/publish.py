@@ -24,9 +24,9 @@ def parse_publish(text: str) -> PublishedPort:
     address = parts[0] if len(parts) == 3 else "127.0.0.1"
     numbers = parts[-2:]
     with contextlib.suppress(OSError, ValueError):
-        socket.inet_aton(address)
+        socket.inet_pton(socket.AF_INET, address)
         host, guest = (int(number) for number in numbers if number.isascii() and number.isdigit())
-        if 1 <= host <= 65535 and 1 <= guest <= 65535 and len(parts) in (2, 3) and address.count(".") == 3:
+        if 1 <= host <= 65535 and 1 <= guest <= 65535 and len(parts) in (2, 3):
             return PublishedPort(address, host, guest)
     raise BangerError(
         Code.INVALID,
@@ -47,5 +47,5 @@ def check_ports_free(ports: Sequence[PublishedPort]) -> None:
                 raise BangerError(
                     Code.EXHAUSTED,
                     f"port {port.host_port} on {port.address} {why}",
-                    hint=f"publish another one, such as -p {port.host_port + 10000}:{port.guest_port}",
+                    hint=f"publish another one, such as -p {port.host_port % 50000 + 10000}:{port.guest_port}",
                 ) from error

@@ -197,8 +197,10 @@ class QemuDriver:
         vmm = QemuVmm(process)
         try:
             await vmm.connect(directory)
-        except (BangerError, OSError) as error:
+        except BaseException as error:
             await vmm.kill()
+            if not isinstance(error, BangerError | OSError):
+                raise
             tail = (directory / "vmm.log").read_text(errors="replace").strip().splitlines()[-3:]
             raise BangerError(
                 Code.UNSUPPORTED,
