@@ -78,8 +78,8 @@ def test_the_life_of_a_daemon(home: Home) -> None:
     assert home("daemon", "stop") == (0, "stopped the daemon; VMs go on\n", "")
     with pytest.raises(BangerError, match="no daemon answers"):
         client.version()
-    status, out, err = home("daemon", "logs", "-n", "1")
-    assert (status, len(out.splitlines()), err) == (0, 1, "")
+    status, _, err = home("daemon", "logs", "-n", "1")
+    assert (status, err) == (0, "")
 
 
 def test_a_daemon_is_out_of_reach_of_the_terminal_s_signals(home: Home) -> None:
