@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -31,7 +32,8 @@ def main() -> int:
     def tell(line: str) -> None:
         nonlocal ready_fd
         if ready_fd >= 0:
-            os.write(ready_fd, line.encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError):  # whoever started us has gone
+                os.write(ready_fd, line.encode() + b"\n")
             os.close(ready_fd)
             ready_fd = -1
 

@@ -48,7 +48,7 @@ class Daemon:
         self._layout = layout
         self._started = time.monotonic()
         self._stop = asyncio.Event()
-        self._busy = 0
+        self._tasks: set[asyncio.Task[object]] = set()
         self._workers = Workers()
         self._store = Store(layout.database)
         publication = threading.Lock()
@@ -69,6 +69,11 @@ class Daemon:
 
     def stop(self) -> None:
         self._stop.set()
+
+    def cancel(self) -> None:
+        """Cancel all that is under way; its clients are told."""
+        for task in self._tasks:
+            task.cancel()
 
     async def close(self) -> None:
         """Let go of everything; VMs go on."""
@@ -135,11 +140,13 @@ class Daemon:
 
     @contextlib.contextmanager
     def _counting(self) -> Iterator[None]:
-        self._busy += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
         try:
             yield
         finally:
-            self._busy -= 1
+            self._tasks.discard(task)
 
     async def _create(self, request: m.VmCreate, report: Report) -> m.VmInfo:
         return self._vms.info(await self._vms.create(request, report, self._images))
@@ -161,7 +168,7 @@ class Daemon:
             state_directory=str(self._layout.state),
             log_file=str(self._layout.log_file),
             vms_running=self._vms.running,
-            busy=self._busy - 1,
+            busy=len(self._tasks) - 1,
             driver=f"qemu ({acceleration.name})",
             driver_reason=acceleration.reason,
         )
@@ -226,9 +233,14 @@ class _PrivateListener(socket.socket):
 
 def listen(layout: Layout) -> socket.socket:
     """The daemon's listening socket: the one that systemd passed (sd_listen_fds(3)), else our own, mode 0600."""
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
+    if _activated():
         return _PrivateListener(fileno=3)
     return _PrivateListener(fileno=system.bind_unix(layout.socket).detach())
+
+
+def _activated() -> bool:
+    """Whether systemd has passed the socket, which then stays its own."""
+    return os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1"
 
 
 def claim(layout: Layout) -> int:
@@ -278,7 +290,9 @@ async def serve(layout: Layout, config: Config, ready: Callable[[], None]) -> No
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         ready()  # the socket listens already: what connects now is answered as soon as the loop turns
         await asyncio.wait((serving, asyncio.create_task(daemon.stopped())), return_when=asyncio.FIRST_COMPLETED)
-        layout.socket.unlink(missing_ok=True)
+        if not _activated():
+            layout.socket.unlink(missing_ok=True)
+        daemon.cancel()
         server.should_exit = True
         await serving
     finally:

@@ -18,6 +18,7 @@ class Workers:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=32, thread_name_prefix="job")
+        self._jobs: set[Job] = set()
 
     async def run(self, work: Callable[[Job], T], report: Report = lambda progress: None) -> T:
         """Run `work` in a thread; `report` is called on the event loop.
@@ -26,7 +27,9 @@ class Workers:
         """
         loop = asyncio.get_running_loop()
         job = Job(lambda progress: _call_soon(loop, report, progress))
+        self._jobs.add(job)
         future = loop.run_in_executor(self._pool, work, job)
+        future.add_done_callback(lambda ended: self._jobs.discard(job))
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -35,7 +38,9 @@ class Workers:
             raise
 
     def close(self) -> None:
-        """Wait for what is running and end the threads."""
+        """Cancel what is running, wait for its end, and end the threads."""
+        for job in self._jobs:
+            job.cancel()
         self._pool.shutdown(cancel_futures=True)
 
 
