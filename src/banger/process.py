@@ -107,7 +107,7 @@ def spawn(
             group=uid if drop else None,
             extra_groups=groups if drop else None,
         )
-    except FileNotFoundError as error:
+    except (FileNotFoundError, PermissionError) as error:  # the latter: not for this uid
         raise missing_tool(argv[0]) from error
     pidfd = os.pidfd_open(child.pid)
     # from here on the pidfd owns the process: Popen must neither wait for it nor warn about it

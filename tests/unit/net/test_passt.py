@@ -1,0 +1,64 @@
+"""passt for real: ready when `start` returns, unprivileged, and gone when the VMM closes its end."""
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from banger.api.errors import BangerError, Code
+from banger.net import passt
+
+TIMEOUT = 30.0
+UID = 0x70000123 if os.getuid() == 0 else -1
+
+pytestmark = pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed")
+
+
+def test_runs_until_the_vmm_closes_its_end(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(TIMEOUT):
+            network = await passt.start(tmp_path / "passt.log", UID)
+            pid = network.process.identity.pid
+            status = Path(f"/proc/{pid}/status").read_text()
+            if UID >= 0:
+                assert f"Uid:\t{UID}\t{UID}" in status
+            assert "CapEff:\t0000000000000000" in status
+            # it listens nowhere: published ports do not go through it
+            inodes = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+            listening = [
+                line.split()[9]
+                for table in ("tcp", "tcp6")
+                for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+                if line.split()[3] == "0A"
+            ]
+            assert not inodes & {f"socket:[{inode}]" for inode in listening}
+            os.close(network.descriptor)
+            await network.process.ended.wait()
+
+    before = set(Path("/proc/self/fd").iterdir())
+    asyncio.run(test())
+    assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_failure_quotes_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passt, "GUEST_ADDRESS", "nonsense")
+    before = set(Path("/proc/self/fd").iterdir())
+    with pytest.raises(BangerError, match=r"passt did not start: .*nonsense") as caught:
+        asyncio.run(_start(tmp_path))
+    assert caught.value.code is Code.UNSUPPORTED
+    assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+async def _start(directory: Path) -> None:
+    await passt.start(directory / "passt.log", UID)
+
+
+def test_missing_passt_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    before = set(Path("/proc/self/fd").iterdir())
+    with pytest.raises(BangerError, match="passt") as caught:
+        asyncio.run(_start(tmp_path))
+    assert caught.value.code is Code.MISSING_TOOL
+    assert set(Path("/proc/self/fd").iterdir()) == before
