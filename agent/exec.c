@@ -73,7 +73,7 @@ static int make_environment(const struct account *account, struct bytes request,
     size_t usual_count = sizeof usual / sizeof usual[0], configured = 0;
     while (configured_environment != NULL && configured_environment[configured] != NULL)
         configured++;
-    environment->items = calloc(usual_count + configured + given.count + 1, sizeof(char *));
+    *environment = (struct strings){calloc(usual_count + configured + given.count + 1, sizeof(char *)), 0};
     if (given.items == NULL || environment->items == NULL)
         return fail(failure, EINVAL, "an environment variable holds a NUL byte");
     for (size_t i = 0; i < usual_count; i++) {
