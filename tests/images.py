@@ -28,7 +28,7 @@ def minimal_image(cache: Path | None = None) -> Path:
     entry = embedded_catalog().find(MINIMAL)
     mirror = find_mirror()
     key = hashlib.sha256("\n".join(mmdebstrap_command(entry, HOST_ARCH, mirror)).encode()).hexdigest()[:16]
-    images = root / key
+    images = root / key / "images"
     images.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(root / f"{key}.lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # test processes that run in parallel share one build

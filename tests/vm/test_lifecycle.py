@@ -60,7 +60,7 @@ def test_references_by_prefix_and_several_at_once(host: Host) -> None:
     assert host.vm("multi-a").state == "running"
     host.ok("vm", "kill", "multi-a", "multi-b")
     assert {host.vm(name).reason for name in ("multi-a", "multi-b")} == {"killed"}
-    assert "multi-a" in host.ok("vm", "prune", "--yes")
+    assert "multi-a" in host.ok("vm", "prune", "--force")
     assert not {"multi-a", "multi-b"} & set(host.names())
 
 
@@ -97,7 +97,7 @@ def test_a_guest_that_does_not_stop_is_forced(host: Host) -> None:
     # freezing the virtual CPUs is the surest way to a guest that does not answer
     os.kill(host.vm("stubborn").pid, signal.SIGSTOP)
     text = host.ok("vm", "stop", "--grace", "0.5", "stubborn")
-    assert "forced" in text
+    assert "by force" in text
     assert host.vm("stubborn").state == "stopped"
     host.ok("vm", "rm", "stubborn")
 
@@ -120,7 +120,7 @@ def test_a_hundred_created_vms_take_little(host: Host) -> None:
         directory = host.daemon.layout.vm(host.vm(name).id)
         own += sum(system.allocated_bytes(file) for file in directory.iterdir() if file.stat().st_nlink == 1)
     assert own < 100_000_000
-    assert "many-57" in host.ok("vm", "prune", "--yes")
+    assert "many-57" in host.ok("vm", "prune", "--force")
     assert not set(names) & set(host.names())
 
 
