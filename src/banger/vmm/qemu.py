@@ -12,7 +12,7 @@ from pathlib import Path
 from banger.api.codec import Json
 from banger.api.errors import BangerError, Code
 from banger.net import publish
-from banger.process import Watched, spawn
+from banger.process import ProcessId, Watched, find_by_arguments, spawn
 from banger.system import bind_unix
 from banger.vmm import detect
 from banger.vmm.driver import Wiring
@@ -22,6 +22,8 @@ from banger.vmm.qmp import Qmp
 # Slots below 8 are for devices that every machine has; disks and NICs come after them.
 _SLOT_RNG, _SLOT_BALLOON, _SLOT_SERIAL, _SLOT_PANIC = 2, 3, 4, 5
 FIRST_FREE_SLOT = 8
+
+QMP_SOCKET, AGENT_SOCKET = "qmp.sock", "agent.sock"
 
 _TSC = "tsc=reliable no_timer_check"
 _QUIET = "quiet loglevel=3 panic=-1 mitigations=off nokaslr"
@@ -39,7 +41,7 @@ _MACHINES = {
     ("arm64", "tcg"): ("virt", "gic-version=3"),
     ("arm64", "kvm"): ("virt", "gic-version=host"),
 }
-_QUIT_SECONDS = 5.0
+_QMP_SECONDS = 20.0  # a QEMU that has not answered by then is stopped or stuck
 
 
 def hardware(arch: str, accelerator: str) -> tuple[str, str, str, str]:
@@ -99,7 +101,7 @@ def command_line(
             argv += ["-netdev", _publish_netdev(machine, nic)]
         else:
             argv += ["-netdev", f"stream,id={nic.id},addr.type=fd,addr.str={wiring.network}"]
-        argv += ["-device", f"virtio-net-pci,netdev={nic.id},mac={nic.mac},addr={nic.slot},romfile="]
+        argv += ["-device", f"virtio-net-pci,netdev={nic.id},mac={nic.mac},addr={nic.slot:x},romfile="]
     return argv
 
 
@@ -112,7 +114,7 @@ def _disk(disk: Disk, fdset: int, descriptor: int) -> list[str]:
         f"read-only={readonly},discard={discard},cache.direct=off",
         "-blockdev", f"driver={disk.format},node-name={disk.id},file={disk.id}-file,read-only={readonly},"
         f"discard={discard},detect-zeroes={'off' if disk.readonly else 'unmap'}",
-        "-device", f"virtio-blk-pci,drive={disk.id},serial={disk.serial},addr={disk.slot},num-queues=1",
+        "-device", f"virtio-blk-pci,drive={disk.id},serial={disk.serial},addr={disk.slot:x},num-queues=1",
     ]  # fmt: skip
 
 
@@ -136,7 +138,8 @@ class QemuVmm:
         return self._reason
 
     async def connect(self, directory: Path) -> None:
-        await self._qmp.connect(directory / "qmp.sock")
+        async with asyncio.timeout(_QMP_SECONDS):
+            await self._qmp.connect(directory / QMP_SOCKET)
 
     async def set_reboot(self, allowed: bool) -> None:
         await self._qmp.execute("set-action", reboot="reset" if allowed else "shutdown")
@@ -169,18 +172,25 @@ class QemuDriver:
     """Starts and adopts QEMU processes."""
 
     name = "qemu"
+    sockets = (QMP_SOCKET, AGENT_SOCKET)
 
     def reason_unusable(self) -> str:
         program = detect.emulator(detect.host_arch())
         return "" if shutil.which(program) else f"{program} is not installed"
 
     def agent_socket(self, directory: Path) -> Path:
-        return directory / "agent.sock"
+        return directory / AGENT_SOCKET
+
+    def find_stray(self, directory: Path) -> ProcessId | None:
+        # the socket is there before the process is, so that what has none needs no search
+        if not (directory / QMP_SOCKET).exists():
+            return None
+        return find_by_arguments("-name", directory.name, "-nodefaults")
 
     async def launch(self, machine: Machine, directory: Path, wiring: Wiring) -> QemuVmm:
         with contextlib.ExitStack() as stack:
-            qmp = stack.enter_context(bind_unix(directory / "qmp.sock"))
-            agent = stack.enter_context(bind_unix(directory / "agent.sock"))
+            qmp = stack.enter_context(bind_unix(directory / QMP_SOCKET))
+            agent = stack.enter_context(bind_unix(self.agent_socket(directory)))
             files: dict[str, int] = {}
             writable = {disk.path for disk in machine.disks if not disk.readonly}
             for name in [machine.kernel, machine.initrd, *(disk.path for disk in machine.disks)]:

@@ -1,0 +1,354 @@
+"""VMs as the daemon keeps them, without starting a guest: create, remove, refuse, recover."""
+
+import dataclasses
+import io
+import json
+import os
+import re
+import shutil
+import sqlite3
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from banger.api import models as m
+from banger.api import operations as op
+from banger.api.errors import BangerError, Code
+from banger.daemon import vm_disk
+from banger.guest.binary import agent_binary
+from banger.vmm.detect import host_arch
+from tests.daemons import DaemonProcess, debian_kernel, running_daemon, shared_directory
+
+GIB = 1 << 30
+
+
+def tiny_rootfs(path: Path) -> Path:
+    """The smallest root filesystem that banger takes: one static program and its os-release."""
+    with tarfile.open(path, "w") as archive:
+        for name, data in (
+            ("etc/os-release", b'ID=tiny\nPRETTY_NAME="Tiny 1"\n'),
+            ("bin/tool", agent_binary(host_arch()).read_bytes()),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(data), 0o755
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A kernel and an image, made once in a test run through the API."""
+    kernel = debian_kernel(tmp_path_factory)
+    with shared_directory(tmp_path_factory, "tiny-image") as shared:
+        image = shared / "images/tiny"
+        if not image.exists():
+            tiny_rootfs(shared / "tiny.tar")
+            with running_daemon(shared / "daemon") as daemon:
+                daemon.client.call(op.IMAGE_IMPORT, m.ImageImport("tiny", str(shared / "tiny.tar")))
+                daemon.export("images", "tiny", shared)
+    return [kernel, image]
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, entries: list[Path]) -> Iterator[DaemonProcess]:
+    with running_daemon(tmp_path, entries=entries) as running:
+        yield running
+
+
+def create(daemon: DaemonProcess, **wanted: object) -> m.VmInfo:
+    request = dataclasses.replace(m.VmCreate(image="tiny"), **wanted)  # type: ignore[arg-type]  # checked by the class
+    return daemon.client.call(op.VM_CREATE, request)
+
+
+def names(daemon: DaemonProcess) -> list[str]:
+    return [vm.name for vm in daemon.client.call(op.VM_LIST, m.Empty()).vms]
+
+
+def refused(daemon: DaemonProcess, **wanted: object) -> BangerError:
+    """The error of a create that must leave nothing."""
+    before = sorted(daemon.layout.vms.iterdir())
+    with pytest.raises(BangerError) as caught:
+        create(daemon, **wanted)
+    assert sorted(daemon.layout.vms.iterdir()) == before
+    return caught.value
+
+
+def allocated(directory: Path) -> int:
+    """Bytes on disk below a directory, each file once and what others share not at all."""
+    total = 0
+    for path in directory.rglob("*"):
+        status = path.lstat()
+        if status.st_nlink == 1 or path.is_dir():
+            total += status.st_blocks * 512
+    return total
+
+
+def test_created_vm_is_what_was_asked_for(daemon: DaemonProcess) -> None:
+    vm = create(
+        daemon,
+        name="one",
+        vcpu=3,
+        memory_bytes=GIB // 2,
+        disk_bytes=3 * GIB,
+        home_bytes=2 * GIB,
+        env=["A=1", "B=x=y"],
+        publish=["8080:80"],
+        command=["tool", "--help"],
+        user="nobody",
+        workdir="/bin",
+    )
+    assert (vm.name, vm.state, vm.image, vm.kernel, vm.init, vm.net) == (
+        "one", "created", "tiny", "debian-cloud", "agent", "user",
+    )  # fmt: skip
+    assert (vm.vcpu, vm.memory_bytes, vm.disk_bytes, vm.home_bytes) == (3, GIB // 2, 3 * GIB, 2 * GIB)
+    assert (vm.env, vm.command, vm.user, vm.workdir) == (["A=1", "B=x=y"], ["tool", "--help"], "nobody", "/bin")
+    assert vm.ports == [m.PublishedPort("127.0.0.1", 8080, 80)]
+    assert vm.pid == 0
+    assert vm.used_bytes < 4 << 20
+    assert daemon.client.call(op.VM_SHOW, m.VmRef("one")) == vm
+    assert daemon.client.call(op.VM_SHOW, m.VmRef(vm.id)) == vm
+    assert daemon.client.call(op.VM_SHOW, m.VmRef(vm.id[:6])) == vm
+    assert daemon.client.call(op.VM_LIST, m.Empty()) == m.VmList([vm])
+    directory = Path(vm.directory)
+    assert {path.name for path in directory.iterdir()} == {
+        "boot.cpio", "kernel", "modules.squashfs", "overlay.ext4", "rootfs", "vm.json", "work.ext4",
+    }  # fmt: skip
+
+
+def test_generated_names_differ(daemon: DaemonProcess) -> None:
+    made = [create(daemon).name for _ in range(5)]
+    assert len(set(made)) == 5
+    assert all(re.fullmatch(r"[a-z]+-[a-z]+(-\d+)?", name) for name in made)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code", "said"),
+    [
+        ({"name": "../x"}, Code.INVALID, "'../x' is not a valid VM name"),
+        ({"vcpu": -1}, Code.INVALID, "-1 virtual CPUs"),
+        ({"vcpu": 65}, Code.INVALID, "65 virtual CPUs"),
+        ({"memory_bytes": 1 << 20}, Code.INVALID, "1 MiB of memory"),
+        ({"memory_bytes": -1}, Code.INVALID, "memory"),
+        ({"disk_bytes": -1}, Code.INVALID, "a disk of -1 bytes"),
+        ({"disk_bytes": 4096}, Code.INVALID, "a disk of 4,096 bytes"),
+        ({"home_bytes": 1 << 60}, Code.INVALID, "is not possible"),
+        ({"init": "systemd"}, Code.INVALID, "'systemd' is not an init mode"),
+        ({"env": ["NOVALUE"]}, Code.INVALID, "'NOVALUE' is not an environment variable"),
+        ({"env": ["=x"]}, Code.INVALID, "'=x' is not an environment variable"),
+        ({"publish": ["80"]}, Code.INVALID, "'80' is not a port to publish"),
+        ({"publish": ["80:80", "127.0.0.1:80:81"]}, Code.INVALID, "is published twice"),
+        ({"publish": ["8080:80"], "net": "none"}, Code.INVALID, "without a network"),
+        ({"net": "bridge"}, Code.INVALID, "'bridge' is not a network"),
+        ({"image": "tinny"}, Code.NOT_FOUND, "tinny"),
+        ({"image": "a b"}, Code.INVALID, "'a b' is not a valid image name"),
+        ({"kernel": "debian-clod"}, Code.NOT_FOUND, "debian-clod"),
+    ],
+)
+def test_impossible_requests(shared_daemon: DaemonProcess, wanted: dict[str, object], code: Code, said: str) -> None:
+    error = refused(shared_daemon, **wanted)
+    assert error.code is code
+    assert said in error.message
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory, entries: list[Path]) -> Iterator[DaemonProcess]:
+    """For tests that change nothing."""
+    with running_daemon(tmp_path_factory.mktemp("shared-daemon"), entries=entries) as running:
+        yield running
+
+
+def test_name_in_use(daemon: DaemonProcess) -> None:
+    create(daemon, name="one")
+    error = refused(daemon, name="one")
+    assert error.code is Code.EXISTS
+    assert "'one'" in error.message
+    daemon.client.call(op.VM_DELETE, m.VmRemove("one"))
+    create(daemon, name="one")
+
+
+def test_unknown_and_ambiguous_references(daemon: DaemonProcess) -> None:
+    create(daemon, name="banana")
+    with pytest.raises(BangerError, match="there is no VM 'bananna'") as caught:
+        daemon.client.call(op.VM_SHOW, m.VmRef("bananna"))
+    assert caught.value.hint == "did you mean 'banana'?"
+    with pytest.raises(BangerError, match="there is no VM ''"):
+        daemon.client.call(op.VM_SHOW, m.VmRef(""))
+
+
+def test_image_or_kernel_of_another_architecture(daemon: DaemonProcess) -> None:
+    other = "arm64" if host_arch() == "amd64" else "amd64"
+    for kind, name in (("images", "tiny"), ("kernels", "debian-cloud")):
+        manifest = daemon.layout.state / kind / name / "manifest.json"
+        text = manifest.read_text()
+        # a new file: this one is hard-linked into other states
+        manifest.unlink()
+        manifest.write_text(json.dumps({**json.loads(text), "arch": other}))
+        error = refused(daemon)
+        assert error.code is Code.UNSUPPORTED
+        assert f"is for {other}, this host runs {host_arch()}" in error.message
+        manifest.write_text(text)
+    create(daemon)
+
+
+def test_start_refuses_more_memory_than_there_is(daemon: DaemonProcess) -> None:
+    create(daemon, name="huge", memory_bytes=1 << 50)
+    with pytest.raises(BangerError) as caught:
+        daemon.client.call(op.VM_START, m.VmRef("huge"))
+    assert caught.value.code is Code.EXHAUSTED
+    assert re.search(r"wants 1073741824 MiB of memory; the host has \d+ MiB left", caught.value.message)
+    assert daemon.client.call(op.VM_SHOW, m.VmRef("huge")).state == "created"
+    assert daemon.processes() == set()
+
+
+def test_disk_reserve_is_kept(tmp_path: Path, entries: list[Path]) -> None:
+    with running_daemon(tmp_path, entries=entries, config=f"reserve_disk = {1 << 60}") as daemon:
+        error = refused(daemon)
+        assert error.code is Code.EXHAUSTED
+        assert re.search(r"only \d+ [GT]B are free in .*/vms", error.message)
+
+
+def test_hundred_vms_cost_their_metadata_only(daemon: DaemonProcess) -> None:
+    """Bytes, not time: nothing of image, kernel or modules is copied, and each costs as much as the first."""
+    first = create(daemon)
+    one = allocated(Path(first.directory))
+    for _ in range(99):
+        create(daemon)
+    total = allocated(daemon.layout.vms)
+    assert total < 100 << 20
+    assert total < 110 * one
+    image = daemon.layout.images / "tiny/rootfs.squashfs"
+    assert (Path(first.directory) / "rootfs").samefile(image)
+    removed = daemon.client.call(op.VM_PRUNE, m.Empty())
+    assert len(removed.names) == 100
+    assert removed.freed_bytes > 0
+    assert list(daemon.layout.vms.iterdir()) == []
+
+
+def test_vm_is_bound_to_content(daemon: DaemonProcess, tmp_path: Path) -> None:
+    """A name that is used cannot be removed; replacing what it stands for changes no VM."""
+    vm = create(daemon, name="one")
+    for operation in (op.IMAGE_DELETE, op.KERNEL_DELETE):
+        name = "tiny" if operation is op.IMAGE_DELETE else "debian-cloud"
+        with pytest.raises(BangerError, match="is used by one") as caught:
+            daemon.client.call(operation, m.NameRequest(name))
+        assert caught.value.code is Code.IN_USE
+    before = (Path(vm.directory) / "rootfs").read_bytes()
+    with tarfile.open(tiny_rootfs(tmp_path / "other.tar"), "a") as archive:
+        archive.addfile(tarfile.TarInfo("another-file"))
+    daemon.client.call(op.IMAGE_IMPORT, m.ImageImport("tiny", str(tmp_path / "other.tar"), force=True))
+    assert (daemon.layout.images / "tiny/rootfs.squashfs").read_bytes() != before
+    assert (Path(vm.directory) / "rootfs").read_bytes() == before
+    daemon.client.call(op.VM_DELETE, m.VmRemove("one"))
+    daemon.client.call(op.IMAGE_DELETE, m.NameRequest("tiny"))
+    assert daemon.client.call(op.IMAGE_LIST, m.Empty()).images == []
+
+
+def test_operations_on_a_vm_that_does_not_run(daemon: DaemonProcess) -> None:
+    create(daemon, name="one")
+    attempts: list[Callable[[], object]] = [
+        lambda: daemon.client.call(op.VM_STOP, m.VmStop("one")),
+        lambda: daemon.client.call(op.VM_KILL, m.VmRef("one")),
+        lambda: daemon.client.call(op.VM_STAT, m.GuestPath("one", "/")),
+    ]
+    for attempt in attempts:
+        with pytest.raises(BangerError, match="not running") as caught:
+            attempt()
+        assert caught.value.code is Code.WRONG_STATE
+    with daemon.client.open(op.VM_EXEC, m.VmExec("one", ["true"])) as stream:
+        (message,) = stream.messages()
+    assert isinstance(message, dict)
+    assert isinstance(message["error"], dict)
+    assert message["error"]["code"] == "wrong_state"
+
+
+# Recovery ------------------------------------------------------------------------------------------------------------
+
+
+def test_vms_survive_restart_and_crash(daemon: DaemonProcess) -> None:
+    vms = [create(daemon) for _ in range(3)]
+    daemon.restart()
+    assert daemon.client.call(op.VM_LIST, m.Empty()) == m.VmList(vms)
+    daemon.kill()
+    daemon.start()
+    assert daemon.client.call(op.VM_LIST, m.Empty()) == m.VmList(vms)
+
+
+def test_lost_row_is_rebuilt_from_the_directory(daemon: DaemonProcess) -> None:
+    vm = create(daemon, name="one")
+    daemon.stop()
+    with sqlite3.connect(daemon.layout.database) as connection:
+        connection.execute("DELETE FROM vm")
+    connection.close()
+    daemon.start()
+    assert daemon.client.call(op.VM_SHOW, m.VmRef("one")) == vm
+    daemon.stop()
+    for file in daemon.layout.state.glob("banger.db*"):
+        file.unlink()
+    daemon.start()
+    assert daemon.client.call(op.VM_SHOW, m.VmRef("one")) == vm
+    daemon.client.call(op.VM_DELETE, m.VmRemove("one"))
+
+
+def test_record_without_directory_is_dropped(daemon: DaemonProcess) -> None:
+    vm = create(daemon, name="one")
+    create(daemon, name="two")
+    daemon.stop()
+    shutil.rmtree(vm.directory)
+    daemon.start()
+    assert names(daemon) == ["two"]
+    create(daemon, name="one")
+
+
+def test_directories_that_are_no_vms_are_left_alone(daemon: DaemonProcess) -> None:
+    """Damaged, copied, or not ours: none may hide a real VM, and none is deleted."""
+    vm = create(daemon, name="one")
+    daemon.stop()
+    (daemon.layout.vms / "empty").mkdir()
+    (daemon.layout.vms / "damaged").mkdir()
+    (daemon.layout.vms / "damaged/vm.json").write_text('{"id": 5}')
+    (daemon.layout.vms / "copied").mkdir()
+    record = vm_disk.read_record(Path(vm.directory))
+    vm_disk.write_record(daemon.layout.vms / "copied", dataclasses.replace(record, image="other", state="stopped"))
+    daemon.start()
+    assert daemon.client.call(op.VM_LIST, m.Empty()) == m.VmList([vm])
+    assert {path.name for path in daemon.layout.vms.iterdir()} == {"empty", "damaged", "copied", vm.id}
+
+
+def test_leftovers_inside_a_vm_are_swept(daemon: DaemonProcess) -> None:
+    vm = create(daemon, name="one")
+    daemon.kill()
+    (Path(vm.directory) / ".staging-abc").write_text("half a record")
+    daemon.start()
+    assert not (Path(vm.directory) / ".staging-abc").exists()
+
+
+def create_in_vain(daemon: DaemonProcess) -> None:
+    with pytest.raises(BangerError, match="daemon"):
+        create(daemon, name="one")
+
+
+def test_create_killed_midway_leaves_nothing(tmp_path: Path, entries: list[Path]) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    reached = tmp_path / "reached"
+    os.mkfifo(reached)
+    # the host tool hangs: the directory is then half-made
+    (tools / "mke2fs").write_text(f"#!/bin/sh\necho x >{reached}\nexec sleep 1000\n")
+    (tools / "mke2fs").chmod(0o755)
+    path = f"{tools}:{os.environ['PATH']}"
+    with running_daemon(tmp_path / "d", entries=entries, variables={"PATH": path}) as daemon:
+        thread = threading.Thread(target=create_in_vain, args=(daemon,))
+        thread.start()
+        reached.read_text()
+        assert [entry.name[:9] for entry in daemon.layout.vms.iterdir()] == [".staging-"]
+        daemon.kill()
+        thread.join()
+        (tools / "mke2fs").unlink()
+        for process in daemon.processes():
+            os.kill(process.pid, 9)
+        daemon.start()
+        assert list(daemon.layout.vms.iterdir()) == []
+        assert create(daemon, name="one").name == "one"

@@ -1,0 +1,180 @@
+"""QEMU's command line, and that the real QEMU takes it, is found again by another daemon, and ends."""
+
+import asyncio
+import dataclasses
+import itertools
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from banger.api.errors import BangerError, Code
+from banger.process import Watched, identify
+from banger.vmm import qemu
+from banger.vmm.detect import emulator, host_arch
+from banger.vmm.driver import Wiring
+from banger.vmm.machine import Disk, Forward, Machine, Nic
+
+TIMEOUT = 60.0
+UID = 0x70000321 if os.getuid() == 0 else -1
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which(emulator(host_arch())) is None, reason="QEMU is not installed"),
+    pytest.mark.skipif(host_arch() != "amd64", reason="the kernel here is made for x86"),
+]
+
+
+def disk(role: str, path: str, readonly: bool, index: int) -> Disk:
+    return Disk(role, path, "raw", "", readonly, f"banger-{role}", role, "ext4", qemu.FIRST_FREE_SLOT + index)
+
+
+def machine(forwards: tuple[Forward, ...] = ()) -> Machine:
+    kind, cpu, firmware, command_line = qemu.hardware(host_arch(), "tcg")
+    nics = [Nic("net0", "52:54:00:00:00:01", ["10.0.2.15/24"], "10.0.2.2", [], "user", 20)]
+    if forwards:
+        nics.append(Nic("net1", "52:54:00:00:00:02", ["10.0.3.15/24"], "", [], "publish", 21))
+    disks = [disk("image", "rootfs", True, 0), disk("overlay", "overlay.ext4", False, 1)]
+    return Machine(
+        "qemu", "tcg", host_arch(), kind, cpu, firmware, 2, 128 << 20, "ram0", "kernel", "boot.cpio", command_line,
+        disks, nics, list(forwards), UID,
+    )  # fmt: skip
+
+
+def directory_with_files(directory: Path) -> Path:
+    """What a machine boots from: a boot sector that halts in place of a kernel, and empty disks."""
+    # QEMU takes a file of this shape for a bzImage (Linux Documentation/arch/x86/boot.rst): its code is one `hlt` loop
+    kernel = bytearray(4096)
+    kernel[0x1F1] = 1
+    kernel[0x1FE:0x200] = b"\x55\xaa"
+    kernel[0x200:0x206] = b"\xeb\x00HdrS"
+    kernel[0x206:0x208] = (0x20C).to_bytes(2, "little")
+    kernel[0x211] = 1
+    kernel[0x22C:0x230] = (0x7FFFFFFF).to_bytes(4, "little")
+    kernel[0x238:0x23C] = (2048).to_bytes(4, "little")
+    kernel[0x400:0x403] = b"\xf4\xeb\xfd"
+    (directory / "kernel").write_bytes(kernel)
+    (directory / "boot.cpio").write_bytes(bytes(512))
+    for name in ("rootfs", "overlay.ext4"):
+        (directory / name).write_bytes(bytes(1 << 20))
+    return directory
+
+
+def command_line(wanted: Machine) -> list[str]:
+    files = {"kernel": 10, "boot.cpio": 11, "rootfs": 12, "overlay.ext4": 13}
+    return qemu.command_line(wanted, Path("/vms/0123"), Wiring(20, 21, 22), 23, 24, files)
+
+
+def test_command_line_gives_only_what_is_needed() -> None:
+    argv = command_line(machine((Forward("127.0.0.1", 8080, 80),)))
+    assert {"-nodefaults", "-no-user-config"} <= set(argv)
+    options = dict(itertools.pairwise(argv))
+    assert options["-sandbox"] == "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+    assert options["-display"] == "none"
+    devices = [value for option, value in itertools.pairwise(argv) if option == "-device"]
+    slots = [part.removeprefix("addr=") for value in devices for part in value.split(",") if part.startswith("addr=")]
+    assert len(slots) == len(set(slots))
+    text = " ".join(argv)
+    assert "hostfwd=tcp:127.0.0.1:8080-10.0.3.15:80" in text
+    # the network that leads to the host's own services must carry nothing but the published ports
+    assert all("restrict=on" in value for value in argv if value.startswith("user,"))
+    # no path of the host: the unprivileged user could not open it
+    assert "/vms/" not in text
+
+
+def test_command_line_hands_disks_over_as_descriptors() -> None:
+    argv = command_line(machine())
+    pairs = list(itertools.pairwise(argv))
+    assert [value for option, value in pairs if option == "-add-fd"] == ["fd=12,set=0", "fd=13,set=1"]
+    drives = [value for option, value in pairs if option == "-blockdev"]
+    assert [("read-only=on" in value, "discard=unmap" in value) for value in drives] == [
+        (True, False), (True, False), (False, True), (False, True),
+    ]  # fmt: skip
+    assert {"serial=banger-image", "serial=banger-overlay"} <= {
+        part for option, value in pairs if option == "-device" for part in value.split(",")
+    }
+
+
+async def launched(directory: Path, wanted: Machine) -> tuple[qemu.QemuVmm, list[socket.socket]]:
+    """A VMM, and our ends of its network, console and log."""
+    ours, theirs = zip(*(socket.socketpair() for _ in range(3)), strict=True)
+    try:
+        wiring = Wiring(*(end.fileno() for end in theirs))
+        return await qemu.QemuDriver().launch(wanted, directory, wiring), list(ours)
+    finally:
+        for end in theirs:
+            end.close()
+
+
+def test_launch_adopt_and_kill(tmp_path: Path) -> None:
+    directory = directory_with_files(tmp_path)
+
+    async def test() -> None:
+        async with asyncio.timeout(TIMEOUT):
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                port = free.getsockname()[1]
+            vmm, ends = await launched(directory, machine((Forward("127.0.0.1", port, 80),)))
+            try:
+                pid = vmm.process.identity.pid
+                status = Path(f"/proc/{pid}/status").read_text()
+                assert "Seccomp:\t2" in status
+                if UID >= 0:
+                    assert f"Uid:\t{UID}\t{UID}\t{UID}\t{UID}\n" in status
+                    assert "CapEff:\t0000000000000000" in status
+                assert os.getsid(pid) == pid
+                with socket.create_connection(("127.0.0.1", port)):
+                    pass
+                # another daemon comes: it takes the same process over
+                vmm.release()
+                found = Watched.find(vmm.process.identity)
+                assert found is not None
+                adopted = await qemu.QemuDriver().adopt(directory, found)
+                await adopted.set_reboot(True)
+                await adopted.set_reboot(False)
+                await adopted.kill()
+                assert identify(pid) is None
+                with pytest.raises(BangerError, match="QEMU has ended"):
+                    await adopted.set_reboot(True)
+                adopted.release()
+            finally:
+                for end in ends:
+                    end.close()
+
+    before = set(Path("/proc/self/fd").iterdir())
+    asyncio.run(test())
+    assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_failure_to_start_quotes_qemu(tmp_path: Path) -> None:
+    directory = directory_with_files(tmp_path)
+    broken = dataclasses.replace(machine(), type="pc-q35-0.1")
+
+    async def test() -> None:
+        with pytest.raises(BangerError, match=r"QEMU did not start: .*unsupported machine type") as caught:
+            await launched(directory, broken)
+        assert caught.value.code is Code.UNSUPPORTED
+
+    asyncio.run(asyncio.wait_for(test(), TIMEOUT))
+
+
+def test_cancelled_launch_leaves_no_process(tmp_path: Path) -> None:
+    directory = directory_with_files(tmp_path)
+
+    async def test() -> None:
+        launching = asyncio.create_task(launched(directory, machine()))
+        while not (directory / "vmm.log").exists():
+            await asyncio.sleep(0)
+        launching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await launching
+
+    asyncio.run(asyncio.wait_for(test(), TIMEOUT))
+    mark = f"\0-name\0{directory.name}\0".encode()
+    running = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            running.append(entry.read_bytes())
+        except OSError:
+            continue
+    assert not [line for line in running if mark in line]
