@@ -31,6 +31,16 @@ def identify(pid: int) -> ProcessId | None:
     return None if fields[0] in ("Z", "X") else ProcessId(pid, int(fields[19]))
 
 
+def find_by_arguments(*words: str) -> ProcessId | None:
+    """A running process whose command line holds these words one after the other."""
+    wanted = "".join(f"\0{word}" for word in words).encode() + b"\0"
+    for command_line in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if wanted in command_line.read_bytes():
+                return identify(int(command_line.parent.name))
+    return None
+
+
 class Watched:
     """A process held by pidfd: awaited and signalled without any race against pid reuse."""
 

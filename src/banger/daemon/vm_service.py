@@ -415,7 +415,7 @@ class VmService:
         link.vmm.release()
         vm.link = None
         directory = self._layout.vm(vm.record.id)
-        for name in (vm_disk.PROCESSES, "qmp.sock", "agent.sock"):
+        for name in (vm_disk.PROCESSES, *self._driver.sockets):
             (directory / name).unlink(missing_ok=True)
         self._put(vm, state="stopped", reason=reason)
 
@@ -428,11 +428,10 @@ class VmService:
         try:
             waiting = {ended} if main is None else {ended, main}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
+        finally:
             ended.cancel()
             if main is not None:
                 main.cancel()
-            raise
         # from here on another task of ours may cancel this one only through the lock
         task = asyncio.create_task(self._after_end(vm, link))
         self._tasks.add(task)
@@ -507,21 +506,12 @@ class VmService:
     async def _adopt(self, vm: Vm) -> None:
         directory = self._layout.vm(vm.record.id)
         system.sweep_staging(directory)
-        processes = vm_disk.read_processes(directory)
-        process = Watched.find(processes.vmm) if processes is not None else None
-        if process is not None:
-            try:
-                vmm = await self._driver.adopt(directory, process)
-            except (OSError, BangerError) as error:
-                _log.warning("cannot control the VMM of %s, killing it: %s", vm.name, error)
-                process.signal(9)
-                await process.ended.wait()
-                process = None
-        if process is None:
+        vmm = await self._find_vmm(vm, directory)
+        if vmm is None:
+            for name in (vm_disk.PROCESSES, *self._driver.sockets):
+                (directory / name).unlink(missing_ok=True)
             if vm.record.state == "running":
                 self._put(vm, state="stopped", reason="it ended while the daemon was away")
-            if processes is not None:
-                (directory / vm_disk.PROCESSES).unlink(missing_ok=True)
             if (vm.record.auto_remove and vm.record.state != "created") or vm.record.attached:
                 await self._remove(vm)
             return
@@ -530,12 +520,29 @@ class VmService:
             # its client waited for it through the daemon that is gone
             await self._remove(vm)
             return
-        vm.state = "running"
-        if vm.record.state != "running":
-            self._put(vm, state="running", reason="", started_at=vm_plan.now())
         task = asyncio.create_task(self._reconnect(vm, vm.link))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _find_vmm(self, vm: Vm, directory: Path) -> Vmm | None:
+        """The VMM that runs a VM. One that the daemon was still starting is killed: nobody finishes its start."""
+        processes = vm_disk.read_processes(directory)
+        identity = self._driver.find_stray(directory) if processes is None else processes.vmm
+        process = None if identity is None else Watched.find(identity)
+        if process is None:
+            return None
+        reason = vm.record.reason
+        if processes is not None and vm.record.state == "running":
+            try:
+                return await self._driver.adopt(directory, process)
+            except (OSError, BangerError) as error:
+                _log.warning("cannot control the VMM of %s, killing it: %s", vm.name, error)
+                reason = f"killed, since it could not be taken over: {error}"
+        process.signal(9)
+        await process.ended.wait()
+        if vm.record.state == "running":
+            self._put(vm, state="stopped", reason=reason)
+        return None
 
     async def _reconnect(self, vm: Vm, link: GuestLink) -> None:
         try:

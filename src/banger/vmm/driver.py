@@ -53,6 +53,8 @@ class Driver(Protocol):
     """One kind of VMM."""
 
     name: str
+    sockets: tuple[str, ...]
+    """The sockets that a running VMM has in the VM's directory."""
 
     def reason_unusable(self) -> str:
         """Why this driver cannot work on this host, '' when it can."""
@@ -62,6 +64,9 @@ class Driver(Protocol):
 
     async def adopt(self, directory: Path, process: Watched) -> Vmm:
         """Take control of a VMM that an earlier daemon started."""
+
+    def find_stray(self, directory: Path) -> ProcessId | None:
+        """The VMM of this directory that nobody wrote down, since the daemon was killed while it started it."""
 
     def agent_socket(self, directory: Path) -> Path:
         """The Unix socket that carries the guest protocol."""

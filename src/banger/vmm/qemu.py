@@ -138,8 +138,11 @@ class QemuVmm:
         return self._reason
 
     async def connect(self, directory: Path) -> None:
-        async with asyncio.timeout(_QMP_SECONDS):
-            await self._qmp.connect(directory / QMP_SOCKET)
+        try:
+            async with asyncio.timeout(_QMP_SECONDS):
+                await self._qmp.connect(directory / QMP_SOCKET)
+        except TimeoutError as error:
+            raise BangerError(Code.GUEST, f"QEMU did not answer for {_QMP_SECONDS:g} s") from error
 
     async def set_reboot(self, allowed: bool) -> None:
         await self._qmp.execute("set-action", reboot="reset" if allowed else "shutdown")
@@ -172,7 +175,7 @@ class QemuDriver:
     """Starts and adopts QEMU processes."""
 
     name = "qemu"
-    sockets = (QMP_SOCKET, AGENT_SOCKET)
+    sockets: tuple[str, ...] = (QMP_SOCKET, AGENT_SOCKET)
 
     def reason_unusable(self) -> str:
         program = detect.emulator(detect.host_arch())
