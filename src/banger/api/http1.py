@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 _LINE_LIMIT = 64 << 10
 _HEADERS_LIMIT = 100
 _PIECE = 1 << 18
 
 
-@dataclass(frozen=True)
-class Response:
+class Response(NamedTuple):
     """Status and headers (names in lower case) of a response; `body` yields its content as it comes."""
 
     status: int

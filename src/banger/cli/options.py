@@ -13,9 +13,10 @@ from banger.api.errors import BangerError
 from banger.cli.errors import UsageFault
 from banger.system import validate_name
 
-_SIZE = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,9}))? ?(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE | re.ASCII)
+# compiled where they are used: every command imports this module
+_SIZE = r"(?ia)([0-9]{1,18})(?:\.([0-9]{1,9}))? ?(?:([kmgt])(?:i?b)?|b)?"
 _SHIFTS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
-_PUBLISH = re.compile(r"(?:(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):)?([0-9]{1,5}):([0-9]{1,5})")
+_PUBLISH = r"(?:(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):)?([0-9]{1,5}):([0-9]{1,5})"
 
 
 def parse_size(text: str) -> int:
@@ -23,7 +24,7 @@ def parse_size(text: str) -> int:
 
     Raises ValueError when it is none, or below one byte.
     """
-    match = _SIZE.fullmatch(text.strip())
+    match = re.fullmatch(_SIZE, text.strip())
     if match is None:
         raise ValueError(f"{text!r} is not a size")
     whole, fraction, unit = match[1], match[2] or "", match[3] or ""
@@ -36,7 +37,7 @@ def parse_size(text: str) -> int:
 
 def check_publish(text: str) -> str:
     """A port to publish, [ADDR:]HOST:GUEST (an IPv6 address in brackets); raises ValueError when it is none."""
-    match = _PUBLISH.fullmatch(text)
+    match = re.fullmatch(_PUBLISH, text)
     if match is None:
         raise ValueError(f"{text!r} is not [ADDR:]HOST:GUEST")
     for port in match[2], match[3]:
