@@ -101,6 +101,7 @@ static int become(const struct account *account, struct failure *failure) {
     return 0;
 }
 
+/* ENOTDIR stands for every bad directory: any other number is about the command. */
 static int enter_directory(const struct account *account, struct strings directory, struct failure *failure) {
     if (directory.items == NULL)
         return fail(failure, EINVAL, "the working directory holds a NUL byte");
@@ -108,7 +109,7 @@ static int enter_directory(const struct account *account, struct strings directo
         return chdir(account->home) == 0 || chdir("/") == 0 ? 0 : fail(failure, errno, "cannot enter /");
     const char *path = directory.items[directory.count - 1];
     if (chdir(path) != 0)
-        return fail(failure, errno, "cannot enter the working directory '%s': %s", path, strerror(errno));
+        return fail(failure, ENOTDIR, "cannot enter the working directory '%s': %s", path, strerror(errno));
     return 0;
 }
 
@@ -117,7 +118,7 @@ static void execute(const char *path, char **arguments, char **environment, stru
     execve(path, arguments, environment);
     int code = errno;
     if (code == ENOENT && access(path, F_OK) == 0)
-        fail(failure, code, "the interpreter or dynamic loader that '%s' asks for does not exist", path);
+        fail(failure, ENOEXEC, "the interpreter or dynamic loader that '%s' asks for does not exist", path);
     else if (code == ENOENT || code == ENOTDIR)
         fail(failure, ENOENT, "there is no command '%s'", path);
     else
@@ -147,7 +148,7 @@ static void search_and_execute(const char *name, char **arguments, char **enviro
         /* What exists in one directory and cannot be executed may be fine in a later one. */
         if (access(candidate, F_OK) == 0 && found.code == 0)
             found = *failure;
-        if (failure->code != ENOENT && failure->code != EACCES)
+        if (failure->code != ENOENT && failure->code != EACCES && failure->code != ENOEXEC)
             break;
     }
     if (found.code != 0)

@@ -62,9 +62,7 @@ def _packages() -> list[Check]:
             continue
         needed = tool.need is Need.REQUIRED or (tool.need is Need.UNPRIVILEGED and os.getuid() != 0)
         command = hostpackages.install_command([tool], release)
-        checks.append(
-            Check(tool.name, "fail" if needed else "warn", f"not installed; it is needed to {tool.why}", command)
-        )
+        checks.append(Check(tool.name, "fail" if needed else "warn", f"not installed ({tool.why})", command))
     return checks
 
 

@@ -69,12 +69,16 @@ async def test_the_working_directory(agent: Agent, tmp_path: Path) -> None:
     assert (await run(agent, "pwd")).stdout.decode().rstrip("\n") == str(Path.home().resolve())
     assert (await run(agent, "pwd", cwd=str(tmp_path))).stdout.decode().rstrip("\n") == str(tmp_path)
     missing = await _refusal(agent, ExecRequest(("pwd",), cwd="/no/such/place"))
-    assert missing.errno == errno.ENOENT
+    assert missing.errno == errno.ENOTDIR
     assert "/no/such/place" in missing.message
     (tmp_path / "file").touch()
     not_one = await _refusal(agent, ExecRequest(("pwd",), cwd=str(tmp_path / "file")))
     assert not_one.errno == errno.ENOTDIR
     assert str(tmp_path / "file") in not_one.message
+    with pytest.raises(BangerError) as caught, guest_errors("cannot run 'pwd'", command=True):
+        raise missing
+    assert caught.value.code is Code.CANNOT_EXECUTE
+    assert "directory" in caught.value.hint
 
 
 @needs_root
@@ -127,7 +131,7 @@ async def test_commands_that_cannot_be_executed(agent: Agent, tmp_path: Path) ->
         "/no/such/command": (errno.ENOENT, Code.COMMAND_NOT_FOUND),
         f"{plain}/below": (errno.ENOENT, Code.COMMAND_NOT_FOUND),
         "": (errno.ENOENT, Code.COMMAND_NOT_FOUND),
-        str(orphan): (errno.ENOENT, Code.COMMAND_NOT_FOUND),
+        str(orphan): (errno.ENOEXEC, Code.CANNOT_EXECUTE),
         str(plain): (errno.EACCES, Code.CANNOT_EXECUTE),
         str(tmp_path): (errno.EACCES, Code.CANNOT_EXECUTE),
         str(no_program): (errno.ENOEXEC, Code.CANNOT_EXECUTE),

@@ -248,6 +248,14 @@ def test_exit_statuses_around_a_guest_command(banger: Banger, command: list[str]
     assert banger("vm", "exec", "web", "--", *command).returncode == status
 
 
+def test_output_that_nothing_can_take_is_no_failure_of_the_command(banger: Banger) -> None:
+    with open("/dev/full", "wb") as full, banger.popen(["vm", "exec", "web", "both"], stdout=full.fileno()) as process:
+        _, error = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 125
+    assert b"error: the system refused: [Errno 28] No space left on device" in error
+    assert b"Traceback" not in error
+
+
 def test_options_of_exec_before_and_after_the_name(banger: Banger) -> None:
     wanted = m.VmExec("web", ["status", "0", "--", "-x"], ["A=1", "GIVEN=given"], "/srv", "www")
     options = ["-e", "A=1", "-e", "GIVEN", "-w", "/srv", "--user=www"]

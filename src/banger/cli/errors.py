@@ -54,13 +54,19 @@ def around_guest_command() -> Iterator[None]:
         report(error.message, error.hint)
         statuses = {Code.CANNOT_EXECUTE: CANNOT_EXECUTE, Code.COMMAND_NOT_FOUND: NOT_FOUND}
         raise SystemExit(statuses.get(error.code, GUEST_FAILED)) from error
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        report_bug(type(error), error, error.__traceback__)
+        raise SystemExit(GUEST_FAILED) from error
 
 
 def report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """An excepthook: one line for a bug, with the traceback only when debugging."""
+    """An excepthook: one line for what nobody expected, with the traceback only when debugging."""
     if os.environ.get("BANGER_LOG_LEVEL", "").lower() == "debug":
         sys.__excepthook__(kind, error, trace)
+    refused = isinstance(error, OSError) and error.strerror  # a full disk under our output, say
     report(
-        f"banger has a bug: {kind.__name__}: {error}",
+        f"the system refused: {error}" if refused else f"banger has a bug: {kind.__name__}: {error}",
         "set BANGER_LOG_LEVEL=debug to see where it happened",
     )

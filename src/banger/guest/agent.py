@@ -172,8 +172,9 @@ def printable(text: str) -> str:
 def guest_errors(what: str, *, command: bool = False) -> Iterator[None]:
     """Turn failures of the agent into BangerErrors that begin with `what`, e.g. "cannot run 'make'".
 
-    For a `command`, ENOENT becomes COMMAND_NOT_FOUND and EACCES, ENOEXEC, E2BIG CANNOT_EXECUTE; else ENOENT becomes
-    NOT_FOUND. Values that the protocol cannot carry become INVALID, all others GUEST.
+    For a `command`, ENOENT becomes COMMAND_NOT_FOUND, and ENOTDIR (its working directory), EACCES, ENOEXEC and E2BIG
+    become CANNOT_EXECUTE; else ENOENT and ENOTDIR become NOT_FOUND. Values that the protocol cannot carry become
+    INVALID, all others GUEST.
     """
     try:
         yield
@@ -191,9 +192,12 @@ def guest_errors(what: str, *, command: bool = False) -> Iterator[None]:
 
 def _agent_error(error: AgentError, what: str, command: bool) -> BangerError:
     code, hint = Code.GUEST, "look at the guest's console for what it says about this"
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        code = Code.COMMAND_NOT_FOUND if command else Code.NOT_FOUND
-        hint = "it has to be in the guest's PATH" if command else "check the path; it is one inside the guest"
+    if command and error.errno == errno.ENOENT:
+        code, hint = Code.COMMAND_NOT_FOUND, "check its name; without a slash in it, it has to be in the guest's PATH"
+    elif command and error.errno == errno.ENOTDIR:
+        code, hint = Code.CANNOT_EXECUTE, "give a directory that is there in the guest and that the user may enter"
+    elif error.errno in (errno.ENOENT, errno.ENOTDIR):
+        code, hint = Code.NOT_FOUND, "check the path; it is one inside the guest"
     elif command and error.errno in (errno.EACCES, errno.ENOEXEC, errno.E2BIG):
         code, hint = Code.CANNOT_EXECUTE, "check that it may be executed and is a program for the guest's architecture"
     elif error.errno == errno.ESRCH:
