@@ -14,12 +14,13 @@ from typing import TypeVar
 from banger.api.errors import BangerError, Code
 from banger.guest.agent import Agent, GuestConfig, guest_errors
 from banger.guest.protocol import GuestState
-from banger.guest.session import AgentSession, GuestFailure
+from banger.guest.session import AgentSession, GuestFailure, SessionLost
 from banger.vmm.driver import Vmm
 
 _log = logging.getLogger(__name__)
 _CALL_SECONDS = 30.0
 _ENTROPY_BYTES = 64
+_END_SECONDS = 2.0
 
 T = TypeVar("T")
 
@@ -68,7 +69,10 @@ class GuestLink:
         ended = asyncio.create_task(self.vmm.process.ended.wait())
         try:
             await asyncio.wait((task, ended), return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
+            if task.done() and isinstance(task.exception(), SessionLost | BangerError):
+                # a VMM that ends breaks its connections first: wait a moment for what it has to say
+                await asyncio.wait((ended,), timeout=_END_SECONDS)
+            if ended.done():
                 reason = self.vmm.stop_reason or "the VMM process ended"
                 raise BangerError(Code.GUEST, f"the guest went down: {reason}")
             with guest_errors("the guest does not answer"):

@@ -45,7 +45,10 @@ def read_kernel(data: bytes, where: str) -> Kernel:
     elif data[:2] == b"MZ" and data[4:8] == b"zimg":
         data = _zboot_payload(data, where)
     if not data.startswith(_ELF_MAGIC) and compression(data) is not None:
-        data = decompress(data, UNPACKED_LIMIT)
+        try:
+            data = decompress(data, UNPACKED_LIMIT)
+        except BangerError as error:
+            raise BangerError(error.code, f"{where}: {error.message}", error.hint) from error
     if data.startswith(_ELF_MAGIC):
         arch, pvh = "amd64", _check_elf(data, where)
     elif data[0x38:0x3C] == b"ARM\x64":  # Documentation/arch/arm64/booting.rst
