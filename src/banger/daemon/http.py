@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from banger import __version__
@@ -69,7 +69,12 @@ def build_app(handlers: Handlers) -> FastAPI:
 
 
 def _failure(error: BangerError) -> Response:
-    return JSONResponse(encode_error(error), _STATUS.get(error.code, 500), headers=_VERSION_HEADER)
+    return _json(encode_error(error), _STATUS.get(error.code, 500))
+
+
+def _json(value: Json, status: int = 200) -> Response:
+    # in ASCII: names in guests need not be UTF-8, and the lone surrogates that stand for their bytes cannot be encoded
+    return Response(json.dumps(value), status, headers=_VERSION_HEADER, media_type="application/json")
 
 
 def _add_call(app: FastAPI, call: Call[object, object], handler: CallHandler) -> None:
@@ -80,7 +85,7 @@ def _add_call(app: FastAPI, call: Call[object, object], handler: CallHandler) ->
         result = await _until_disconnect(request, handler(body, lambda progress: None))
         if isinstance(result, BangerError):
             return _failure(result)
-        return JSONResponse(encode(result), headers=_VERSION_HEADER)
+        return _json(encode(result))
 
     endpoint.__annotations__["body"] = call.request
     app.post(
