@@ -1,4 +1,4 @@
-"""Real images for tests: a minimal Debian, built once and kept for all test runs of this machine."""
+"""Real images for tests: Debian, built once and kept for all test runs of this machine."""
 
 from __future__ import annotations
 
@@ -19,22 +19,27 @@ MINIMAL = "debian-bookworm-minimal"
 HOST_ARCH = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
 
 
-def minimal_image(cache: Path | None = None) -> Path:
-    """The images directory that holds the image MINIMAL, ready to be used in place or linked from.
+def cached_image(name: str, cache: Path | None = None) -> Path:
+    """The images directory that holds an image of the catalog, ready to be used in place or linked from.
 
     It is kept in `cache` (by default in the system's temporary directory), by what the image is made of.
     """
     root = cache or Path(tempfile.gettempdir()) / f"banger-test-images-{os.getuid()}"
-    entry = embedded_catalog().find(MINIMAL)
+    entry = embedded_catalog().find(name)
     mirror = find_mirror()
     key = hashlib.sha256("\n".join(mmdebstrap_command(entry, HOST_ARCH, mirror)).encode()).hexdigest()[:16]
     images = root / key / "images"
     images.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(root / f"{key}.lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # test processes that run in parallel share one build
-        if MINIMAL not in [manifest.name for manifest in list_local(images)[0]]:
+        if name not in [manifest.name for manifest in list_local(images)[0]]:
             pull_debian(images, entry, Job(), mirror=mirror, arch=HOST_ARCH, replace=True)
     return images
+
+
+def minimal_image(cache: Path | None = None) -> Path:
+    """The images directory that holds the image MINIMAL."""
+    return cached_image(MINIMAL, cache)
 
 
 def minimal_rootfs(cache: Path | None = None) -> Path:

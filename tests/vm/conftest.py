@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemons import debian_kernel, running_daemon
-from tests.images import minimal_image
+from tests.images import cached_image, minimal_image
 from tests.vm.host import IMAGE, Host
 
 
@@ -20,6 +20,12 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def image() -> Path:
     """The image debian-bookworm-minimal, built once."""
     return minimal_image() / IMAGE
+
+
+@pytest.fixture(scope="session")
+def development_image() -> Path:
+    """The image debian-bookworm, built once."""
+    return cached_image("debian-bookworm") / "debian-bookworm"
 
 
 @pytest.fixture(scope="module")

@@ -104,6 +104,13 @@ class Host:
             assert time.monotonic() < deadline, f"{name} is still there"
             time.sleep(0.05)
 
+    def wait_output(self, wanted: str, *argv: str) -> None:
+        """Repeat a banger command until it prints just this."""
+        deadline = time.monotonic() + TIMEOUT
+        while (seen := self.run(*argv).stdout.decode()) != wanted:
+            assert time.monotonic() < deadline, f"{argv} prints {seen!r}, not {wanted!r}"
+            time.sleep(0.05)
+
     def directories(self) -> list[Path]:
         """What lies in the directory of the VMs."""
         return list(self.daemon.layout.vms.iterdir())

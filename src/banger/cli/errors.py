@@ -32,6 +32,14 @@ def report(message: str, hint: str = "") -> None:
             print(f"hint: {plain(hint)}", file=sys.stderr)
 
 
+def report_failure(error: BangerError) -> None:
+    """Print what an operation failed with, and the end of the guest's console when that came along."""
+    report(error.message, error.hint)
+    with contextlib.suppress(BrokenPipeError):
+        for line in error.details.get("console", "").splitlines():
+            print(f"  | {plain(line)}", file=sys.stderr)
+
+
 def report_usage(error: click.UsageError) -> None:
     """Print a usage error in the same form as all others."""
     message = error.format_message().rstrip(".")
@@ -51,7 +59,7 @@ def around_guest_command() -> Iterator[None]:
     try:
         yield
     except BangerError as error:
-        report(error.message, error.hint)
+        report_failure(error)
         statuses = {Code.CANNOT_EXECUTE: CANNOT_EXECUTE, Code.COMMAND_NOT_FOUND: NOT_FOUND}
         raise SystemExit(statuses.get(error.code, GUEST_FAILED)) from error
     except BrokenPipeError:

@@ -97,7 +97,7 @@ def run(arguments: list[str]) -> int:
     except click.Abort:
         return errors.INTERRUPTED
     except BangerError as error:
-        errors.report(error.message, error.hint)
+        errors.report_failure(error)
         return errors.FAILED
 
 

@@ -63,7 +63,7 @@ def for_each(
         else:
             status = errors.FAILED
             if outcome.error is not None:
-                errors.report(outcome.error.message, outcome.error.hint)
+                errors.report_failure(outcome.error)
     if as_json:
         print_json(results)
     return status

@@ -130,7 +130,7 @@ def check_disk(layout: Layout, config: Config) -> None:
         )
 
 
-def console_tail(directory: Path, lines: int = 12) -> str:
+def console_tail(directory: Path, lines: int = 24) -> str:
     """The last lines of a guest's console, with control characters taken out."""
     from banger.guest.agent import printable
 
