@@ -17,7 +17,7 @@ from banger.api import operations as op
 from banger.api.codec import decode
 from banger.guest.cpio import cpio
 
-ROUNDS = 5
+ROUNDS = 11
 
 
 def floor_archive(host: Host) -> bytes:
@@ -72,7 +72,9 @@ def main() -> None:
         measured = [stages(host) for _ in range(5)]
         report("vm run --rm -- true", ours, "the floor: same QEMU, mount, power off", theirs)
         medians = {stage: statistics.median(run[stage] for run in measured) for stage in measured[0]}
-        print("  stages in the daemon: " + ", ".join(f"{stage} {value * 1e3:.0f} ms" for stage, value in medians.items()))
+        print(
+            "  stages in the daemon: " + ", ".join(f"{stage} {value * 1e3:.0f} ms" for stage, value in medians.items())
+        )
         print(load())
 
 

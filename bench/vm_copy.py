@@ -19,7 +19,7 @@ from banger.guest.session import AgentSession, Exit
 from banger.system import connect_unix
 
 SIZE = 256 << 20
-ROUNDS = 7
+ROUNDS = 5
 _BLOCK = 64 * 1024
 _FILE = "/var/tmp/bench"
 _DEVICE = f"/dev/$(basename $(dirname $(grep -lx {PORT} /sys/class/virtio-ports/*/name)))"
@@ -64,7 +64,9 @@ class BareGuest:
                 left -= self._port.recv_into(buffer)
 
         async def run() -> None:
-            await asyncio.gather(self._run(f"dd if={_FILE} of={_DEVICE} bs={_BLOCK} 2>/dev/null"), asyncio.to_thread(receive))
+            await asyncio.gather(
+                self._run(f"dd if={_FILE} of={_DEVICE} bs={_BLOCK} 2>/dev/null"), asyncio.to_thread(receive)
+            )
 
         return SIZE / seconds(lambda: self._loop.run_until_complete(run()))
 
