@@ -36,7 +36,7 @@ def parse_size(text: str) -> int:
 
 
 def check_publish(text: str) -> str:
-    """A port to publish, [ADDR:]HOST:GUEST (an IPv6 address in brackets); raises ValueError when it is none."""
+    """A port to publish, [ADDR:]HOST:GUEST with an IPv4 address; raises ValueError when it is none."""
     match = re.fullmatch(_PUBLISH, text)
     if match is None:
         raise ValueError(f"{text!r} is not [ADDR:]HOST:GUEST")
@@ -52,9 +52,9 @@ def _check_address(address: str, text: str) -> None:
     import ipaddress
 
     try:
-        ipaddress.ip_address(address)
+        ipaddress.IPv4Address(address)
     except ValueError as error:
-        raise ValueError(f"{address!r} in {text!r} is not an IP address") from error
+        raise ValueError(f"{address!r} in {text!r} is not an IPv4 address") from error
 
 
 def resolve_env(entries: tuple[str, ...]) -> list[str]:

@@ -142,7 +142,7 @@ def remove(refs: tuple[str, ...], force: bool, as_json: bool) -> int:
     banger vm prune --force    without asking
     """,
 )
-@click.option("-y", "--force", is_flag=True, help="Do not ask.")
+@click.option("-f", "-y", "--force", is_flag=True, help="Do not ask.")
 @json_option
 def prune(force: bool, as_json: bool) -> int:
     """Remove every stopped VM and its disks."""

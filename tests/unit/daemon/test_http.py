@@ -72,6 +72,18 @@ def test_error_reaches_the_client_whole(tmp_path: Path) -> None:
         assert error.details == {"console": "last\nlines"}
 
 
+def test_names_that_are_not_utf8_reach_the_client(tmp_path: Path) -> None:
+    async def show(request: m.NameRequest, report: Report) -> m.KernelInfo:
+        if request.name == "wrong":
+            raise BangerError(Code.NOT_FOUND, "there is no \udcff")
+        return m.KernelInfo("fine", source="\udcff")
+
+    with served(tmp_path, {"kernel.show": show}) as client:
+        assert client.call(op.KERNEL_SHOW, m.NameRequest("fine")).source == "\udcff"
+        with pytest.raises(BangerError, match="there is no \udcff"):
+            client.call(op.KERNEL_SHOW, m.NameRequest("wrong"))
+
+
 def test_unexpected_failure_tells_no_traceback(tmp_path: Path) -> None:
     async def fail(request: object, report: Report) -> object:
         raise ZeroDivisionError("three lines\nof a\nbug")
