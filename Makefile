@@ -94,4 +94,5 @@ $(VENV)/requirements: requirements.lock | python
 
 $(VENV)/installed: $(VENV)/requirements pyproject.toml hatch_build.py $(AGENT_SOURCES)
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m compileall -q src  # pip does not, and where bytecode is not cached every command pays 30 ms
 	@touch $@
