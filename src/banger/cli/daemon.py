@@ -102,7 +102,7 @@ def restart() -> None:
     """,
 )
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
-@click.option("-n", "--tail", type=click.IntRange(min=0), help="Only that many lines from the end.")
+@click.option("-n", "--tail", type=click.IntRange(min=0), metavar="LINES", help="Only that many lines from the end.")
 def logs(follow: bool, tail: int | None) -> int:
     """Print the daemon's log. Unless it is followed, the daemon need not run."""
     layout = user_layout()
