@@ -70,20 +70,28 @@ class Layout:
 
 def user_layout() -> Layout:
     """The layout of the user who runs this process, from the XDG variables and their defaults."""
-    home = Path.home()
 
-    def base(variable: str, default: Path) -> Path:
+    def base(variable: str, default: str) -> Path:
         value = os.environ.get(variable, "")
-        return (Path(value) if value.startswith("/") else default) / "banger"
+        return (Path(value) if value.startswith("/") else _home() / default) / "banger"
 
     runtime_base = os.environ.get("XDG_RUNTIME_DIR", "")
     runtime = Path(runtime_base) / "banger" if runtime_base.startswith("/") else Path(f"/tmp/banger-{os.getuid()}")
     return Layout(
-        config=base("XDG_CONFIG_HOME", home / ".config"),
-        state=base("XDG_STATE_HOME", home / ".local/state"),
-        cache=base("XDG_CACHE_HOME", home / ".cache"),
+        config=base("XDG_CONFIG_HOME", ".config"),
+        state=base("XDG_STATE_HOME", ".local/state"),
+        cache=base("XDG_CACHE_HOME", ".cache"),
         runtime=runtime,
     )
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise BangerError(
+            Code.INVALID, f"the user with uid {os.getuid()} has no home directory", hint="set HOME to a directory"
+        ) from error
 
 
 def ensure_runtime(runtime: Path) -> None:

@@ -43,6 +43,20 @@ def test_defaults_where_a_variable_says_nothing(monkeypatch: pytest.MonkeyPatch,
     )
 
 
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, variable in enumerate(VARIABLES):
+        monkeypatch.setenv(variable, f"/base/{number}")
+
+    def no_home(path: type[Path]) -> Path:
+        raise RuntimeError("Could not determine home directory.")  # what pathlib says then
+
+    monkeypatch.setattr(Path, "home", classmethod(no_home))
+    assert user_layout().state == Path("/base/1/banger")
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    with pytest.raises(BangerError, match="no home directory"):
+        user_layout()
+
+
 def test_created_directories_are_private(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "c", tmp_path / "a/b/state", tmp_path / "cache", tmp_path / "run")
     layout.create()
