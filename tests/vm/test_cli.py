@@ -84,6 +84,10 @@ def test_a_working_directory_that_is_none(host: Host, guest: str) -> None:
     ):
         error = host.fails(126, "vm", "exec", guest, *options, "--", "pwd")
         assert_error(error, f"cannot run 'pwd' in '{guest}': cannot enter .* '{options[1]}': {reason}", hint)
+    error = host.fails(126, "vm", "exec", guest, "-d", "-w", "/no/such", "--", "pwd")
+    assert_error(error, f"cannot run 'pwd' in '{guest}': .*'/no/such': No such file or directory", hint)
+    error = host.fails(126, "vm", "run", "--rm", "--name", "lost", "--shell", "-w", "/no/such")
+    assert_error(error, "cannot run a login shell in 'lost': .*'/no/such': No such file or directory", hint)
     error = host.fails(126, "vm", "run", "--rm", "--name", "lost", "-w", "/no/such", "--", "pwd")
     assert_error(error, "cannot run 'pwd' in 'lost': .*'/no/such': No such file or directory", hint)
     assert host.names() == [guest]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from banger.api import models as m
@@ -87,8 +87,7 @@ class Sessions:
 
     async def _exec(self, vm: Vm, request: ExecRequest) -> Channel:
         agent = await self._vms.agent(vm)
-        what = request.argv[0] if request.argv else "a login shell"
-        with guest_errors(f"cannot run {what!r} in {vm.name!r}", command=True):
+        with guest_errors(_what_fails(request.argv, vm), command=True):
             return await agent.exec(request)
 
     async def exec(self, request: m.VmExec, peer: Peer) -> None:
@@ -103,7 +102,7 @@ class Sessions:
         )
         if request.detach:
             agent = await self._vms.agent(vm)
-            with guest_errors(f"cannot run {request.argv[:1]} in {vm.name!r}", command=True):
+            with guest_errors(_what_fails(request.argv, vm), command=True):
                 await agent.spawn(command)
             await peer.send_event("started", result={})
             await peer.send_event("exit", signalled=False, value=0)
@@ -134,6 +133,10 @@ class Sessions:
 
 def _ignore(progress: Progress) -> None:
     """A report for work whose progress nobody sees."""
+
+
+def _what_fails(argv: Sequence[str], vm: Vm) -> str:
+    return f"cannot run {repr(argv[0]) if argv else 'a login shell'} in {vm.name!r}"
 
 
 async def _unless_gone(peer: Peer, start: Callable[[Report], Awaitable[T]]) -> T:
