@@ -89,6 +89,13 @@ class Host:
             time.sleep(0.05)
         return vm
 
+    def wait_reason(self, name: str, reason: str) -> None:
+        """Wait until this is said about a VM."""
+        deadline = time.monotonic() + TIMEOUT
+        while (seen := self.vm(name).reason) != reason:
+            assert time.monotonic() < deadline, f"{name}: {seen!r}, not {reason!r}"
+            time.sleep(0.05)
+
     def wait_there(self, name: str, state: str) -> None:
         """Wait until a VM has come into being and is in a state."""
         deadline = time.monotonic() + TIMEOUT

@@ -19,6 +19,7 @@ from banger.vmm.driver import Vmm
 
 _log = logging.getLogger(__name__)
 _CALL_SECONDS = 30.0
+_END_SECONDS = 0.5
 _ENTROPY_BYTES = 64
 _END_SECONDS = 2.0
 
@@ -82,6 +83,17 @@ class GuestLink:
                 waiting.cancel()
             await asyncio.gather(task, ended, return_exceptions=True)
 
+    async def went_down(self) -> bool:
+        """Whether a connection broke off because the VMM ended, of which word may come a moment later."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_END_SECONDS):
+                await self.vmm.process.ended.wait()
+        return not self.vmm.process.alive
+
+    def _down(self) -> BangerError:
+        reason = self.vmm.stop_reason or "the VMM process was killed or crashed"
+        return BangerError(Code.GUEST, f"the guest went down: {reason}")
+
     async def _keep(self) -> None:
         """Reconnect whenever the session ends or the guest resets."""
         while True:
@@ -97,13 +109,16 @@ class GuestLink:
             self._connected.clear()
             self._agent = None
             await agent.session.close()
+            told = False
             while not self._connected.is_set():
                 try:
                     await self._while_alive(self._connect(lambda stage: None))
                 except BangerError as error:
                     if not self.vmm.process.alive:
                         return
-                    _log.warning("%s: %s", self._socket.parent.name, error)
+                    if not told:  # once: a hostile guest could fill the log
+                        _log.warning("%s: %s", self._socket.parent.name, error)
+                    told = True
                     await asyncio.sleep(1)  # the guest is up but its agent is not: nothing tells when it will be
 
     async def agent(self) -> Agent:

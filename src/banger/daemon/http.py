@@ -23,6 +23,7 @@ from banger.api.operations import CALLS, STREAMS, Call, Stream
 from banger.daemon.jobs import Report
 from banger.daemon.streams import End, Input, Peer, Resize, Signal
 from banger.job import Progress
+from banger.store.database import disk_is_full
 
 _log = logging.getLogger(__name__)
 _VERSION_HEADER = {"banger-version": __version__}
@@ -116,6 +117,12 @@ async def outcome(work: Awaitable[object]) -> object:
         return task.result()
     if isinstance(error, BangerError):
         return error
+    if disk_is_full(error):
+        return BangerError(
+            Code.EXHAUSTED,
+            f"a disk of the host is full: {error}",
+            hint="free some space: see 'df', 'banger vm prune' and 'banger image rm'",
+        )
     _log.error("unexpected failure", exc_info=error)
     return BangerError(
         Code.DAEMON, f"banger failed unexpectedly: {type(error).__name__}: {error}", hint="see 'banger daemon logs'"

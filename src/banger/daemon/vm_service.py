@@ -8,9 +8,11 @@ import dataclasses
 import logging
 import os
 import socket
+import sqlite3
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -30,13 +32,14 @@ from banger.kernelcat.manifest import KernelManifest
 from banger.net.passt import UserNetwork
 from banger.paths import Layout
 from banger.process import ProcessId, Watched, spawn
-from banger.store.database import Store
+from banger.store.database import Store, disk_is_full
 from banger.store.records import VmRecord
 from banger.vmm import recorder
 from banger.vmm.driver import Driver, Processes, Vmm, Wiring
 
 _log = logging.getLogger(__name__)
 _MAX_GRACE = 24 * 3600
+_DISK_FULL = "paused: the disk of the host is full"
 
 
 class Catalogs(Protocol):
@@ -143,7 +146,7 @@ class VmService:
             id=record.id,
             name=record.name,
             state=vm.state,
-            reason=record.reason,
+            reason=_DISK_FULL if vm.link is not None and vm.link.vmm.paused else record.reason,
             image=record.image,
             kernel=record.kernel,
             arch=machine.arch,
@@ -241,7 +244,8 @@ class VmService:
         freed = vm_disk.used_bytes(directory)
         # the directory first: a record without one is dropped at the next start, never the other way round
         await self._workers.run(lambda job: _remove_directory(directory))
-        self._store.delete_vm(vm.record.id)
+        with _despite_full_disk():
+            self._store.delete_vm(vm.record.id)
         self._vms.pop(vm.record.id, None)
         self._names_taken.discard(vm.name)
         return m.VmRemoved([vm.name], freed)
@@ -317,7 +321,12 @@ class VmService:
                 if network is not None:
                     network.process.signal(9)
                 raise
-        vm_disk.write_processes(directory, Processes(vmm.process.identity, helpers))
+        try:
+            vm_disk.write_processes(directory, Processes(vmm.process.identity, helpers))
+        except OSError:
+            await vmm.kill()
+            vmm.release()
+            raise
         stages.done("vmm")
         return self._link(record, vmm)
 
@@ -377,12 +386,13 @@ class VmService:
 
     async def kill(self, request: m.VmRef, report: Report) -> m.VmInfo:
         vm = self.find(request.vm)
-        if vm.link is not None:
+        link = vm.link
+        if link is not None:
             # not under the lock: a start or a slow stop under way must not hold this up
-            vm.link.vmm.process.signal(9)
+            link.vmm.process.signal(9)
         async with vm.lock:
             self._require_here(vm)
-            if vm.link is None and vm.record.reason != "killed" and vm.state != "stopped":
+            if link is None and vm.link is None:
                 raise BangerError(Code.WRONG_STATE, f"the VM {vm.name!r} is not running")
             if vm.link is not None:
                 await self._end(vm, "killed", force=True)
@@ -417,7 +427,8 @@ class VmService:
         directory = self._layout.vm(vm.record.id)
         for name in (vm_disk.PROCESSES, *self._driver.sockets):
             (directory / name).unlink(missing_ok=True)
-        self._put(vm, state="stopped", reason=reason)
+        with _despite_full_disk():  # the next daemon sees that it does not run
+            self._put(vm, state="stopped", reason=reason)
 
     async def _watch(self, vm: Vm, link: GuestLink) -> None:
         """Notice when a VM ends by itself; run by a task for as long as it runs."""
@@ -466,6 +477,10 @@ class VmService:
         if vm.link is None or vm.state != "running":
             raise BangerError(
                 Code.WRONG_STATE, f"the VM {vm.name!r} is {vm.state}, not running", hint=f"banger vm start {vm.name}"
+            )
+        if vm.link.vmm.paused:
+            raise BangerError(
+                Code.EXHAUSTED, f"the VM {vm.name!r} is {_DISK_FULL}", hint="free some space: then it goes on by itself"
             )
         return await vm.link.agent()
 
@@ -582,6 +597,16 @@ class VmService:
         vm.state = state
         self._store.put_vm(vm.record)
         vm_disk.write_record(self._layout.vm(vm.record.id), vm.record)
+
+
+@contextlib.contextmanager
+def _despite_full_disk() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as error:
+        if not disk_is_full(error):
+            raise
+        _log.warning("the disk is full, so a change is not written down: %s", error)
 
 
 def _start_recorder(directory: Path, console: socket.socket, log: socket.socket) -> Watched:

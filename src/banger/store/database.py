@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 from pathlib import Path
@@ -75,3 +76,10 @@ class Store:
     def delete_vm(self, vm_id: str) -> None:
         """Forget a record."""
         self._connection.execute("DELETE FROM vm WHERE id = ?", (vm_id,))
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error of the system or of SQLite says that no space is left."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_FULL

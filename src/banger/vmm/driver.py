@@ -36,6 +36,10 @@ class Vmm(Protocol):
     def stop_reason(self) -> str:
         """Why the VMM ended, as far as it said; ''."""
 
+    @property
+    def paused(self) -> bool:
+        """Whether the guest stands still because the host's disk is full; it goes on by itself once there is space."""
+
     async def set_reboot(self, allowed: bool) -> None:
         """Whether a guest's reset starts it again (True) or ends the VMM (False, while it boots)."""
 

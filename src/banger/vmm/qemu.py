@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -18,6 +19,8 @@ from banger.vmm import detect
 from banger.vmm.driver import Wiring
 from banger.vmm.machine import Disk, Machine, Nic
 from banger.vmm.qmp import Qmp
+
+_log = logging.getLogger(__name__)
 
 # Slots below 8 are for devices that every machine has; disks and NICs come after them.
 _SLOT_RNG, _SLOT_BALLOON, _SLOT_SERIAL, _SLOT_PANIC = 2, 3, 4, 5
@@ -41,6 +44,7 @@ _MACHINES = {
     ("arm64", "tcg"): ("virt", "gic-version=3"),
     ("arm64", "kvm"): ("virt", "gic-version=host"),
 }
+_RESUME_SECONDS = 1.0
 _QMP_SECONDS = 20.0  # a QEMU that has not answered by then is stopped or stuck
 
 
@@ -133,6 +137,7 @@ class QemuVmm:
         self._qmp = Qmp(self._on_event)
         self._reset = asyncio.Event()
         self._reason = ""
+        self._resuming: asyncio.Task[None] | None = None
 
     @property
     def stop_reason(self) -> str:
@@ -144,6 +149,29 @@ class QemuVmm:
                 await self._qmp.connect(directory / QMP_SOCKET)
         except TimeoutError as error:
             raise BangerError(Code.GUEST, f"QEMU did not answer for {_QMP_SECONDS:g} s") from error
+
+        if (await self._qmp.execute("query-status"))["status"] == "io-error":  # since a time without a daemon
+            self._resume_later()
+
+    @property
+    def paused(self) -> bool:
+        return self._resuming is not None
+
+    def _resume_later(self) -> None:
+        """QEMU has paused the guest since the host's disk is full; let it try again from time to time."""
+        if self._resuming is None:
+            _log.warning("a guest (pid %d) is paused: the host's disk is full", self.process.identity.pid)
+            self._resuming = asyncio.create_task(self._resume())
+
+    async def _resume(self) -> None:
+        status: Json = "io-error"
+        with contextlib.suppress(BangerError):  # QEMU has ended
+            while status == "io-error":
+                await asyncio.sleep(_RESUME_SECONDS)
+                await self._qmp.execute("cont")
+                await asyncio.sleep(_RESUME_SECONDS)
+                status = (await self._qmp.execute("query-status"))["status"]
+        self._resuming = None
 
     async def set_reboot(self, allowed: bool) -> None:
         await self._qmp.execute("set-action", reboot="reset" if allowed else "shutdown")
@@ -157,6 +185,8 @@ class QemuVmm:
         await self.process.ended.wait()
 
     def release(self) -> None:
+        if self._resuming is not None:
+            self._resuming.cancel()
         self._qmp.close()
         self.process.release()
 
@@ -164,6 +194,8 @@ class QemuVmm:
         match name, data.get("reason"):
             case "RESET", _:
                 self._reset.set()
+            case "BLOCK_IO_ERROR", _ if data.get("action") == "stop":
+                self._resume_later()
             case "GUEST_PANICKED", _:
                 self._reason = "the guest's kernel panicked"
             case "SHUTDOWN", "guest-shutdown":

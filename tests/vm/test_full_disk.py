@@ -1,0 +1,60 @@
+"""The host's disk fills up under running guests: clear errors, nothing half-done, and guests that go on afterwards."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemons import running_daemon
+from tests.vm.host import Host
+
+SIZE = 400 << 20  # room for copies of kernel and image, and some more
+
+
+@pytest.fixture
+def small(tmp_path: Path, kernel: Path, image: Path) -> Iterator[Host]:
+    """A host whose whole state lies on a small filesystem, of which nothing is kept in reserve."""
+    if os.getuid() != 0:
+        pytest.skip("mounting a filesystem needs root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=0700", "tmpfs", tmp_path], check=True)
+    config = f'default_image = "{image.name}"\nvcpu = 1\nmemory = {256 << 20}\nreserve_disk = 0\n'
+    try:
+        with running_daemon(tmp_path, entries=[kernel, image], config=config) as daemon:
+            yield Host(daemon)
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+def test_a_guest_waits_for_space_and_goes_on(small: Host) -> None:
+    small.ok("vm", "run", "-d", "--name", "full")
+    # more than there is: stands still before its end
+    writer = small.spawn("vm", "exec", "full", "--", "sh", "-c", f"head -c {SIZE} /dev/urandom > /srv/data; sync")
+    directory = Path(small.vm("full").directory)
+    small.wait_reason("full", "paused: the disk of the host is full")
+    assert "paused" in small.fails(125, "vm", "exec", "full", "--", "true")
+    small.daemon.restart()  # finds it paused
+    small.wait_reason("full", "paused: the disk of the host is full")
+    writer.communicate(timeout=60)  # its daemon went away
+    subprocess.run(["mount", "-o", f"remount,size={3 * SIZE}", directory.parents[3]], check=True)
+    small.wait_reason("full", "")
+    assert small.ok("vm", "exec", "full", "--", "echo", "goes on") == "goes on\n"
+    small.ok("vm", "rm", "--force", "full")
+
+
+def test_nothing_is_half_done_without_space(small: Host, tmp_path: Path) -> None:
+    small.ok("vm", "run", "-d", "--name", "runs")
+    with open(tmp_path / "filler", "wb", buffering=0) as filler, pytest.raises(OSError, match="No space left"):
+        while True:
+            filler.write(bytes(4096))
+    assert "space" in small.fails(1, "vm", "create", "--name", "more")
+    assert "is full" in small.fails(1, "kernel", "pull", "--force", "debian-cloud")
+    small.ok("vm", "stop", "runs")
+    assert "is full" in small.fails(1, "vm", "start", "runs")
+    assert small.daemon.processes() == set()
+    (tmp_path / "filler").unlink()
+    small.ok("vm", "start", "runs")
+    assert small.ok("vm", "exec", "runs", "--", "echo", "works") == "works\n"
+    small.ok("vm", "rm", "--force", "runs")
+    assert small.directories() == []
