@@ -223,7 +223,9 @@ static int make_volume(int volumes, const char *name, int from, struct failure *
         code = remove_contents(fresh, failure);
     if (!code)
         code = copy_tree(source, fresh, failure);
-    if (!code && (syncfs(fresh) < 0 || renameat(volumes, "new", volumes, name) < 0))
+    /* The journal keeps the order of what changes the tree; only data may lag behind the names of files. */
+    bool durable = !code && (is_empty(fresh) || syncfs(fresh) == 0);
+    if (!code && (!durable || renameat(volumes, "new", volumes, name) < 0))
         code = fail(failure, errno, "cannot complete a volume: %s", strerror(errno));
     close(fresh);
     close(source);

@@ -50,6 +50,8 @@ void disks_freeze(void);
 int copy_tree(int from, int to, struct failure *failure);
 /* Removes all that is in the directory `directory` (not O_PATH). 0 or an errno with `failure`. */
 int remove_contents(int directory, struct failure *failure);
+/* False also when it cannot be read. */
+bool is_empty(int directory);
 /* Puts the content of `from` on a new home disk mounted at `home`, once; an interrupted attempt is begun again. */
 int seed_home(int from, int home, struct failure *failure);
 
