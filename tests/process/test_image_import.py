@@ -173,6 +173,13 @@ def test_a_missing_source(images: Path, tmp_path: Path) -> None:
     assert caught.value.code == Code.NOT_FOUND
 
 
+def test_a_source_that_would_be_waited_for(images: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BangerError, match="neither a directory nor a regular file"):
+        import_image(images, "x", tmp_path / "pipe", Job())
+    assert left_in(images) == []
+
+
 def test_an_existing_name_needs_replace(tmp_path: Path, images: Path, program: bytes) -> None:
     source = tmp_path / "rootfs.tar"
     source.write_bytes(static_archive(program, b"ID=one\n"))

@@ -42,8 +42,10 @@ def import_image(
     open_tar: TarSource
     if source.is_dir():
         open_tar = functools.partial(_tar_of_directory, source, job)
-    elif source.exists():
+    elif source.is_file():
         open_tar = functools.partial(open_decompressed, source, job, "import")
+    elif source.exists():  # opening a pipe could wait for ever
+        raise BangerError(Code.INVALID, f"{source} is neither a directory nor a regular file")
     else:
         raise BangerError(Code.NOT_FOUND, f"{source} does not exist")
     return build_image(
