@@ -111,7 +111,7 @@ async def test_the_end_of_input_is_the_terminals_end_of_file(agent: Agent, text:
 
 async def test_megabytes_leave_the_terminal_whole(agent: Agent) -> None:
     size = 4 << 20
-    output = await run(agent, "sh", "-c", f"stty raw; head -c {size} /dev/zero", terminal=(24, 80))
+    output = await run(agent, "sh", "-c", f"stty raw -echo; head -c {size} /dev/zero", terminal=(24, 80))
     assert output.stdout == bytes(size)
 
 

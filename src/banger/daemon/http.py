@@ -56,6 +56,10 @@ def build_app(handlers: Handlers) -> FastAPI:
         where = ".".join(str(part) for part in first["loc"][1:])
         return _failure(BangerError(Code.INVALID, f"{where or 'request'}: {first['msg']}"))
 
+    @app.exception_handler(400)
+    async def unreadable(request: Request, error: Exception) -> Response:
+        return _failure(BangerError(Code.INVALID, "the request is no JSON that can be read"))
+
     @app.exception_handler(404)
     async def unknown(request: Request, error: Exception) -> Response:
         return _failure(BangerError(Code.NOT_FOUND, f"there is no operation at {request.url.path!r}"))

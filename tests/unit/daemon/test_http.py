@@ -161,6 +161,12 @@ def test_unknown_operation_has_the_shape_of_every_error(tmp_path: Path, head: st
     assert error["code"] == code
 
 
+def test_a_body_nested_beyond_reading_is_an_invalid_request(tmp_path: Path) -> None:
+    with served(tmp_path) as client:
+        status, _, answer = raw_request(client.path, "POST /v1/vm.list HTTP/1.1", b"[" * 200_000)
+    assert (status, json.loads(answer)["code"]) == (400, "invalid")
+
+
 class Interrupted:
     """Work that never ends by itself, and takes several steps to clean up."""
 
