@@ -17,7 +17,7 @@ from banger.paths import user_layout
     cls=Command,
     epilog="""
     source <(banger completion bash)                                     in ~/.bashrc
-    source <(banger completion zsh)                                      in ~/.zshrc
+    source <(banger completion zsh)                                      in ~/.zshrc, after compinit
     banger completion fish > ~/.config/fish/completions/banger.fish
     """,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from types import TracebackType
@@ -48,6 +49,9 @@ def report_usage(error: click.UsageError) -> None:
         message = f"there is no option {error.option_name}"
         if error.possibilities:
             hint = f"did you mean {' or '.join(sorted(error.possibilities))}?"
+    if isinstance(error, click.MissingParameter) and isinstance(getattr(error.param, "type", None), click.Choice):
+        message = message.partition(". Choose from")[0]  # a list with line ends of its own; the name has them already
+    message = re.sub(r"is not a valid (integer|float)( range)?$", r"is not a number", message)
     if not hint and error.ctx is not None:
         hint = f"see '{error.ctx.command_path} --help'"
     report(message[:1].lower() + message[1:], hint)

@@ -166,4 +166,5 @@ def print_arrived(image: m.ImageInfo, as_json: bool, verb: str) -> None:
     if as_json:
         print_json(image)
     else:
-        print(plain(f"{verb} {image.name}: {image.distro} {image.arch}, {human_size(image.size_bytes)}"))
+        kind = f"{image.distro} {image.arch}".strip()
+        print(plain(f"{verb} {image.name}: {kind}, {human_size(image.size_bytes)}"))

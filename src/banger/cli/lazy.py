@@ -55,12 +55,20 @@ class LazyGroup(click.Group):
         if command is None and not args[0].startswith("-"):
             from banger.system import nearest
 
-            close = nearest(args[0], [*self.entries])
+            close = self._below(ctx, args[0]) or nearest(args[0], [*self.entries])
             raise UsageFault(
                 f"there is no command '{ctx.command_path} {args[0]}'",
                 f"did you mean '{ctx.command_path} {close}'?" if close else f"see '{ctx.command_path} --help'",
             )
         return super().resolve_command(ctx, args)
+
+    def _below(self, ctx: click.Context, name: str) -> str:
+        """The command of that name in one of the groups below, or ''."""
+        for group in self.entries:
+            command = self.get_command(ctx, group)
+            if isinstance(command, LazyGroup) and command.get_command(ctx, name) is not None:
+                return f"{group} {name}"
+        return ""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(map(len, self.entries))

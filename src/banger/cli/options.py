@@ -78,7 +78,10 @@ class SizeType(click.ParamType[int]):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
-            return parse_size(str(value))
+            size = parse_size(str(value))
+            if str(value).strip().isdigit() and size < 1 << 20:
+                raise ValueError(f"{str(value)!r} without a unit means bytes")
+            return size
         except ValueError as error:
             raise UsageFault(f"{_where(param)}: {error}", "write sizes like 512M, 2G or 1.5GiB") from error
 

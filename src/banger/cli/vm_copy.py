@@ -104,7 +104,7 @@ def copy(source: Place, target: Place, user: str, archive: bool) -> int:
     if target.path == _STANDARD and not target.vm and os.isatty(1):
         raise UsageFault("a tar stream does not belong on a terminal", "redirect it to a file or a pipe")
     if target.vm and source.path != _STANDARD and not os.path.lexists(source.path):
-        raise UsageFault(f"there is no {source.path}")
+        raise UsageFault(f"there is no {source.path} on this host")
     with Display() as display:
         client = ensure_daemon()
         if target.vm:

@@ -27,7 +27,7 @@ _OPTIONS = (
     click.option("--image", type=IMAGE, help="Image to start from."),
     click.option("--kernel", type=KERNEL, help="Kernel to boot instead of the image's own."),
     click.option("--name", type=VM, metavar="NAME", help="Name of the VM; one is made up otherwise."),
-    click.option("--vcpu", type=click.IntRange(1, 1024), metavar="N", help="Number of processors."),
+    click.option("--vcpu", type=click.IntRange(min=1), metavar="N", help="Number of processors."),
     click.option("--memory", type=SIZE, help=f"Memory, {_MIB}."),
     click.option("--disk-size", type=SIZE, help=f"Disk for everything but /root, {_MIB}."),
     click.option("--home-size", type=SIZE, help=f"Disk for /root, {_MIB}."),

@@ -62,9 +62,17 @@ def test_help_lists_no_aliases(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message", "hint"),
     [
         (["vms"], "there is no command 'banger vms'", "did you mean 'banger vm'?"),
+        (["run", "--rm"], "there is no command 'banger run'", "did you mean 'banger vm run'?"),
         (["vm", "strat"], "there is no command 'banger vm strat'", "did you mean 'banger vm start'?"),
         (["vm", "list", "--jsn"], "there is no option --jsn", "did you mean --json?"),
         (["vm", "run", "--memory", "lots"], "--memory: 'lots' is not a size", "write sizes like 512M, 2G or 1.5GiB"),
+        (
+            ["vm", "run", "--memory", "2"],
+            "--memory: '2' without a unit means bytes",
+            "write sizes like 512M, 2G or 1.5GiB",
+        ),
+        (["vm", "run", "--vcpu", "two"], "invalid value for '--vcpu': 'two' is not a number", "see"),
+        (["completion"], "missing argument '{bash|zsh|fish}'", "see 'banger completion --help'"),
         (["vm", "run", "-p", "80"], "--publish: '80' is not [ADDR:]HOST:GUEST", "for example --publish 8080:80"),
         (["vm", "run", "--shell", "--", "ls"], "--shell goes with neither a command nor --entrypoint", "see"),
         (["vm", "run", "-d", "-t"], "--tty and --detach exclude each other", "see"),
