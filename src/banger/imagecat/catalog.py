@@ -8,7 +8,7 @@ from importlib import resources
 
 from banger import system
 from banger.api.errors import BangerError, Code
-from banger.kernelcat.fields import Fields
+from banger.fields import Fields
 
 DEFAULT_IMAGE = "debian-bookworm"
 

@@ -16,9 +16,9 @@ from banger import system
 from banger.api.errors import BangerError, Code
 from banger.disk.decompress import open_decompressed
 from banger.disk.squashfs import TarSource, write_squashfs
+from banger.fields import ARCHITECTURES
 from banger.imagecat.manifest import ROOTFS_SQUASHFS, ImageConfig, ImageManifest, rootfs_digest, write_local
 from banger.job import Job, command_failed
-from banger.kernelcat.fields import ARCHITECTURES
 
 Publishing = Callable[[], AbstractContextManager[object]]
 

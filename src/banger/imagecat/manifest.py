@@ -11,8 +11,8 @@ from pathlib import Path
 
 from banger import system
 from banger.api.errors import BangerError, Code
+from banger.fields import Fields
 from banger.job import Job
-from banger.kernelcat.fields import Fields
 
 MANIFEST = "manifest.json"
 ROOTFS_SQUASHFS = "rootfs.squashfs"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from banger import system
 from banger.api.errors import BangerError, Code
-from banger.kernelcat.fields import Fields
+from banger.fields import Fields
 from banger.kernelcat.manifest import KernelManifest
 
 VERSION = 1  # of the file format

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from banger import system
 from banger.api.errors import BangerError, Code
-from banger.kernelcat.fields import Fields
+from banger.fields import Fields
 
 MANIFEST = "manifest.json"
 VMLINUX = "vmlinux"

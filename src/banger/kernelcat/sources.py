@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from banger.api.errors import BangerError, Code
+from banger.fields import Fields
 from banger.job import Job
 from banger.kernelcat.confine import confined, read_bounded
 from banger.kernelcat.deb import is_deb, unpack_deb
-from banger.kernelcat.fields import Fields
 from banger.kernelcat.manifest import is_version
 
 _METADATA = "metadata.json"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from banger.api.errors import BangerError, Code
+from banger.fields import ARCHITECTURES
 from banger.job import Job
 from banger.kernelcat.catalog import CatalogEntry, annotate, load_catalog, lookup, parse_catalog
-from banger.kernelcat.fields import ARCHITECTURES
 from banger.kernelcat.pull import pull_kernel
 from tests.unit.kernelcat.test_manifest import GOOD
 
