@@ -7,8 +7,10 @@ import contextlib
 import io
 import os
 import random
+import signal
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -22,8 +24,9 @@ from banger.api.codec import decode_error
 from banger.api.errors import BangerError, Code
 from banger.api.operations import Stream
 from banger.daemon import vm_disk
+from banger.process import find_by_arguments
 from banger.store.database import Store
-from tests.daemons import DaemonProcess, running_daemon, wait_ended
+from tests.daemons import TIMEOUT, DaemonProcess, running_daemon, wait_ended
 from tests.vm.host import Host
 
 Request = TypeVar("Request")
@@ -42,6 +45,24 @@ def crashing(tmp_path: Path, kernel: Path, image: Path) -> Iterator[Host]:
     config = f'default_image = "{image.name}"\nvcpu = 1\nmemory = {192 << 20}\ndisk_size = {1 << 30}\n'
     with running_daemon(tmp_path, entries=[kernel, image], config=config) as daemon:
         yield Host(daemon)
+
+
+def test_killed_before_the_vmm_is_written_down(crashing: Host) -> None:
+    daemon = crashing.daemon
+    vm = daemon.client.call(op.VM_CREATE, m.VmCreate(name="half"))
+    starting = crashing.spawn("vm", "start", "half")
+    deadline = time.monotonic() + TIMEOUT
+    while (vmm := find_by_arguments("-name", vm.id, "-nodefaults")) is None:
+        assert time.monotonic() < deadline, "no VMM was started"
+    os.kill(vmm.pid, signal.SIGSTOP)  # the daemon now waits for its first answer
+    assert not (daemon.layout.vm(vm.id) / vm_disk.PROCESSES).exists()
+    daemon.kill()
+    starting.communicate(timeout=TIMEOUT)
+    daemon.start()
+    _check(crashing)
+    assert crashing.vm("half").state == "created"
+    crashing.ok("vm", "start", "half")
+    crashing.ok("vm", "rm", "--force", "half")
 
 
 def test_killed_a_few_times(crashing: Host) -> None:
