@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from banger.api.errors import BangerError, Code
 
@@ -38,6 +39,20 @@ class Fields:
         value = self._values.get(key, default)
         if not isinstance(value, str) or (default is None and not value):
             raise self.wrong(key, "a string")
+        return value
+
+    def sha256(self, key: str) -> str:
+        """A SHA-256 in hexadecimal; required."""
+        value = self.text(key)
+        if not re.fullmatch(r"[0-9a-f]{64}", value):
+            raise self.wrong(key, "64 hexadecimal digits")
+        return value
+
+    def utc_time(self, key: str) -> str:
+        """A time in UTC as RFC 3339 writes it; required."""
+        value = self.text(key)
+        if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", value):
+            raise self.wrong(key, "a UTC time as in 2026-01-31T12:00:00Z")
         return value
 
     def number(self, key: str, default: int) -> int:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from banger import system
+from banger import entries, system
 from banger.api.errors import BangerError, Code
+from banger.entries import MANIFEST, BrokenEntry, Manifest
 from banger.fields import Fields
 from banger.job import Job
 
-MANIFEST = "manifest.json"
 ROOTFS_SQUASHFS = "rootfs.squashfs"
 ROOTFS_EXT4 = "rootfs.ext4"
 WORK_SEED = "work-seed.ext4"
 
-_MANIFEST_LIMIT = 1 << 20  # bytes
 _INITS = ("agent", "image")
 
 
@@ -36,7 +34,7 @@ class ImageConfig:
 
 
 @dataclass(frozen=True)
-class ImageManifest:
+class ImageManifest(Manifest):
     """What is known about an image.
 
     `rootfs` is a file name inside the image's directory, or an absolute path when banger does not manage the file;
@@ -45,7 +43,6 @@ class ImageManifest:
     `init` is "agent" when banger's agent stays PID 1 and "image" when it starts the image's own init.
     """
 
-    name: str
     arch: str
     source: str
     imported_at: str
@@ -58,17 +55,6 @@ class ImageManifest:
     managed: bool = True
     init: str = "agent"
     config: ImageConfig = field(default_factory=ImageConfig)
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-
-@dataclass(frozen=True)
-class BrokenImage:
-    """A directory of the catalog that nothing may use, and why."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -87,9 +73,9 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> ImageManifest:
         name=fields.text("name"),
         arch=fields.arch(),
         source=fields.text("source"),
-        imported_at=fields.text("imported_at"),
+        imported_at=fields.utc_time("imported_at"),
         rootfs=fields.text("rootfs"),
-        rootfs_sha256=fields.text("rootfs_sha256"),
+        rootfs_sha256=fields.sha256("rootfs_sha256"),
         size_bytes=fields.number("size_bytes", 0),
         distro=fields.text("distro", ""),
         pretty_name=fields.text("pretty_name", ""),
@@ -105,10 +91,6 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> ImageManifest:
             volumes=config.texts("volumes"),
         ),
     )
-    if not re.fullmatch(r"[0-9a-f]{64}", manifest.rootfs_sha256):
-        raise fields.wrong("rootfs_sha256", "64 hexadecimal digits")
-    if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", manifest.imported_at):
-        raise fields.wrong("imported_at", "a UTC time as in 2026-01-31T12:00:00Z")
     if manifest.init not in _INITS:
         raise fields.wrong("init", " or ".join(_INITS))
     if manifest.managed and manifest.rootfs not in (ROOTFS_SQUASHFS, ROOTFS_EXT4):
@@ -123,43 +105,22 @@ def read_local(images_dir: Path, name: str) -> ImageManifest:
 
     Raises NOT_FOUND with the nearest name, CORRUPT when the entry is broken.
     """
-    system.validate_name(name, "image")
-    entry = images_dir / name
-    if not entry.is_dir():
-        raise _not_found(images_dir, name)
-    try:
-        return _read_entry(entry)
-    except BangerError as error:
-        raise BangerError(
-            Code.CORRUPT,
-            f"the image {name!r} is broken: {error.message}",
-            hint=f"pull or import it again with --force, or remove it with 'banger image rm {name}'",
-        ) from error
+    return entries.read(images_dir, "image", name, _load)
 
 
-def list_local(images_dir: Path) -> tuple[list[ImageManifest], list[BrokenImage]]:
+def list_local(images_dir: Path) -> tuple[list[ImageManifest], list[BrokenEntry]]:
     """All local images by name, and the directories that are not usable images."""
-    good: list[ImageManifest] = []
-    broken: list[BrokenImage] = []
-    for name in _names(images_dir):
-        try:
-            good.append(_read_entry(images_dir / name))
-        except BangerError as error:
-            broken.append(BrokenImage(name, error.message))
-    return good, broken
+    return entries.read_all(images_dir, _load)
 
 
 def write_local(entry: Path, manifest: ImageManifest) -> None:
     """Write the manifest into the (staged) directory of its image."""
-    system.write_file_atomically(entry / MANIFEST, manifest.to_json().encode(), mode=0o644)
+    entries.write(entry, manifest)
 
 
 def delete_local(images_dir: Path, name: str) -> None:
     """Remove an image, broken or not, but not the files of an unmanaged one; raises NOT_FOUND."""
-    system.validate_name(name, "image")
-    if not (images_dir / name).is_dir():
-        raise _not_found(images_dir, name)
-    system.remove_entry(images_dir / name)
+    entries.delete(images_dir, "image", name)
 
 
 def image_paths(images_dir: Path, manifest: ImageManifest) -> ImagePaths:
@@ -185,30 +146,11 @@ def rootfs_digest(path: Path, job: Job) -> str:
     return digest.hexdigest()
 
 
-def _read_entry(entry: Path) -> ImageManifest:
-    try:
-        with open(entry / MANIFEST, "rb") as stream:
-            text = stream.read(_MANIFEST_LIMIT)
-    except OSError as error:
-        raise BangerError(Code.CORRUPT, f"{MANIFEST} cannot be read: {error.strerror}") from error
-    manifest = parse_manifest(text)
-    if manifest.name != entry.name:
-        raise BangerError(Code.CORRUPT, f"{MANIFEST} belongs to an image called {manifest.name!r}")
+def _load(entry: Path) -> ImageManifest:
+    manifest = entries.load(entry, "image", parse_manifest)
     rootfs = entry / manifest.rootfs
     if not rootfs.is_file():
         raise BangerError(Code.CORRUPT, f"{manifest.rootfs} is missing")
     if rootfs.stat().st_size != manifest.size_bytes:
         raise BangerError(Code.CORRUPT, f"{manifest.rootfs} does not have the size that {MANIFEST} says")
     return manifest
-
-
-def _names(images_dir: Path) -> list[str]:
-    if not images_dir.is_dir():
-        return []
-    return sorted(entry.name for entry in os.scandir(images_dir) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _not_found(images_dir: Path, name: str) -> BangerError:
-    near = system.nearest(name, _names(images_dir))
-    hint = f"did you mean {near!r}?" if near else "see 'banger image list' and 'banger image list --available'"
-    return BangerError(Code.NOT_FOUND, f"there is no image {name!r}", hint=hint)

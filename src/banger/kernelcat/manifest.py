@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from banger import system
+from banger import entries
 from banger.api.errors import BangerError, Code
+from banger.entries import MANIFEST, BrokenEntry, Manifest
 from banger.fields import Fields
 
-MANIFEST = "manifest.json"
 VMLINUX = "vmlinux"
 VMLINUZ = "vmlinuz"
 INITRD = "initrd.img"
@@ -20,11 +18,9 @@ CONFIG = "config"
 MODULES = "modules.squashfs"
 BOOT_MODULES = "boot-modules.cpio"
 
-_MANIFEST_LIMIT = 1 << 20  # bytes
-
 
 @dataclass(frozen=True)
-class KernelManifest:
+class KernelManifest(Manifest):
     """What is known about an installed kernel.
 
     `sha256` is that of `vmlinux`; `imported_at` is UTC, RFC 3339; `boot_modules` are the paths below
@@ -32,7 +28,6 @@ class KernelManifest:
     machine types would need ("virtio_pci (CONFIG_VIRTIO_PCI)").
     """
 
-    name: str
     distro: str
     arch: str
     kernel_version: str
@@ -44,17 +39,6 @@ class KernelManifest:
     boot_modules: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-
-@dataclass(frozen=True)
-class BrokenKernel:
-    """A directory of the catalog that nothing may use, and why."""
-
-    name: str
-    reason: str
-
 
 def parse_manifest(text: str | bytes, where: str = MANIFEST) -> KernelManifest:
     """Read a manifest strictly; raises `BangerError(CORRUPT)` naming the field that is wrong."""
@@ -64,18 +48,14 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> KernelManifest:
         distro=fields.text("distro"),
         arch=fields.arch(),
         kernel_version=fields.text("kernel_version"),
-        sha256=fields.text("sha256"),
+        sha256=fields.sha256("sha256"),
         source=fields.text("source"),
-        imported_at=fields.text("imported_at"),
+        imported_at=fields.utc_time("imported_at"),
         modules=fields.flag("modules"),
         pvh=fields.flag("pvh"),
         boot_modules=fields.texts("boot_modules"),
         missing=fields.texts("missing"),
     )
-    if not re.fullmatch(r"[0-9a-f]{64}", manifest.sha256):
-        raise fields.wrong("sha256", "64 hexadecimal digits")
-    if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", manifest.imported_at):
-        raise fields.wrong("imported_at", "a UTC time as in 2026-01-31T12:00:00Z")
     if not is_version(manifest.kernel_version):
         raise fields.wrong("kernel_version", "a kernel release as 'uname -r' prints it")
     for path in manifest.boot_modules:
@@ -94,43 +74,22 @@ def read_local(kernels_dir: Path, name: str) -> KernelManifest:
 
     Raises NOT_FOUND with the nearest name, CORRUPT when the entry is broken.
     """
-    system.validate_name(name, "kernel")
-    entry = kernels_dir / name
-    if not entry.is_dir():
-        raise _not_found(kernels_dir, name)
-    try:
-        return _read_entry(entry)
-    except BangerError as error:
-        raise BangerError(
-            Code.CORRUPT,
-            f"the kernel {name!r} is broken: {error.message}",
-            hint=f"pull or import it again with --force, or remove it with 'banger kernel rm {name}'",
-        ) from error
+    return entries.read(kernels_dir, "kernel", name, _load)
 
 
-def list_local(kernels_dir: Path) -> tuple[list[KernelManifest], list[BrokenKernel]]:
+def list_local(kernels_dir: Path) -> tuple[list[KernelManifest], list[BrokenEntry]]:
     """All installed kernels by name, and the directories that are not usable kernels."""
-    good: list[KernelManifest] = []
-    broken: list[BrokenKernel] = []
-    for name in _names(kernels_dir):
-        try:
-            good.append(_read_entry(kernels_dir / name))
-        except BangerError as error:
-            broken.append(BrokenKernel(name, error.message))
-    return good, broken
+    return entries.read_all(kernels_dir, _load)
 
 
 def write_local(entry: Path, manifest: KernelManifest) -> None:
     """Write the manifest into the (staged) directory of its kernel."""
-    system.write_file_atomically(entry / MANIFEST, manifest.to_json().encode(), mode=0o644)
+    entries.write(entry, manifest)
 
 
 def delete_local(kernels_dir: Path, name: str) -> None:
     """Remove a kernel, broken or not; raises NOT_FOUND."""
-    system.validate_name(name, "kernel")
-    if not (kernels_dir / name).is_dir():
-        raise _not_found(kernels_dir, name)
-    system.remove_entry(kernels_dir / name)
+    entries.delete(kernels_dir, "kernel", name)
 
 
 def kernel_paths(entry: Path) -> tuple[Path, Path]:
@@ -139,15 +98,8 @@ def kernel_paths(entry: Path) -> tuple[Path, Path]:
     return vmlinux, vmlinuz if vmlinuz.exists() else vmlinux
 
 
-def _read_entry(entry: Path) -> KernelManifest:
-    try:
-        with open(entry / MANIFEST, "rb") as stream:
-            text = stream.read(_MANIFEST_LIMIT)
-    except OSError as error:
-        raise BangerError(Code.CORRUPT, f"{MANIFEST} cannot be read: {error.strerror}") from error
-    manifest = parse_manifest(text)
-    if manifest.name != entry.name:
-        raise BangerError(Code.CORRUPT, f"{MANIFEST} belongs to a kernel called {manifest.name!r}")
+def _load(entry: Path) -> KernelManifest:
+    manifest = entries.load(entry, "kernel", parse_manifest)
     needed = [VMLINUX]
     if manifest.modules:
         needed.append(MODULES)
@@ -157,15 +109,3 @@ def _read_entry(entry: Path) -> KernelManifest:
         if not (entry / file).is_file():
             raise BangerError(Code.CORRUPT, f"{file} is missing")
     return manifest
-
-
-def _names(kernels_dir: Path) -> list[str]:
-    if not kernels_dir.is_dir():
-        return []
-    return sorted(entry.name for entry in os.scandir(kernels_dir) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _not_found(kernels_dir: Path, name: str) -> BangerError:
-    near = system.nearest(name, _names(kernels_dir))
-    hint = f"did you mean {near!r}?" if near else "see 'banger kernel list' and 'banger kernel list --available'"
-    return BangerError(Code.NOT_FOUND, f"there is no kernel {name!r}", hint=hint)
