@@ -74,7 +74,7 @@ agent: python
 	@$(PYTHON) scripts/build_agent.py
 
 clean:
-	rm -rf $(VENV) dist build src/banger/_agent .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist build __pycache__ src/banger/_agent .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(wildcard src tests scripts bench) -name __pycache__ -prune -exec rm -rf {} +
 
 python:
