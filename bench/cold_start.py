@@ -17,7 +17,8 @@ from banger.api import operations as op
 from banger.api.codec import decode
 from banger.guest.cpio import cpio
 
-ROUNDS = 11
+ROUNDS = 7
+HANG_SECONDS = 120
 
 
 def floor_archive(host: Host) -> bytes:
@@ -41,6 +42,7 @@ def floor(host: Host, initrd: Path) -> float:
 
     def run() -> None:
         with qemu_running(vm, initrd) as guest:
+            guest.console.settimeout(HANG_SECONDS)
             text = b"".join(iter(lambda: guest.console.recv(4096), b""))
             guest.process.wait()
         if b"floor: done" not in text:

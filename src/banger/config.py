@@ -52,7 +52,11 @@ def load(path: Path) -> Config:
         if known[key] is float and type(value) is int:
             values[key] = float(value)
         elif type(value) is not known[key]:
-            raise BangerError(Code.INVALID, f"{path}: {key} must be of type {known[key].__name__}, not {value!r}")
+            raise BangerError(
+                Code.INVALID,
+                f"{path}: {key} must be of type {known[key].__name__}, not {value!r}",
+                hint="sizes are numbers of bytes, times numbers of seconds",
+            )
         if type(value) in (int, float) and not 0 <= value < math.inf:
             raise BangerError(Code.INVALID, f"{path}: {key} cannot be {value!r}")
     config = Config(**values)

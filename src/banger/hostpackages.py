@@ -29,7 +29,6 @@ class Need(StrEnum):
 
     REQUIRED = "required"
     UNPRIVILEGED = "unprivileged"  # required of everybody but root
-    OPTIONAL = "optional"
 
 
 # values of ID and ID_LIKE in os-release(5)

@@ -60,11 +60,6 @@ def test_each_purpose_includes_those_before_it() -> None:
     assert {"clang"} <= test - build
 
 
-def test_optional_tools_are_not_required() -> None:
-    assert "nft" in names(hostpackages.tools(Purpose.RUN))
-    assert "nft" not in names(hostpackages.required(Purpose.TEST))
-
-
 def test_only_unprivileged_users_need_newuidmap() -> None:
     needed = "newuidmap" in names(hostpackages.required(Purpose.RUN))
     assert needed == (os.geteuid() != 0)

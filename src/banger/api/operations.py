@@ -27,6 +27,7 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 STREAM_WINDOW = 1 << 20
+FETCHING = "fetching"  # the stage of progress that begins what may take minutes; its message says what
 STDIN, STDOUT, STDERR = 0, 0, 2
 
 

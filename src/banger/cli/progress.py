@@ -1,4 +1,4 @@
-"""Progress of long operations on standard error: bars on a terminal, plain lines with -v, else nothing."""
+"""Progress of long operations on standard error: bars on a terminal, lines with -v, else only what is fetched."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from banger.api.operations import FETCHING
 from banger.cli.render import plain
 from banger.system import human_size
 
@@ -47,7 +48,7 @@ class Display:
         with self._lock:
             if self._terminal:
                 self._show_bar(label, text, step)
-            elif self._verbose and self._lines.get(label) != text:
+            elif (self._verbose or step.stage == FETCHING) and self._lines.get(label) != text:
                 self._lines[label] = text
                 print(text, file=sys.stderr)
 

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 from banger import system
 from banger.api import models as m
 from banger.api.errors import BangerError, Code
+from banger.api.operations import FETCHING
 from banger.config import Config
 from banger.daemon.jobs import Report, Shared, Workers
 from banger.debian import find_mirror
@@ -18,7 +19,7 @@ from banger.imagecat import manifest as images
 from banger.imagecat.debian import pull_debian
 from banger.imagecat.importer import import_image
 from banger.imagecat.manifest import ImageManifest
-from banger.job import Job
+from banger.job import Job, Progress
 from banger.kernelcat import catalog as kernel_catalog
 from banger.kernelcat import manifest as kernels
 from banger.kernelcat.importer import import_kernel
@@ -123,6 +124,7 @@ class ImageService:
     async def _pull_kernel(self, name: str, arch: str, force: bool, report: Report) -> KernelManifest:
         system.validate_name(name, "kernel")
         entry = kernel_catalog.lookup(kernel_catalog.load_catalog(), name, arch)
+        report(Progress(FETCHING, f"the kernel {name}"))
         return await self._kernel_pulls.run(
             f"{name} {arch}",
             lambda job: pull_kernel(
@@ -209,6 +211,7 @@ class ImageService:
     async def _pull_image(self, name: str, force: bool, report: Report) -> ImageManifest:
         system.validate_name(name, "image")
         entry = image_catalog.embedded_catalog().find(name)
+        report(Progress(FETCHING, f"the image {name}, which takes a minute or more"))
         return await self._image_pulls.run(
             name,
             lambda job: pull_debian(

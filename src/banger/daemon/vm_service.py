@@ -221,7 +221,7 @@ class VmService:
         raise BangerError(
             Code.EXISTS,
             f"there is already a VM named {name!r}",
-            hint=f"choose another --name, or remove it with 'banger vm rm {name}'",
+            hint=f"choose another --name, or look at it with 'banger vm show {name}'",
         )
 
     async def delete(self, request: m.VmRemove, report: Report) -> m.VmRemoved:

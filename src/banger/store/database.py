@@ -70,7 +70,7 @@ class Store:
             raise BangerError(
                 Code.EXISTS,
                 f"there is already a VM named {record.name!r}",
-                hint=f"choose another --name, or remove it with 'banger vm rm {record.name}'",
+                hint=f"choose another --name, or look at it with 'banger vm show {record.name}'",
             ) from error
 
     def delete_vm(self, vm_id: str) -> None:
