@@ -52,7 +52,7 @@ def hardware(arch: str, accelerator: str) -> tuple[str, str, str, str]:
     """Machine type (versioned), CPU model, firmware and kernel command line for a new VM."""
     alias, _ = _MACHINES[arch, accelerator]
     # la57 makes the kernel switch paging modes at boot; no guest here needs 57-bit addresses. With erms the kernel
-    # copies and clears memory by `rep movsb`, which TCG does byte by byte: without it copies take half the time.
+    # copies and clears memory by `rep movsb`, which TCG does byte by byte: see docs/performance.md.
     cpu = "host" if accelerator == "kvm" else "max,la57=off,erms=off" if arch == "amd64" else "max"
     firmware = "qboot.rom" if alias == "q35" else ""
     return detect.versioned_machine(arch, alias), cpu, firmware, _COMMAND_LINES[arch, accelerator]
