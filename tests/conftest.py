@@ -1,5 +1,6 @@
 """What holds for every test: markers by folder, time limits, hypothesis settings."""
 
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -8,6 +9,11 @@ import pytest
 # no test asserts speed, so none may fail for it on a busy machine
 hypothesis.settings.register_profile("banger", deadline=None)
 hypothesis.settings.load_profile("banger")
+
+# a run in the background of a shell may have been started with these ignored, and so would be all that tests start
+for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 _GUEST_TESTS = Path(__file__).parent / "vm"
 _GUEST_TIMEOUT_SECONDS = 600
