@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,12 +14,13 @@ from banger.api.errors import BangerError, Code
 class Config:
     """Defaults for new VMs and limits of the host. Sizes are in bytes, times in seconds.
 
-    `debian_mirror` '' means the one in the host's own apt configuration. `accelerator` auto, kvm or tcg.
+    `vcpu` 0 means one where guests are emulated, else two. `debian_mirror` '' means the one in the host's own apt
+    configuration. `accelerator` is auto, kvm or tcg.
     """
 
     default_image: str = "debian-bookworm"
     default_kernel: str = "debian-cloud"
-    vcpu: int = min(2, os.cpu_count() or 1)
+    vcpu: int = 0
     memory: int = 1 << 30
     disk_size: int = 16 << 30
     home_size: int = 8 << 30
