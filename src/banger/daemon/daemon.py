@@ -30,7 +30,8 @@ from banger.daemon.image_service import ImageService
 from banger.daemon.jobs import Report, Workers
 from banger.daemon.sessions import Sessions
 from banger.daemon.streams import Peer
-from banger.daemon.vm_service import Stages, VmService
+from banger.daemon.vm import Stages
+from banger.daemon.vm_service import VmService
 from banger.job import Job
 from banger.paths import Layout, ensure_runtime
 from banger.store.database import Store

@@ -13,7 +13,8 @@ from banger.api.errors import BangerError
 from banger.daemon import vm_plan
 from banger.daemon.jobs import Report
 from banger.daemon.streams import ClientGone, Peer, carry, finish, report_to
-from banger.daemon.vm_service import Catalogs, Stages, Vm, VmService
+from banger.daemon.vm import Stages, Vm
+from banger.daemon.vm_service import Catalogs, VmService
 from banger.guest.agent import ExecRequest, guest_errors
 from banger.guest.session import Channel
 from banger.job import Progress

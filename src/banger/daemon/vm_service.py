@@ -11,7 +11,6 @@ import socket
 import sqlite3
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -24,10 +23,10 @@ from banger.daemon import names, vm_disk, vm_plan
 from banger.daemon.guest_link import GuestLink
 from banger.daemon.host_network import HostNetwork
 from banger.daemon.jobs import Report, Workers
+from banger.daemon.vm import DISK_FULL, Stages, Vm, describe
 from banger.guest.agent import Agent, ExecRequest, guest_errors
 from banger.guest.session import GuestFailure
 from banger.imagecat.manifest import ImageManifest
-from banger.job import Progress
 from banger.kernelcat.manifest import KernelManifest
 from banger.net.passt import UserNetwork
 from banger.paths import Layout
@@ -39,7 +38,6 @@ from banger.vmm.driver import Driver, Processes, Vmm, Wiring
 
 _log = logging.getLogger(__name__)
 _MAX_GRACE = 24 * 3600
-_DISK_FULL = "paused: the disk of the host is full"
 
 
 class Catalogs(Protocol):
@@ -48,40 +46,6 @@ class Catalogs(Protocol):
     async def ensure_image(self, name: str, report: Report) -> ImageManifest: ...
 
     async def ensure_kernel(self, name: str, report: Report) -> KernelManifest: ...
-
-
-class Vm:
-    """One VM: its record, and while it runs the link to its guest.
-
-    `state` is the record's, or starting or stopping in between. `lock` is held by whatever changes it.
-    """
-
-    def __init__(self, record: VmRecord) -> None:
-        self.record = record
-        self.state = record.state
-        self.lock = asyncio.Lock()
-        self.link: GuestLink | None = None
-        self.watcher: asyncio.Task[None] | None = None
-
-    @property
-    def name(self) -> str:
-        return self.record.name
-
-
-class Stages:
-    """Measures the stages of a start and reports each as progress."""
-
-    def __init__(self, report: Report) -> None:
-        self.timings: list[m.Timing] = []
-        self._report = report
-        self._since = time.monotonic()
-
-    def done(self, stage: str) -> None:
-        """Note that `stage` has just ended."""
-        now = time.monotonic()
-        self.timings.append(m.Timing(stage, now - self._since))
-        self._since = now
-        self._report(Progress(stage))
 
 
 class VmService:
@@ -140,37 +104,7 @@ class VmService:
         return sum(vm.link is not None for vm in self._vms.values())
 
     def info(self, vm: Vm) -> m.VmInfo:
-        record, machine = vm.record, vm.record.machine
-        directory = self._layout.vm(record.id)
-        return m.VmInfo(
-            id=record.id,
-            name=record.name,
-            state=vm.state,
-            reason=_DISK_FULL if vm.link is not None and vm.link.vmm.paused else record.reason,
-            image=record.image,
-            kernel=record.kernel,
-            arch=machine.arch,
-            driver=machine.driver,
-            accelerator=machine.accelerator,
-            machine=machine.type,
-            vcpu=machine.vcpu,
-            memory_bytes=machine.memory_bytes,
-            disk_bytes=_size(directory / vm_plan.OVERLAY),
-            home_bytes=_size(directory / vm_plan.HOME),
-            used_bytes=vm_disk.used_bytes(directory),
-            init=record.init,
-            net=record.net,
-            ports=record.ports,
-            env=record.env,
-            user=record.user,
-            workdir=record.workdir,
-            command=record.command,
-            auto_remove=record.auto_remove,
-            created_at=record.created_at,
-            started_at=record.started_at,
-            pid=vm.link.vmm.process.identity.pid if vm.link is not None else 0,
-            directory=str(directory),
-        )
+        return describe(vm, self._layout.vm(vm.record.id))
 
     async def list(self, request: m.Empty, report: Report) -> m.VmList:
         return m.VmList([self.info(vm) for vm in self._vms.values()])
@@ -480,7 +414,7 @@ class VmService:
             )
         if vm.link.vmm.paused:
             raise BangerError(
-                Code.EXHAUSTED, f"the VM {vm.name!r} is {_DISK_FULL}", hint="free some space: then it goes on by itself"
+                Code.EXHAUSTED, f"the VM {vm.name!r} is {DISK_FULL}", hint="free some space: then it goes on by itself"
             )
         return await vm.link.agent()
 
@@ -620,10 +554,3 @@ def _start_recorder(directory: Path, console: socket.socket, log: socket.socket)
 def _remove_directory(directory: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         system.remove_entry(directory)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0

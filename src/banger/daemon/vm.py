@@ -1,0 +1,91 @@
+"""One VM as the daemon holds it: its record, its link to the guest, and what clients are told of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from banger.api import models as m
+from banger.daemon import vm_disk, vm_plan
+from banger.daemon.guest_link import GuestLink
+from banger.daemon.jobs import Report
+from banger.job import Progress
+from banger.store.records import VmRecord
+
+DISK_FULL = "paused: the disk of the host is full"
+
+
+class Vm:
+    """One VM: its record, and while it runs the link to its guest.
+
+    `state` is the record's, or starting or stopping in between. `lock` is held by whatever changes it.
+    """
+
+    def __init__(self, record: VmRecord) -> None:
+        self.record = record
+        self.state = record.state
+        self.lock = asyncio.Lock()
+        self.link: GuestLink | None = None
+        self.watcher: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+
+class Stages:
+    """Measures the stages of a start and reports each as progress."""
+
+    def __init__(self, report: Report) -> None:
+        self.timings: list[m.Timing] = []
+        self._report = report
+        self._since = time.monotonic()
+
+    def done(self, stage: str) -> None:
+        """Note that `stage` has just ended."""
+        now = time.monotonic()
+        self.timings.append(m.Timing(stage, now - self._since))
+        self._since = now
+        self._report(Progress(stage))
+
+
+def describe(vm: Vm, directory: Path) -> m.VmInfo:
+    """What clients are told of a VM whose files lie in `directory`."""
+    record, machine = vm.record, vm.record.machine
+    return m.VmInfo(
+        id=record.id,
+        name=record.name,
+        state=vm.state,
+        reason=DISK_FULL if vm.link is not None and vm.link.vmm.paused else record.reason,
+        image=record.image,
+        kernel=record.kernel,
+        arch=machine.arch,
+        driver=machine.driver,
+        accelerator=machine.accelerator,
+        machine=machine.type,
+        vcpu=machine.vcpu,
+        memory_bytes=machine.memory_bytes,
+        disk_bytes=_size(directory / vm_plan.OVERLAY),
+        home_bytes=_size(directory / vm_plan.HOME),
+        used_bytes=vm_disk.used_bytes(directory),
+        init=record.init,
+        net=record.net,
+        ports=record.ports,
+        env=record.env,
+        user=record.user,
+        workdir=record.workdir,
+        command=record.command,
+        auto_remove=record.auto_remove,
+        created_at=record.created_at,
+        started_at=record.started_at,
+        pid=vm.link.vmm.process.identity.pid if vm.link is not None else 0,
+        directory=str(directory),
+    )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
