@@ -68,7 +68,7 @@ def around_guest_command() -> Iterator[None]:
         raise SystemExit(statuses.get(error.code, GUEST_FAILED)) from error
     except BrokenPipeError:
         raise
-    except Exception as error:
+    except Exception as error:  # the outermost frame: a bug must not end with a status of the guest's command
         report_bug(type(error), error, error.__traceback__)
         raise SystemExit(GUEST_FAILED) from error
 
