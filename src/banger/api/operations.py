@@ -54,10 +54,18 @@ class Stream(Generic[Request, Response]):
 
 KERNEL_LIST = Call("kernel.list", m.Empty, m.KernelList, "List the local kernels.")
 KERNEL_SHOW = Call("kernel.show", m.NameRequest, m.KernelInfo, "Show one local kernel.")
-KERNEL_DELETE = Call("kernel.delete", m.NameRequest, m.Empty, "Remove a local kernel.")
+KERNEL_DELETE = Call("kernel.delete", m.KernelDelete, m.Empty, "Remove a local kernel.")
 KERNEL_IMPORT = Call("kernel.import", m.KernelImport, m.KernelInfo, "Import a kernel from files.", long=True)
-KERNEL_PULL = Call("kernel.pull", m.KernelPull, m.KernelInfo, "Fetch a kernel of the catalog.", long=True)
+KERNEL_PULL = Call("kernel.pull", m.KernelPull, m.KernelInfo, "Fetch a kernel of a catalog or registry.", long=True)
 KERNEL_CATALOG = Call("kernel.catalog", m.Empty, m.KernelCatalog, "List the kernels that can be pulled.")
+KERNEL_VERIFY = Call("kernel.verify", m.KernelVerify, m.KernelChecks, "Read local kernels again.", long=True)
+KERNEL_EXPORT = Call("kernel.export", m.KernelExport, m.BundleEntry, "Write a kernel as a bundle.", long=True)
+KERNEL_CATALOG_ADD = Call("kernel.catalog.add", m.CatalogAdd, m.CatalogInfo, "Add a catalog.", long=True)
+KERNEL_CATALOG_LIST = Call("kernel.catalog.list", m.Empty, m.CatalogList, "List the catalogs.")
+KERNEL_CATALOG_DELETE = Call("kernel.catalog.delete", m.NameRequest, m.Empty, "Remove a catalog.")
+KERNEL_CATALOG_REFRESH = Call(
+    "kernel.catalog.refresh", m.CatalogRefresh, m.CatalogList, "Fetch catalogs again.", long=True
+)
 
 IMAGE_LIST = Call("image.list", m.Empty, m.ImageList, "List the local images.")
 IMAGE_SHOW = Call("image.show", m.NameRequest, m.ImageInfo, "Show one local image.")

@@ -13,6 +13,7 @@ from banger.fields import Fields
 from banger.kernelcat.manifest import KernelManifest
 
 VERSION = 1  # of the file format
+EMBEDDED = "banger"  # the origin of the catalog that ships with banger
 
 _FILE_LIMIT = 16 << 20  # bytes
 
@@ -21,8 +22,9 @@ _FILE_LIMIT = 16 << 20  # bytes
 class CatalogEntry:
     """A kernel that can be pulled, keyed by (name, arch).
 
-    `kind` says how: `deb` takes the metapackage `package` of `suite`, `bundle` the archive at `tarball_url`.
-    `size_bytes` is about what has to be downloaded, 0 when unknown.
+    `kind` says how: `deb` takes the metapackage `package` of `suite`, `bundle` the archive at `tarball_url` or else at
+    one of `mirrors`, `oci` the image `image` of a registry. `size_bytes` is what has to be downloaded, 0 when unknown:
+    exactly of a bundle, about of the others. `origin` names the catalog, "banger" the embedded one.
     """
 
     name: str
@@ -36,6 +38,9 @@ class CatalogEntry:
     package: str = ""
     tarball_url: str = ""
     tarball_sha256: str = ""
+    mirrors: tuple[str, ...] = ()
+    image: str = ""
+    origin: str = EMBEDDED
 
 
 def parse_catalog(text: str | bytes, where: str) -> list[CatalogEntry]:

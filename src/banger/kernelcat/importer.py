@@ -1,34 +1,49 @@
-"""Makes an entry of the local kernel catalog from packages, directories and kernel files."""
+"""Makes an entry of the local kernel catalog from packages, directories, kernel files and bundles."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
-import hashlib
 import os
-import shutil
-import tarfile
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from banger import system
 from banger.api.errors import BangerError, Code
 from banger.guest.bootarchive import write_boot_modules
-from banger.job import Job, command_failed
+from banger.job import Job
 from banger.kernelcat import manifest as layout
-from banger.kernelcat.bzimage import UNPACKED_LIMIT, Kernel, embedded_config, read_kernel
+from banger.kernelcat.bundle import receive_bundle
+from banger.kernelcat.bzimage import Kernel, embedded_config, unpack_kernel
 from banger.kernelcat.confine import confined, read_bounded
 from banger.kernelcat.manifest import KernelManifest
-from banger.kernelcat.modules import BootPlan, boot_plan, read_module
+from banger.kernelcat.modules import BootPlan, ModuleDirectory, ModuleTree, boot_plan, read_module
+from banger.kernelcat.packer import pack_modules
 from banger.kernelcat.sources import Found, discover, newest
 
-# lz4: the fastest to pack and, in an emulated guest, to read (92 MB of modules: 0.4 s and 36 MB; zstd 7 s and 20 MB)
-_COMPRESSOR = "lz4"
 _CONFIG_LIMIT = 4 << 20  # bytes
-# bytes to leave free: a disk that fills up makes tar2sqfs say "I/O error" and remove the evidence
-_FREE_RESERVE = 16 << 20
+_STEP = 1 << 20
+
+Publishing = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What is said about a kernel besides its files, '' where nothing is: by the user, or by the catalog it is from.
+
+    `distro` fills in what the files do not tell; `arch` and `kernel_version` must be what the kernel says, and
+    `kernel_version` chooses among several. `source`, `origin` and `revision` are those of the manifest.
+    """
+
+    distro: str = ""
+    arch: str = ""
+    kernel_version: str = ""
+    source: str = ""
+    origin: str = ""
+    revision: str = ""
 
 
 def import_kernel(
@@ -37,19 +52,58 @@ def import_kernel(
     sources: list[Path],
     job: Job,
     *,
-    arch: str | None = None,
-    kernel_version: str | None = None,
-    distro: str | None = None,
-    source: str | None = None,
+    claims: Claims = Claims(),
     replace: bool = False,
-    publishing: Callable[[], AbstractContextManager[object]] = nullcontext,
+    publishing: Publishing = nullcontext,
 ) -> KernelManifest:
-    """Install a kernel under `name` from .deb packages, directories and kernel files that together hold it.
+    """Install a kernel under `name` from packages, directories and kernel files that together hold it.
 
-    `arch` and `kernel_version` must match what the kernel says when given; `kernel_version` also chooses among several.
     `publishing` gives the lock that is held while the finished entry is renamed into place. Raises EXISTS for a taken
     name unless `replace`, UNSUPPORTED for a kernel that lacks a driver without which no guest boots.
     """
+
+    def make(entry: Path, scratch: Path) -> KernelManifest:
+        found = discover(sources, scratch, claims.kernel_version, job)
+        given = claims if claims.source else dataclasses.replace(claims, source=f"import:{sources[0]}")
+        return _complete(entry, scratch, name, found, None, given, job)
+
+    return _install(kernels_dir, name, make, job, replace, publishing)
+
+
+def import_bundle(
+    kernels_dir: Path,
+    name: str,
+    pieces: Iterable[bytes],
+    job: Job,
+    *,
+    claims: Claims,
+    replace: bool = False,
+    publishing: Publishing = nullcontext,
+) -> KernelManifest:
+    """Install a kernel under `name` from a bundle that arrives in `pieces`, in one pass over them; else as above."""
+
+    def make(entry: Path, scratch: Path) -> KernelManifest:
+        received = receive_bundle(pieces, claims.source, entry / layout.MODULES, scratch, job)
+        return _complete(entry, scratch, name, received.found, received.modules, claims, job)
+
+    return _install(kernels_dir, name, make, job, replace, publishing)
+
+
+def refuse_taken(kernels_dir: Path, name: str, replace: bool) -> None:
+    """Raise EXISTS when a name is taken and must not be replaced."""
+    if not replace and (kernels_dir / name).exists():
+        raise BangerError(Code.EXISTS, f"the kernel {name!r} exists already", hint="replace it with --force")
+
+
+def _install(
+    kernels_dir: Path,
+    name: str,
+    make: Callable[[Path, Path], KernelManifest],
+    job: Job,
+    replace: bool,
+    publishing: Publishing,
+) -> KernelManifest:
+    """Have `make` fill a staged entry (and use a scratch directory beside it), then publish it."""
     system.validate_name(name, "kernel")
     refuse_taken(kernels_dir, name, replace)
     try:
@@ -57,27 +111,7 @@ def import_kernel(
             entry, scratch = staged / "entry", staged / "scratch"
             entry.mkdir(mode=0o755)
             scratch.mkdir()
-            kernel_file, found = discover(sources, scratch, kernel_version or "", job)
-            job.progress("unpack", kernel_file.name)
-            data = read_bounded(kernel_file, UNPACKED_LIMIT)
-            kernel = read_kernel(data, kernel_file.name)
-            _agree("architecture", kernel.arch, arch, found.arch)
-            _agree("kernel version", kernel.version, kernel_version, found.kernel_version)
-
-            plan = _build(entry, scratch, data, kernel, found, job)
-            manifest = KernelManifest(
-                name=name,
-                distro=distro or found.distro or "unknown",
-                arch=kernel.arch,
-                kernel_version=kernel.version,
-                sha256=hashlib.sha256(kernel.image).hexdigest(),
-                source=source or f"import:{sources[0]}",
-                imported_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                modules=found.modules is not None,
-                pvh=kernel.pvh,
-                boot_modules=plan.load,
-                missing=plan.missing,
-            )
+            manifest = make(entry, scratch)
             layout.write_local(entry, manifest)
             system.remove_tree(scratch)
             job.progress("publish", name)
@@ -95,32 +129,27 @@ def import_kernel(
     return manifest
 
 
-def refuse_taken(kernels_dir: Path, name: str, replace: bool) -> None:
-    """Raise EXISTS when a name is taken and must not be replaced."""
-    if not replace and (kernels_dir / name).exists():
-        raise BangerError(Code.EXISTS, f"the kernel {name!r} exists already", hint="replace it with --force")
-
-
-def _agree(what: str, actual: str, *claims: str | None) -> None:
-    for claim in claims:
-        if claim and claim != actual:
-            raise BangerError(Code.INVALID, f"the {what} of this kernel is {actual!r}, not {claim!r}")
-
-
-def _build(entry: Path, scratch: Path, data: bytes, kernel: Kernel, found: Found, job: Job) -> BootPlan:
-    """Write all files of the entry but its manifest; `data` is the kernel file as it was found."""
-    (entry / layout.VMLINUX).write_bytes(kernel.image)
+def _complete(
+    entry: Path, scratch: Path, name: str, found: Found, packed: ModuleTree | None, claims: Claims, job: Job
+) -> KernelManifest:
+    """Write all files of the entry but its manifest, and return that; `packed` modules are in the entry already."""
+    assert found.kernel is not None
+    job.progress("unpack", found.kernel.name)
+    kernel = unpack_kernel(found.kernel, entry / layout.VMLINUX, job, move=found.kernel.is_relative_to(scratch))
+    _agree("architecture", kernel.arch, claims.arch, found.arch)
+    _agree("kernel version", kernel.version, claims.kernel_version, found.kernel_version)
     if kernel.bzimage and not kernel.pvh:
-        (entry / layout.VMLINUZ).write_bytes(data)
+        system.copy_file_prefer_clone(found.kernel, entry / layout.VMLINUZ)
     if found.initrd:
         system.copy_file_prefer_clone(found.initrd, entry / layout.INITRD)
     if found.config:
         config: str | None = read_bounded(found.config, _CONFIG_LIMIT).decode("ascii", "replace")
     else:
-        config = embedded_config(kernel.image)
+        config = embedded_config(entry / layout.VMLINUX)
     if config is not None:
         (entry / layout.CONFIG).write_text(config)
-    modules = _index_modules(found.modules, kernel.version, scratch, job) if found.modules else None
+    directory = _index_modules(found.modules, kernel.version, scratch, job) if found.modules else None
+    modules = ModuleDirectory(directory) if directory else packed
     plan = boot_plan(modules, config)
     if plan.fatal:
         raise BangerError(
@@ -130,9 +159,38 @@ def _build(entry: Path, scratch: Path, data: bytes, kernel: Kernel, found: Found
         )
     if modules:
         job.progress("boot modules", total=len(plan.load), unit="modules")
-        write_boot_modules(entry / layout.BOOT_MODULES, ((path, read_module(modules, path)) for path in plan.load))
-        _pack_modules(modules, entry / layout.MODULES, job)
-    return plan
+        contents = ((path, read_module(modules, path, kernel.version)) for path in plan.load)
+        write_boot_modules(entry / layout.BOOT_MODULES, contents)
+    if directory:
+        _pack(directory, entry / layout.MODULES, job)
+    return KernelManifest(
+        name=name,
+        distro=claims.distro or found.distro or kernel.distro or "unknown",
+        arch=kernel.arch,
+        kernel_version=kernel.version,
+        sha256=kernel.sha256,
+        source=claims.source,
+        imported_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        origin=claims.origin,
+        revision=claims.revision,
+        modules=modules is not None,
+        pvh=kernel.pvh,
+        boot_modules=plan.load,
+        missing=_missing(kernel, plan),
+        unknown=plan.unknown,
+    )
+
+
+def _agree(what: str, actual: str, *claims: str) -> None:
+    for claim in claims:
+        if claim and claim != actual:
+            raise BangerError(Code.INVALID, f"the {what} of this kernel is {actual!r}, not {claim!r}")
+
+
+def _missing(kernel: Kernel, plan: BootPlan) -> tuple[str, ...]:
+    """What the kernel lacks for some machine type; QEMU enters an ELF by its PVH note and needs the bzImage without."""
+    bootable = kernel.pvh or kernel.bzimage or kernel.arch != "amd64"
+    return plan.missing if bootable else (*plan.missing, "a PVH entry (CONFIG_PVH)")
 
 
 def _index_modules(found: Path, version: str, scratch: Path, job: Job) -> Path:
@@ -170,34 +228,14 @@ def _index_modules(found: Path, version: str, scratch: Path, job: Job) -> Path:
     return target
 
 
-def _pack_modules(modules: Path, output: Path, job: Job) -> None:
-    """Pack a module directory as a squashfs whose root it is: owner root, time 0, whatever the host's files have."""
-    files = sorted(path for path in modules.rglob("*") if path.is_dir() or path.is_file())
+def _pack(modules: Path, output: Path, job: Job) -> None:
+    files = sorted(path for path in modules.rglob("*") if path.is_file())
     total = sum(path.stat().st_size for path in files)
     done = 0
-    argv: list[str | Path] = ["tar2sqfs", "--quiet", "--no-skip", "--compressor", _COMPRESSOR, output]
-    with tempfile.TemporaryFile() as errors, job.popen(argv, stdin=-1, stdout=errors, stderr=errors) as packer:
-        try:
-            with tarfile.open(fileobj=packer.stdin, mode="w|", format=tarfile.GNU_FORMAT, bufsize=1 << 20) as archive:
-                for path in files:
-                    job.progress("pack modules", path.name, done, total)
-                    if shutil.disk_usage(output.parent).free < _FREE_RESERVE:
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(output))
-                    member = tarfile.TarInfo(path.relative_to(modules).as_posix())
-                    if path.is_dir():
-                        member.type, member.mode = tarfile.DIRTYPE, 0o755
-                        archive.addfile(member)
-                        continue
-                    with open(path, "rb") as content:
-                        member.size = os.fstat(content.fileno()).st_size
-                        archive.addfile(member, content)
-                    done += member.size
-            if packer.stdin:
-                packer.stdin.close()
-            status = packer.wait()
-        except BrokenPipeError:
-            status = packer.wait()
-        job.check()
-        if status != 0:
-            errors.seek(0)
-            raise command_failed(argv, status, errors.read(1 << 20))
+    with pack_modules(output, job) as packer:
+        for path in files:
+            job.progress("pack modules", path.name, done, total)
+            with open(path, "rb") as content:
+                size = os.fstat(content.fileno()).st_size
+                packer.add(path.relative_to(modules).as_posix(), size, iter(lambda: content.read(_STEP), b""))
+            done += size

@@ -24,8 +24,10 @@ class KernelManifest(Manifest):
     """What is known about an installed kernel.
 
     `sha256` is that of `vmlinux`; `imported_at` is UTC, RFC 3339; `boot_modules` are the paths below
-    /lib/modules/<kernel_version> that the guest loads, in that order; `missing` names drivers that one of the
-    machine types would need ("virtio_pci (CONFIG_VIRTIO_PCI)").
+    /lib/modules/<kernel_version> that the guest loads, in that order; `missing` names what one of the machine types
+    would need and the kernel lacks ("virtio_pci (CONFIG_VIRTIO_PCI)"), `unknown` that of which nothing tells. Of a pulled
+    one `origin` is the catalog and name it had there ("banger/debian-cloud", "" without a catalog), `revision` what
+    tells one release from the next: the SHA-256 of a bundle, package=version, or an image's digest.
     """
 
     distro: str
@@ -34,10 +36,13 @@ class KernelManifest(Manifest):
     sha256: str
     source: str
     imported_at: str
+    origin: str = ""
+    revision: str = ""
     modules: bool = False
     pvh: bool = False
     boot_modules: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
 def parse_manifest(text: str | bytes, where: str = MANIFEST) -> KernelManifest:
@@ -51,10 +56,13 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> KernelManifest:
         sha256=fields.sha256("sha256"),
         source=fields.text("source"),
         imported_at=fields.utc_time("imported_at"),
+        origin=fields.text("origin", ""),
+        revision=fields.text("revision", ""),
         modules=fields.flag("modules"),
         pvh=fields.flag("pvh"),
         boot_modules=fields.texts("boot_modules"),
         missing=fields.texts("missing"),
+        unknown=fields.texts("unknown"),
     )
     if not is_version(manifest.kernel_version):
         raise fields.wrong("kernel_version", "a kernel release as 'uname -r' prints it")

@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from banger.api.errors import BangerError, Code
 from banger.kernelcat.confine import confined, read_bounded
 from banger.kernelcat.decompress import compression, decompress
 
-_INDEX_LIMIT = 64 << 20  # bytes of modules.dep or modules.builtin
-_MODULE_LIMIT = 64 << 20  # bytes of one module, also when decompressed
+INDEX_LIMIT = 16 << 20  # bytes of modules.dep or modules.builtin
+MODULE_LIMIT = 64 << 20  # bytes of one module, also when decompressed
+
+
+class ModuleTree(Protocol):
+    """The content of a lib/modules/<version>, wherever it is; paths are relative to it."""
+
+    def index(self, name: str) -> bytes | None:
+        """A file directly in it, as modules.dep; None when there is none."""
+
+    def has(self, path: str) -> bool:
+        """Whether there is a regular file at this path, which may be anything that modules.dep says."""
+
+    def read(self, path: str) -> bytes:
+        """What `has` found there, at most MODULE_LIMIT bytes, perhaps compressed."""
+
+
+class ModuleDirectory:
+    """A lib/modules/<version> on disk."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def index(self, name: str) -> bytes | None:
+        file = self._directory / name
+        return read_bounded(file, INDEX_LIMIT) if file.is_file() else None
+
+    def has(self, path: str) -> bool:
+        try:
+            confined(self._directory, path, "modules.dep")
+        except BangerError:
+            return False
+        return True
+
+    def read(self, path: str) -> bytes:
+        return read_bounded(confined(self._directory, path, "modules.dep"), MODULE_LIMIT)
 
 
 @dataclass(frozen=True)
@@ -55,18 +91,19 @@ DRIVERS = (
 @dataclass(frozen=True)
 class BootPlan:
     """`load`: paths below the module directory in load order; `missing`: drivers that some machine type would need;
-    `fatal`: those of them without which no guest boots."""
+    `fatal`: those of them without which no guest boots; `unknown`: drivers that nothing tells about."""
 
     load: tuple[str, ...]
     missing: tuple[str, ...]
     fatal: tuple[str, ...]
+    unknown: tuple[str, ...]
 
 
-def boot_plan(modules: Path | None, config: str | None) -> BootPlan:
+def boot_plan(modules: ModuleTree | None, config: str | None) -> BootPlan:
     """Find every driver of a kernel: built in, as a module, missing, or (without an index) unknown and taken for given.
 
-    `modules` is the lib/modules/<version> directory with modules.dep and modules.builtin, `config` the text of the
-    build configuration. Raises CORRUPT when modules.dep leads out of the directory or to a file that is not there.
+    `config` is the text of the build configuration. Raises CORRUPT when there are modules without modules.dep, or when
+    that names a file that is not among them.
     """
     dependencies = _read_dependencies(modules) if modules else {}
     builtin = _read_builtin(modules) if modules else None
@@ -77,7 +114,9 @@ def boot_plan(modules: Path | None, config: str | None) -> BootPlan:
         if modules and driver.module in dependencies:
             for path in dependencies[driver.module]:
                 if path not in load:
-                    confined(modules, path, "modules.dep")
+                    if not modules.has(path):
+                        message = f"modules.dep names {path[:200]!r}, which is not among the modules"
+                        raise BangerError(Code.CORRUPT, message)
                     load.append(path)
             present: bool | None = True
         elif builtin is not None and driver.module in builtin:
@@ -89,40 +128,48 @@ def boot_plan(modules: Path | None, config: str | None) -> BootPlan:
         found[driver.module or driver.option] = present
     absent = [driver for driver in DRIVERS if driver.needed and found[driver.module or driver.option] is False]
     fatal = [driver for driver in absent if not driver.instead or found[driver.instead] is False]
-    return BootPlan(tuple(load), tuple(map(str, absent)), tuple(map(str, fatal)))
+    unknown = [driver for driver in DRIVERS if driver.needed and found[driver.module or driver.option] is None]
+    return BootPlan(tuple(load), tuple(map(str, absent)), tuple(map(str, fatal)), tuple(map(str, unknown)))
 
 
-def read_module(modules: Path, path: str) -> bytes:
-    """The decompressed content of a module (.ko, .ko.gz, .ko.xz, .ko.zst)."""
-    data = read_bounded(modules / path, _MODULE_LIMIT)
+def read_module(modules: ModuleTree, path: str, kernel_version: str) -> bytes:
+    """The decompressed content of a module (.ko, .ko.gz, .ko.xz, .ko.zst); raises CORRUPT when it is another kernel's."""
+    data = modules.read(path)
     if compression(data) is not None:
-        data = decompress(data, _MODULE_LIMIT)
+        data = decompress(data, MODULE_LIMIT)
     if not data.startswith(b"\x7fELF"):
         raise BangerError(Code.CORRUPT, f"the module {path!r} is not an ELF file")
+    # '\0vermagic=6.1.0-49-cloud-amd64 SMP preempt mod_unload modversions\0', include/linux/vermagic.h
+    magic = re.search(rb"\0vermagic=([^ \0]{1,128})", data)
+    if magic and magic[1].decode(errors="replace") != kernel_version:
+        raise BangerError(
+            Code.INVALID,
+            f"the kernel is {kernel_version!r}, but the module {path!r} is for {magic[1].decode(errors='replace')!r}",
+            hint="give the kernel and the modules of one version",
+        )
     return data
 
 
-def _read_dependencies(modules: Path) -> dict[str, list[str]]:
+def _read_dependencies(modules: ModuleTree) -> dict[str, list[str]]:
     """modules.dep: module name -> paths in load order, itself last (depmod(8) lists what is needed first last)."""
+    index = modules.index("modules.dep")
+    if index is None:
+        raise BangerError(Code.CORRUPT, "the modules have no modules.dep")
     table: dict[str, list[str]] = {}
-    for line in _read_index(modules / "modules.dep"):
+    for line in _lines(index):
         path, colon, needs = line.partition(":")
         if colon:
             table[_module_name(path)] = [*reversed(needs.split()), path]
     return table
 
 
-def _read_builtin(modules: Path) -> set[str] | None:
-    if not (modules / "modules.builtin").is_file():
-        return None
-    return {_module_name(line) for line in _read_index(modules / "modules.builtin")}
+def _read_builtin(modules: ModuleTree) -> set[str] | None:
+    index = modules.index("modules.builtin")
+    return None if index is None else {_module_name(line) for line in _lines(index)}
 
 
-def _read_index(file: Path) -> list[str]:
-    try:
-        return read_bounded(file, _INDEX_LIMIT).decode("utf-8", "surrogateescape").splitlines()
-    except OSError as error:
-        raise BangerError(Code.CORRUPT, f"the module index {file.name} cannot be read: {error.strerror}") from error
+def _lines(index: bytes) -> list[str]:
+    return index.decode("utf-8", "surrogateescape").splitlines()
 
 
 def _read_config(text: str) -> dict[str, str]:

@@ -1,0 +1,70 @@
+"""Packs the modules of a kernel, as they arrive, into the squashfs that guests get on /lib/modules/<version>."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from banger.disk import tar
+from banger.job import Job, command_failed
+
+# lz4: the fastest to pack and, in an emulated guest, to read (92 MB of modules: 0.4 s and 36 MB; zstd 7 s and 20 MB)
+_COMPRESSOR = "lz4"
+# bytes to leave free: a disk that fills up makes tar2sqfs say "I/O error" and remove the evidence
+_FREE_RESERVE = 16 << 20
+_CHECK_FREE_EVERY = 8 << 20  # bytes packed
+
+
+class ModulePacker:
+    """Takes one file after another; each is owned by root, of mode 0644 and time 0, whatever it was before."""
+
+    def __init__(self, stream: IO[bytes], output: Path) -> None:
+        self._stream = stream
+        self._output = output
+        self._directories: set[PurePosixPath] = {PurePosixPath(".")}
+        self._unchecked = _CHECK_FREE_EVERY
+
+    def add(self, path: str, size: int, pieces: Iterable[bytes]) -> None:
+        """Pack a regular file of `size` bytes; its directories are made. A path may be given once only."""
+        for directory in reversed(PurePosixPath(path).parents):
+            if directory not in self._directories:
+                self._directories.add(directory)
+                self._header(os.fsencode(directory), tar.DIRECTORY, 0o755, 0)
+        self._unchecked += size
+        if self._unchecked >= _CHECK_FREE_EVERY:
+            self._unchecked = 0
+            if shutil.disk_usage(self._output.parent).free < _FREE_RESERVE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(self._output))
+        self._header(os.fsencode(path), tar.REGULAR, 0o644, size)
+        for piece in pieces:
+            self._stream.write(piece)
+        self._stream.write(bytes(-size % tar.BLOCK))
+
+    def _header(self, path: bytes, kind: bytes, mode: int, size: int) -> None:
+        self._stream.write(tar.encode_header(tar.Member(path, kind, mode, uid=0, gid=0, mtime=0, size=size)))
+
+
+@contextlib.contextmanager
+def pack_modules(output: Path, job: Job) -> Iterator[ModulePacker]:
+    """Pack what the block adds into the squashfs `output`, whole when the block has ended.
+
+    Raises CORRUPT with the packer's own message when it fails, OSError(ENOSPC) before the disk is full.
+    """
+    argv: list[str | Path] = ["tar2sqfs", "--quiet", "--no-skip", "--compressor", _COMPRESSOR, output]
+    with tempfile.TemporaryFile() as errors, job.popen(argv, stdin=-1, stdout=errors, stderr=errors) as packer:
+        assert packer.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # its exit status tells why
+            yield ModulePacker(packer.stdin, output)
+            packer.stdin.write(tar.encode_end())
+            packer.stdin.close()
+        status = packer.wait()
+        job.check()
+        if status != 0:
+            errors.seek(0)
+            raise command_failed(argv, status, errors.read(1 << 20))
