@@ -7,9 +7,9 @@ import errno
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 # ctypes, shutil, tempfile and difflib are imported where they are used: every start of the command line imports this
 if TYPE_CHECKING:
@@ -123,14 +123,15 @@ def sweep_staging(parent: Path) -> list[Path]:
     return leftovers
 
 
-def write_file_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace a small file so that readers and crashes see the old content or the new one."""
+@contextlib.contextmanager
+def staged_file(path: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
+    """A file to write that replaces `path` when the block ends: readers and crashes see the old content or the new."""
     import tempfile
 
     fd, temporary = tempfile.mkstemp(prefix=STAGING_PREFIX, dir=path.parent)
     try:
         with os.fdopen(fd, "wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fchmod(stream.fileno(), mode)
             os.fsync(stream.fileno())
@@ -140,6 +141,12 @@ def write_file_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
             os.unlink(temporary)
         raise
     fsync_directory(path.parent)
+
+
+def write_file_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace a small file so that readers and crashes see the old content or the new one."""
+    with staged_file(path, mode) as stream:
+        stream.write(data)
 
 
 def copy_file_prefer_clone(source: Path, target: Path) -> None:
@@ -175,6 +182,32 @@ def _copy_extents(reader: int, writer: int) -> None:
                 return
             start += copied
         position = end
+
+
+def copy_dir_contents(source: Path, target: Path, copy: Callable[[Path, Path], None] = copy_file_prefer_clone) -> None:
+    """Copy what is in the directory `source`, never that directory itself, into `target`, which is made when missing.
+
+    Regular files are copied by `copy`; new directories get the source's modes without setuid, setgid and sticky bits;
+    symbolic links, which are not followed, and special files are left out. Raises OSError, FileExistsError for a file
+    that is there already.
+    """
+    with os.scandir(source) as found:  # whole, before `target` is made: that may lie in `source`
+        inside = list(found)
+    try:
+        target.mkdir(mode=0o700)
+        made = True
+    except FileExistsError:
+        if target.is_symlink() or not target.is_dir():
+            raise
+        made = False
+    for entry in inside:
+        if entry.is_dir(follow_symlinks=False):
+            copy_dir_contents(source / entry.name, target / entry.name, copy)
+        elif entry.is_file(follow_symlinks=False):
+            copy(source / entry.name, target / entry.name)
+    if made:
+        # last: the directory may be one that cannot be written
+        target.chmod(source.stat().st_mode & 0o777)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -169,6 +169,66 @@ def test_link_within_a_filesystem_copy_across(tmp_path: Path, memory: Path) -> N
     assert system.allocated_bytes(memory / "copy") < 1 << 20
 
 
+def test_copy_of_contents_without_the_directory_itself(tmp_path: Path, memory: Path) -> None:
+    source, outside = tmp_path / "source", tmp_path / "outside"
+    (source / "sub/deep").mkdir(parents=True)
+    tree(outside, "secret")
+    (source / "file").write_text("file")
+    sparse_file(source / "sub/deep/holes")
+    (source / "file").chmod(0o4755)
+    (source / "sub/deep").chmod(0o2555)
+    (source / "sub").chmod(0o1750)
+    (source / "link").symlink_to(outside)
+    (source / "sub/link").symlink_to(outside / "one")
+    os.mkfifo(source / "pipe")
+    for target in (tmp_path / "new", tmp_path / "there", memory / "new"):
+        if target.name == "there":
+            target.mkdir(mode=0o700)
+            (target / "own").write_text("own")
+        system.copy_dir_contents(source, target)
+        assert {str(path.relative_to(target)) for path in target.rglob("*")} - {"own"} == {
+            "file", "sub", "sub/deep", "sub/deep/holes",
+        }  # fmt: skip
+        assert (target / "sub/deep/holes").read_bytes() == (source / "sub/deep/holes").read_bytes()
+        assert system.allocated_bytes(target / "sub/deep/holes") < 1 << 20
+        modes = {name: stat.S_IMODE((target / name).stat().st_mode) for name in ("file", "sub", "sub/deep")}
+        assert modes == {"file": 0o755, "sub": 0o750, "sub/deep": 0o555}
+    assert (tmp_path / "there/own").read_text() == "own"
+    assert stat.S_IMODE((tmp_path / "there").stat().st_mode) == 0o700
+
+
+def test_copy_of_contents_by_another_copy(tmp_path: Path) -> None:
+    tree(tmp_path / "source", "x")
+    system.copy_dir_contents(tmp_path / "source", tmp_path / "target", system.link_or_copy)
+    assert (tmp_path / "target/one").samefile(tmp_path / "source/one")
+
+
+def test_copy_of_contents_replaces_nothing_and_follows_no_link(tmp_path: Path) -> None:
+    tree(tmp_path / "source", "new")
+    tree(tmp_path / "target", "old")
+    with pytest.raises(FileExistsError):
+        system.copy_dir_contents(tmp_path / "source", tmp_path / "target")
+    assert content(tmp_path / "target") == "old"
+    (tmp_path / "outer/sub").mkdir(parents=True)
+    tree(tmp_path / "outer/sub/inner", "x")
+    (tmp_path / "trap").mkdir()
+    (tmp_path / "trap/sub").symlink_to(tmp_path / "target")
+    with pytest.raises(FileExistsError):
+        system.copy_dir_contents(tmp_path / "outer", tmp_path / "trap")
+    assert {path.name for path in (tmp_path / "target").iterdir()} == {"one", "two"}
+    for missing in (tmp_path / "missing", tmp_path / "source/one"):
+        with pytest.raises((FileNotFoundError, NotADirectoryError)):
+            system.copy_dir_contents(missing, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_copy_of_contents_into_itself_ends(tmp_path: Path) -> None:
+    source = tree(tmp_path / "source", "x")
+    system.copy_dir_contents(source, source / "inside")
+    assert content(source / "inside") == "x"
+    assert not (source / "inside/inside").exists()
+
+
 def test_remove_tree_with_directories_that_cannot_be_written() -> None:
     """As an ordinary user: root may remove anything anyway."""
     script = """
