@@ -52,6 +52,14 @@ class Host:
 @contextlib.contextmanager
 def scratch_host() -> Iterator[Host]:
     """A daemon on a scratch state with the usual kernel and image: the user's own if he has them, else pulled."""
+    with empty_host(("kernels", KERNEL), ("images", IMAGE)) as host:
+        _pull(host.client)
+        yield host
+
+
+@contextlib.contextmanager
+def empty_host(*entries: tuple[str, str]) -> Iterator[Host]:
+    """A daemon on a scratch state with those of the user's own `entries` (kind, name) that there are."""
     mine = user_layout()
     with tempfile.TemporaryDirectory(prefix="banger-bench-") as scratch:
         for name in ("CONFIG_HOME", "STATE_HOME", "CACHE_HOME", "RUNTIME_DIR"):
@@ -60,12 +68,11 @@ def scratch_host() -> Iterator[Host]:
             os.environ[f"XDG_{name}"] = str(directory)
         layout = user_layout()
         layout.create()
-        for kind, name in (("kernels", KERNEL), ("images", IMAGE)):
+        for kind, name in entries:
             if (mine.state / kind / name / "manifest.json").exists():
                 _link(mine.state / kind / name, layout.state / kind / name)
         client = ensure_daemon()
         try:
-            _pull(client)
             yield Host(layout, client)
         finally:
             for vm in client.call(op.VM_LIST, m.Empty()).vms:

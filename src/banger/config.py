@@ -9,13 +9,16 @@ from pathlib import Path
 
 from banger.api.errors import BangerError, Code
 
+_TYPE_NAMES = {tuple: "list of strings"}
+
 
 @dataclass(frozen=True)
 class Config:
     """Defaults for new VMs and limits of the host. Sizes are in bytes, times in seconds.
 
     `vcpu` 0 means one where guests are emulated, else two. `debian_mirror` '' means the one in the host's own apt
-    configuration. `accelerator` is auto, kvm or tcg.
+    configuration. `accelerator` is auto, kvm or tcg. `insecure_registries` (host or host:port) are spoken to
+    without TLS, as those on loopback always are.
     """
 
     default_image: str = "debian-bookworm"
@@ -30,6 +33,7 @@ class Config:
     reserve_disk: int = 512 << 20
     debian_mirror: str = ""
     accelerator: str = "auto"
+    insecure_registries: tuple[str, ...] = ()
 
 
 def load(path: Path) -> Config:
@@ -51,10 +55,12 @@ def load(path: Path) -> Config:
             raise BangerError(Code.INVALID, f"{path}: unknown key {key!r}", hint=f"known: {', '.join(known)}")
         if known[key] is float and type(value) is int:
             values[key] = float(value)
+        elif known[key] is tuple and type(value) is list and all(type(item) is str for item in value):
+            values[key] = tuple(value)
         elif type(value) is not known[key]:
             raise BangerError(
                 Code.INVALID,
-                f"{path}: {key} must be of type {known[key].__name__}, not {value!r}",
+                f"{path}: {key} must be of type {_TYPE_NAMES.get(known[key], known[key].__name__)}, not {value!r}",
                 hint="sizes are numbers of bytes, times numbers of seconds",
             )
         if type(value) in (int, float) and not 0 <= value < math.inf:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Literal, TypeVar
 
 from banger import system
 from banger.api.errors import BangerError, Code
+from banger.job import Job
 
 MANIFEST = "manifest.json"
 
@@ -90,6 +92,16 @@ def write(entry: Path, manifest: Manifest) -> None:
 def delete(catalog: Path, kind: Kind, name: str) -> None:
     """Remove an entry, broken or not; raises NOT_FOUND with the nearest name."""
     system.remove_entry(_find(catalog, kind, name))
+
+
+def sum_file(file: Path, job: Job) -> str:
+    """The SHA-256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(file, "rb", buffering=0) as stream:
+        while chunk := stream.read(1 << 20):
+            job.check()
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _find(catalog: Path, kind: Kind, name: str) -> Path:

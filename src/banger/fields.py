@@ -76,6 +76,17 @@ class Fields:
             raise self.wrong(key, "a list of strings")
         return tuple(value)
 
+    def digests(self, key: str) -> dict[str, str]:
+        """SHA-256 digests by plain file name, empty when absent."""
+        value = self._values.get(key, {})
+        if not isinstance(value, dict):
+            raise self.wrong(key, "an object")
+        digests = Fields(value, where_key(self.where, key))
+        for name in value:
+            if "/" in name or name in ("", ".", ".."):
+                raise self.wrong(key, f"an object of file names, not {name!r}")
+        return {name: digests.sha256(name) for name in value}
+
     def objects(self, key: str) -> list[Fields]:
         """A list of objects."""
         value = self._values.get(key)

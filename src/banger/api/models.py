@@ -50,6 +50,7 @@ class KernelInfo(Model):
     modules: bool = False
     missing: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     problem: str = ""
 
 
@@ -100,8 +101,8 @@ class KernelImport(Model):
 class KernelPull(Model):
     """`name` is a name in a catalog, perhaps with its origin, an OCI reference or the URL of a bundle.
 
-    `sha256` is required for a URL, and what an entry's own must be else. `save_as` '' means the name that the entry, the
-    reference or the file has. `arch` '' means the host's own.
+    `sha256` is required for a URL, and what an entry's own must be else. `save_as` '' means the name that the entry,
+    the reference or the file has. `arch` '' means the host's own.
     """
 
     name: str
@@ -152,7 +153,7 @@ class BundleEntry(Model):
 
 
 class CatalogAdd(Model):
-    """A further catalog: `location` is a URL or the absolute path of a file, `public_key` in minisign's format or ''."""
+    """A further catalog: `location` is a URL or the absolute path of a file, `public_key` minisign's or ''."""
 
     location: str
     name: str = ""
@@ -160,7 +161,7 @@ class CatalogAdd(Model):
 
 
 class CatalogInfo(Model):
-    """A catalog that kernels are pulled from; `updated` is what it says of itself, `refreshed_at` when it was fetched."""
+    """A catalog to pull kernels from; `updated` is what it says of itself, `refreshed_at` when it was fetched."""
 
     name: str
     location: str

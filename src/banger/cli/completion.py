@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import click
 from click.shell_completion import CompletionItem, get_completion_class, shell_complete
 
@@ -46,6 +48,17 @@ def complete_names(noun: str, incomplete: str) -> list[CompletionItem]:
     try:
         if noun == "kernel":
             names = [(kernel.name, kernel.kernel_version) for kernel in client.call(op.KERNEL_LIST, m.Empty()).kernels]
+        elif noun == "pullable kernel":
+            entries = client.call(op.KERNEL_CATALOG, m.Empty()).entries
+            counts = Counter((entry.name, entry.arch) for entry in entries)
+            names = [
+                (
+                    entry.name if counts[entry.name, entry.arch] == 1 else f"{entry.origin}/{entry.name}",
+                    entry.description,
+                )
+                for entry in entries
+            ]
+            names = list(dict(names).items())
         elif noun == "image":
             names = [(image.name, image.distro) for image in client.call(op.IMAGE_LIST, m.Empty()).images]
         else:

@@ -137,11 +137,54 @@ class LocalPath(click.ParamType[str]):
         return [CompletionItem(incomplete, type="file")]
 
 
+class KernelSource(LocalPath):
+    """An existing file or directory, or `host` for the running kernel."""
+
+    name = "path|host"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return "host" if value == "host" else super().convert(value, param, ctx)
+
+
+class NewFile(click.ParamType[str]):
+    """A file to write, made absolute for the daemon; its directory exists."""
+
+    name = "file"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        path = Path(str(value)).expanduser().absolute()
+        if not path.parent.is_dir():
+            raise UsageFault(f"{_where(param)}: there is no directory {path.parent}")
+        if path.is_dir():
+            raise UsageFault(f"{_where(param)}: {path} is a directory", "give the name of the file")
+        return str(path)
+
+
+class Pullable(click.ParamType[str]):
+    """What can be pulled: anything, completed from the catalogs."""
+
+    name = "name|ref|url"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not value:
+            raise UsageFault(f"{_where(param)} is empty", "see 'banger kernel list --available'")
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        from banger.cli.completion import complete_names
+
+        return complete_names("pullable kernel", incomplete)
+
+
 def _where(param: click.Parameter | None) -> str:
     return param.opts[-1] if isinstance(param, click.Option) else (param.human_readable_name if param else "value")
 
 
-SIZE, PUBLISH, LOCAL_PATH = SizeType(), PublishType(), LocalPath()
+SIZE, PUBLISH, LOCAL_PATH, NEW_FILE = SizeType(), PublishType(), LocalPath(), NewFile()
+KERNEL_SOURCE, PULLABLE = KernelSource(), Pullable()
+ARCHITECTURES = ("amd64", "arm64")
 KERNEL, IMAGE, VM = NameType("kernel"), NameType("image"), NameType("VM")
 
 Decorated = Callable[..., object]

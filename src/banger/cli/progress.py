@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
 from banger.api.operations import FETCHING
-from banger.cli.render import plain
+from banger.cli.render import duration, plain
 from banger.system import human_size
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from banger.job import Progress
+
+_PACE_AFTER = 0.5  # seconds
 
 
 class Display:
@@ -31,6 +34,7 @@ class Display:
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
         self._lines: dict[str, str] = {}
+        self._starts: dict[str, tuple[float, int]] = {}  # of the step that a line tells about: when, and what was done
 
     def __enter__(self) -> Display:
         return self
@@ -64,7 +68,10 @@ class Display:
     def _show_bar(self, label: str, text: str, step: Progress) -> None:
         if self._bars is None:
             self._bars = _start_bars()
-        amount = _amount(step)
+        now = time.monotonic()
+        if self._lines.get(label) != text:
+            self._starts[label] = now, step.done or 0
+        amount = _amount(step) + _pace(step, now, *self._starts[label])
         task = self._tasks.get(label)
         if task is None:
             task = self._tasks[label] = self._bars.add_task(text, total=step.total, amount=amount)
@@ -91,6 +98,16 @@ def _start_bars() -> Bars:
     )
     bars.start()
     return bars
+
+
+def _pace(step: Progress, now: float, started: float, begun_at: int) -> str:
+    """The rate and the time left, once there has been time to measure them."""
+    elapsed, done = now - started, (step.done or 0) - begun_at
+    if step.unit != "bytes" or elapsed < _PACE_AFTER or done <= 0:
+        return ""
+    rate = done / elapsed
+    left = f", {duration((step.total - (step.done or 0)) / rate)} left" if step.total else ""
+    return f", {human_size(int(rate))}/s{left}"
 
 
 def _amount(step: Progress) -> str:

@@ -28,6 +28,7 @@ from banger.daemon.host_network import HostNetwork
 from banger.daemon.http import CallHandler, Handlers, StreamHandler, build_app
 from banger.daemon.image_service import ImageService
 from banger.daemon.jobs import Report, Workers
+from banger.daemon.kernel_service import KernelService
 from banger.daemon.sessions import Sessions
 from banger.daemon.streams import Peer
 from banger.daemon.vm import Stages
@@ -54,12 +55,18 @@ class Daemon:
         self._store = Store(layout.database)
         publication = threading.Lock()
         self._vms = VmService(layout, config, self._store, self._workers, publication, HostNetwork(), QemuDriver())
-        self._images = ImageService(layout, config, self._workers, publication, self._vms)
+        self._kernels = KernelService(layout, config, self._workers, publication, self._vms)
+        self._images = ImageService(layout, config, self._workers, publication, self._vms, self._kernels)
         self._sessions = Sessions(self._vms, self._images)
 
     async def recover(self) -> None:
         """Bring the state directory in order and take over running VMs."""
-        for directory in (self._layout.kernels, self._layout.images, self._layout.cache):
+        for directory in (
+            self._layout.kernels,
+            self._layout.kernel_catalogs,
+            self._layout.images,
+            self._layout.cache,
+        ):
             for leftover in await self._workers.run(functools.partial(_sweep, directory)):
                 _log.info("removed what an interrupted operation left: %s", leftover)
         await self._vms.recover()
@@ -84,14 +91,20 @@ class Daemon:
 
     def handlers(self) -> Handlers:
         """What serves each operation of the table."""
-        images, vms, sessions = self._images, self._vms, self._sessions
+        kernels, images, vms, sessions = self._kernels, self._images, self._vms, self._sessions
         calls: dict[str, CallHandler] = {
-            op.KERNEL_LIST.name: images.kernel_list,
-            op.KERNEL_SHOW.name: images.kernel_show,
-            op.KERNEL_DELETE.name: images.kernel_delete,
-            op.KERNEL_IMPORT.name: images.kernel_import,
-            op.KERNEL_PULL.name: images.kernel_pull,
-            op.KERNEL_CATALOG.name: images.kernel_catalog,
+            op.KERNEL_LIST.name: kernels.list,
+            op.KERNEL_SHOW.name: kernels.show,
+            op.KERNEL_DELETE.name: kernels.delete,
+            op.KERNEL_IMPORT.name: kernels.import_,
+            op.KERNEL_PULL.name: kernels.pull,
+            op.KERNEL_CATALOG.name: kernels.catalog,
+            op.KERNEL_VERIFY.name: kernels.verify,
+            op.KERNEL_EXPORT.name: kernels.export,
+            op.KERNEL_CATALOG_ADD.name: kernels.catalog_add,
+            op.KERNEL_CATALOG_LIST.name: kernels.catalog_list,
+            op.KERNEL_CATALOG_DELETE.name: kernels.catalog_delete,
+            op.KERNEL_CATALOG_REFRESH.name: kernels.catalog_refresh,
             op.IMAGE_LIST.name: images.image_list,
             op.IMAGE_SHOW.name: images.image_show,
             op.IMAGE_DELETE.name: images.image_delete,

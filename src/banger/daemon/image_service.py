@@ -1,4 +1,4 @@
-"""Images and kernels: the local catalogs, importing, pulling, removing."""
+"""Images: the local catalog, importing, pulling, removing."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from banger.imagecat.debian import pull_debian
 from banger.imagecat.importer import import_image
 from banger.imagecat.manifest import ImageManifest
 from banger.job import Job, Progress
-from banger.kernelcat import catalog as kernel_catalog
 from banger.kernelcat import manifest as kernels
-from banger.kernelcat.importer import import_kernel
 from banger.kernelcat.manifest import KernelManifest
-from banger.kernelcat.pull import pull_kernel
 from banger.paths import Layout
 from banger.vmm.detect import host_arch
 
 T = TypeVar("T")
 
 
-class References(Protocol):
-    """Who uses an image or a kernel."""
+class ImageUsers(Protocol):
+    """Who uses an image."""
 
     def vms_with_image(self, name: str) -> list[str]: ...
 
-    def vms_with_kernel(self, name: str) -> list[str]: ...
+
+class Kernels(Protocol):
+    """Where the kernels of images come from."""
+
+    async def ensure(self, name: str, report: Report) -> KernelManifest: ...
 
 
 class ImageService:
-    """The operations on kernels and images.
+    """The operations on images.
 
     `publication` is the publication window: held while names are resolved and entries renamed, never during downloads
     and builds.
@@ -52,120 +53,16 @@ class ImageService:
         config: Config,
         workers: Workers,
         publication: threading.Lock,
-        references: References,
+        users: ImageUsers,
+        kernels: Kernels,
     ) -> None:
         self._layout = layout
         self._config = config
         self._workers = workers
         self._publication = publication
-        self._references = references
-        self._kernel_pulls: Shared[KernelManifest] = Shared(workers)
+        self._users = users
+        self._kernels = kernels
         self._image_pulls: Shared[ImageManifest] = Shared(workers)
-
-    # Kernels ---------------------------------------------------------------------------------------------------------
-
-    async def kernel_list(self, request: m.Empty, report: Report) -> m.KernelList:
-        return await self._workers.run(lambda job: self._list_kernels())
-
-    def _list_kernels(self) -> m.KernelList:
-        good, broken = kernels.list_local(self._layout.kernels)
-        entries = [self._kernel_info(manifest) for manifest in good]
-        entries += [m.KernelInfo(entry.name, problem=entry.reason) for entry in broken]
-        return m.KernelList(sorted(entries, key=lambda entry: entry.name))
-
-    async def kernel_show(self, request: m.NameRequest, report: Report) -> m.KernelInfo:
-        return self._kernel_info(kernels.read_local(self._layout.kernels, request.name))
-
-    def _kernel_info(self, manifest: KernelManifest) -> m.KernelInfo:
-        return m.KernelInfo(
-            name=manifest.name,
-            distro=manifest.distro,
-            arch=manifest.arch,
-            kernel_version=manifest.kernel_version,
-            sha256=manifest.sha256,
-            source=manifest.source,
-            imported_at=manifest.imported_at,
-            size_bytes=_tree_bytes(self._layout.kernels / manifest.name),
-        )
-
-    async def kernel_delete(self, request: m.NameRequest, report: Report) -> m.Empty:
-        users = self._references.vms_with_kernel(request.name)
-        if users:
-            raise _in_use("kernel", request.name, users)
-
-        def work(job: Job) -> None:
-            with self._publication:
-                kernels.delete_local(self._layout.kernels, request.name)
-
-        await self._workers.run(work)
-        return m.Empty()
-
-    async def kernel_import(self, request: m.KernelImport, report: Report) -> m.KernelInfo:
-        manifest = await self._workers.run(
-            lambda job: import_kernel(
-                self._layout.kernels,
-                request.name,
-                [_absolute(source) for source in request.sources],
-                job,
-                arch=request.arch or None,
-                kernel_version=request.kernel_version or None,
-                distro=request.distro or None,
-                replace=request.force,
-                publishing=lambda: self._publication,
-            ),
-            report,
-        )
-        return self._kernel_info(manifest)
-
-    async def kernel_pull(self, request: m.KernelPull, report: Report) -> m.KernelInfo:
-        arch = request.arch or host_arch()
-        return self._kernel_info(await self._pull_kernel(request.name, arch, request.force, report))
-
-    async def _pull_kernel(self, name: str, arch: str, force: bool, report: Report) -> KernelManifest:
-        system.validate_name(name, "kernel")
-        entry = kernel_catalog.lookup(kernel_catalog.load_catalog(), name, arch)
-        report(Progress(FETCHING, f"the kernel {name}"))
-        return await self._kernel_pulls.run(
-            f"{name} {arch}",
-            lambda job: pull_kernel(
-                self._layout.kernels,
-                entry,
-                job,
-                cache=self._layout.cache,
-                debian_mirror=self._config.debian_mirror,
-                replace=force,
-                publishing=lambda: self._publication,
-            ),
-            report,
-        )
-
-    async def kernel_catalog(self, request: m.Empty, report: Report) -> m.KernelCatalog:
-        good, _ = kernels.list_local(self._layout.kernels)
-        annotated = kernel_catalog.annotate(kernel_catalog.load_catalog(), good)
-        return m.KernelCatalog(
-            [
-                m.CatalogKernel(
-                    name=entry.name,
-                    distro=entry.distro,
-                    arch=entry.arch,
-                    kernel_version=entry.kernel_version,
-                    kind=entry.kind,
-                    description=entry.description,
-                    size_bytes=entry.size_bytes,
-                    state=state,
-                )
-                for entry, state in annotated
-            ]
-        )
-
-    async def ensure_kernel(self, name: str, report: Report) -> KernelManifest:
-        """The local kernel of that name, pulled from the catalog when it is missing."""
-        return await _ensure(
-            lambda: kernels.read_local(self._layout.kernels, name),
-            lambda: self._pull_kernel(name, host_arch(), False, report),
-        )
-
-    # Images ----------------------------------------------------------------------------------------------------------
 
     async def image_list(self, request: m.Empty, report: Report) -> m.ImageList:
         good, broken = images.list_local(self._layout.images)
@@ -177,7 +74,7 @@ class ImageService:
         return _image_info(images.read_local(self._layout.images, request.name))
 
     async def image_delete(self, request: m.NameRequest, report: Report) -> m.Empty:
-        users = self._references.vms_with_image(request.name)
+        users = self._users.vms_with_image(request.name)
         if users:
             raise _in_use("image", request.name, users)
 
@@ -234,6 +131,10 @@ class ImageService:
                 for entry, pulled in image_catalog.embedded_catalog().annotated({image.name for image in good})
             ]
         )
+
+    async def ensure_kernel(self, name: str, report: Report) -> KernelManifest:
+        """The local kernel of that name, pulled from a catalog when it is missing."""
+        return await self._kernels.ensure(name, report)
 
     async def ensure_image(self, name: str, report: Report) -> ImageManifest:
         """The local image of that name, pulled from the catalog when it is missing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from banger import system
 from banger.api.errors import BangerError, Code
+from banger.entries import sum_file
 from banger.guest.bootarchive import write_boot_modules
 from banger.job import Job
 from banger.kernelcat import manifest as layout
@@ -178,6 +179,8 @@ def _complete(
         boot_modules=plan.load,
         missing=_missing(kernel, plan),
         unknown=plan.unknown,
+        skipped=_skipped(found.skipped),
+        files={file.name: sum_file(file, job) for file in sorted(entry.iterdir()) if file.name != layout.VMLINUX},
     )
 
 
@@ -191,6 +194,11 @@ def _missing(kernel: Kernel, plan: BootPlan) -> tuple[str, ...]:
     """What the kernel lacks for some machine type; QEMU enters an ELF by its PVH note and needs the bzImage without."""
     bootable = kernel.pvh or kernel.bzimage or kernel.arch != "amd64"
     return plan.missing if bootable else (*plan.missing, "a PVH entry (CONFIG_PVH)")
+
+
+def _skipped(skipped: Mapping[str, int]) -> tuple[str, ...]:
+    """Counts of what was not taken as people say them: "2 devices"."""
+    return tuple(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in sorted(skipped.items()) if count)
 
 
 def _index_modules(found: Path, version: str, scratch: Path, job: Job) -> Path:

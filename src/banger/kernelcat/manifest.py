@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from banger import entries
+from banger import entries, system
 from banger.api.errors import BangerError, Code
-from banger.entries import MANIFEST, BrokenEntry, Manifest
+from banger.entries import MANIFEST, BrokenEntry, Manifest, sum_file
 from banger.fields import Fields
+from banger.job import Job
 
 VMLINUX = "vmlinux"
 VMLINUZ = "vmlinuz"
@@ -25,9 +27,11 @@ class KernelManifest(Manifest):
 
     `sha256` is that of `vmlinux`; `imported_at` is UTC, RFC 3339; `boot_modules` are the paths below
     /lib/modules/<kernel_version> that the guest loads, in that order; `missing` names what one of the machine types
-    would need and the kernel lacks ("virtio_pci (CONFIG_VIRTIO_PCI)"), `unknown` that of which nothing tells. Of a pulled
-    one `origin` is the catalog and name it had there ("banger/debian-cloud", "" without a catalog), `revision` what
-    tells one release from the next: the SHA-256 of a bundle, package=version, or an image's digest.
+    would need and the kernel lacks ("virtio_pci (CONFIG_VIRTIO_PCI)"), `unknown` that of which nothing tells. Of a
+    pulled one `origin` is the catalog and name it had there ("banger/debian-cloud", "" without a catalog), `revision`
+    what tells one release from the next: the SHA-256 of a bundle, package=version, or an image's digest.
+    `skipped` counts what else the archives held that kernels have no use for ("2 devices"); `files` has the SHA-256 of
+    every file but `vmlinux`.
     """
 
     distro: str
@@ -43,6 +47,8 @@ class KernelManifest(Manifest):
     boot_modules: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def parse_manifest(text: str | bytes, where: str = MANIFEST) -> KernelManifest:
@@ -63,6 +69,8 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> KernelManifest:
         boot_modules=fields.texts("boot_modules"),
         missing=fields.texts("missing"),
         unknown=fields.texts("unknown"),
+        skipped=fields.texts("skipped"),
+        files=fields.digests("files"),
     )
     if not is_version(manifest.kernel_version):
         raise fields.wrong("kernel_version", "a kernel release as 'uname -r' prints it")
@@ -100,6 +108,29 @@ def delete_local(kernels_dir: Path, name: str) -> None:
     entries.delete(kernels_dir, "kernel", name)
 
 
+def validate_name(name: str) -> str:
+    """Check the name of a kernel and return it; raises INVALID."""
+    return system.validate_name(name, "kernel")
+
+
+def verify_local(kernels_dir: Path, name: str, job: Job) -> str:
+    """Read a kernel again, all of it: what is wrong with it, '' when nothing is. Raises NOT_FOUND."""
+    try:
+        manifest = read_local(kernels_dir, name)
+        for file, digest in {VMLINUX: manifest.sha256, **manifest.files}.items():
+            job.progress("verify", f"{name}/{file}")
+            found = sum_file(kernels_dir / name / file, job)
+            if found != digest:
+                return f"{file} has changed: its SHA-256 is {found}, not {digest}"
+    except BangerError as error:
+        if error.code is not Code.CORRUPT:
+            raise
+        return error.message
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+    return ""
+
+
 def kernel_paths(entry: Path) -> tuple[Path, Path]:
     """The kernel file that Firecracker boots and the one that QEMU boots (the bzImage when the ELF has no PVH note)."""
     vmlinux, vmlinuz = entry / VMLINUX, entry / VMLINUZ
@@ -107,13 +138,18 @@ def kernel_paths(entry: Path) -> tuple[Path, Path]:
 
 
 def _load(entry: Path) -> KernelManifest:
+    fix = f"finish it with 'banger kernel import {entry.name} --from {entry} --force'"
+    if (entry / VMLINUX).exists() and not (entry / MANIFEST).exists():
+        raise BangerError(Code.CORRUPT, f"it has no {MANIFEST}; {fix}")
     manifest = entries.load(entry, "kernel", parse_manifest)
-    needed = [VMLINUX]
+    needed = {VMLINUX, *manifest.files}
     if manifest.modules:
-        needed.append(MODULES)
+        needed.add(MODULES)
+    elif (entry / "modules").is_dir():
+        raise BangerError(Code.CORRUPT, f"its modules are not packed yet; {fix}")
     if manifest.boot_modules:
-        needed.append(BOOT_MODULES)
-    for file in needed:
-        if not (entry / file).is_file():
-            raise BangerError(Code.CORRUPT, f"{file} is missing")
+        needed.add(BOOT_MODULES)
+    present = {file.name for file in os.scandir(entry) if file.is_file()}
+    for file in sorted(needed - present):
+        raise BangerError(Code.CORRUPT, f"{file} is missing")
     return manifest

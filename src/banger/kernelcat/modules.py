@@ -133,7 +133,7 @@ def boot_plan(modules: ModuleTree | None, config: str | None) -> BootPlan:
 
 
 def read_module(modules: ModuleTree, path: str, kernel_version: str) -> bytes:
-    """The decompressed content of a module (.ko, .ko.gz, .ko.xz, .ko.zst); raises CORRUPT when it is another kernel's."""
+    """The decompressed content of a module (.ko[.gz|.xz|.zst]); raises INVALID for one of another kernel."""
     data = modules.read(path)
     if compression(data) is not None:
         data = decompress(data, MODULE_LIMIT)

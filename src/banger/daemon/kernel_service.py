@@ -1,0 +1,331 @@
+"""Kernels: the local catalog, importing, pulling, removing, publishing, and the catalogs that they are pulled from."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+from banger import debian, download, system
+from banger.api import models as m
+from banger.api.errors import BangerError, Code
+from banger.api.operations import FETCHING
+from banger.config import Config
+from banger.daemon.jobs import Report, Shared, Workers
+from banger.entries import sum_file
+from banger.imagecat.manifest import images_with_kernel
+from banger.job import Job, Progress
+from banger.kernelcat import catalog, catalogs
+from banger.kernelcat import manifest as kernels
+from banger.kernelcat.bundle import write_bundle
+from banger.kernelcat.catalog import CatalogEntry
+from banger.kernelcat.fetch import Environment, fetch
+from banger.kernelcat.importer import Claims, import_kernel, refuse_taken
+from banger.kernelcat.manifest import KernelManifest
+from banger.kernelcat.sources import HOST
+from banger.oci.reference import Reference
+from banger.paths import Layout
+from banger.vmm.detect import host_arch
+
+_BUNDLE_SUFFIXES = (".tar.zst", ".tar.gz", ".tar.xz", ".tzst", ".tgz", ".tar")
+
+
+class KernelUsers(Protocol):
+    """Who boots a kernel."""
+
+    def vms_with_kernel(self, name: str) -> list[str]: ...
+
+
+class KernelService:
+    """The operations on kernels and their catalogs.
+
+    `publication` is the publication window: held while names are resolved and entries renamed, never during downloads
+    and builds.
+    """
+
+    def __init__(
+        self, layout: Layout, config: Config, workers: Workers, publication: threading.Lock, users: KernelUsers
+    ) -> None:
+        self._layout = layout
+        self._config = config
+        self._workers = workers
+        self._publication = publication
+        self._users = users
+        self._pulls: Shared[KernelManifest] = Shared(workers)
+
+    async def list(self, request: m.Empty, report: Report) -> m.KernelList:
+        def work(job: Job) -> m.KernelList:
+            good, broken = kernels.list_local(self._layout.kernels)
+            entries = [self._info(manifest) for manifest in good]
+            entries += [m.KernelInfo(entry.name, problem=entry.reason) for entry in broken]
+            return m.KernelList(sorted(entries, key=lambda entry: entry.name))
+
+        return await self._workers.run(work)
+
+    async def show(self, request: m.NameRequest, report: Report) -> m.KernelInfo:
+        return self._info(kernels.read_local(self._layout.kernels, request.name))
+
+    async def delete(self, request: m.KernelDelete, report: Report) -> m.Empty:
+        vms = self._users.vms_with_kernel(request.name)
+
+        def work(job: Job) -> None:
+            with self._publication:
+                images = images_with_kernel(self._layout.images, request.name)
+                if (vms or images) and not request.force:
+                    raise _in_use(request.name, vms, images)
+                kernels.delete_local(self._layout.kernels, request.name)
+
+        await self._workers.run(work)
+        return m.Empty()
+
+    async def import_(self, request: m.KernelImport, report: Report) -> m.KernelInfo:
+        sources = [_source(source) for source in request.sources]
+        if HOST in sources and len(sources) > 1:
+            raise BangerError(
+                Code.INVALID, "the host's kernel is a whole kernel by itself", hint="use --from host alone"
+            )
+        claims = Claims(request.distro, request.arch, request.kernel_version)
+        manifest = await self._workers.run(
+            lambda job: import_kernel(
+                self._layout.kernels,
+                request.name,
+                sources,
+                job,
+                claims=claims,
+                replace=request.force,
+                publishing=lambda: self._publication,
+            ),
+            report,
+        )
+        return self._info(manifest)
+
+    async def pull(self, request: m.KernelPull, report: Report) -> m.KernelInfo:
+        arch = request.arch or host_arch()
+        entry = await self._workers.run(lambda job: self._resolve(request, arch))
+        return self._info(await self._pull(entry, request.save_as or entry.name, request.force, report))
+
+    async def ensure(self, name: str, report: Report) -> KernelManifest:
+        """The local kernel of that name, pulled from a catalog when it is missing."""
+        try:
+            return kernels.read_local(self._layout.kernels, name)
+        except BangerError as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+            hint = error.hint
+        try:
+            entry = await self._workers.run(lambda job: self._find(name, host_arch()))
+            return await self._pull(entry, entry.name, False, report)
+        except BangerError as error:
+            if error.code is Code.NOT_FOUND and not error.hint:
+                error.hint = hint
+            raise
+
+    async def _pull(self, entry: CatalogEntry, name: str, force: bool, report: Report) -> KernelManifest:
+        system.validate_name(name, "kernel")
+        refuse_taken(self._layout.kernels, name, force)
+        report(Progress(FETCHING, f"the kernel {name}"))
+        environment = Environment(
+            self._layout.cache, self._config.debian_mirror, tuple(self._config.insecure_registries)
+        )
+        return await self._pulls.run(
+            f"{name} {entry!r}",
+            lambda job: fetch(
+                self._layout.kernels,
+                name,
+                entry,
+                job,
+                environment=environment,
+                replace=force,
+                publishing=lambda: self._publication,
+            ),
+            report,
+        )
+
+    def _resolve(self, request: m.KernelPull, arch: str) -> CatalogEntry:
+        """What is to be pulled, by the form of its name: a URL, a name in a catalog, or an OCI reference."""
+        name, sha256 = request.name, request.sha256.lower().removeprefix("sha256:")
+        if "://" in name:
+            return _url_entry(name, sha256, request.arch)
+        origin, slash, _ = name.rpartition("/")
+        in_catalog = not slash or origin in {catalog.EMBEDDED, *catalogs.names(self._layout.kernel_catalogs)}
+        if in_catalog and ":" not in name and "@" not in name:
+            entry = self._find(name, arch)
+        else:
+            reference = Reference.parse(name)
+            entry = CatalogEntry(_local_name(reference), "", arch, "", "oci", image=str(reference), origin="")
+        if sha256 and sha256 != catalog.revision(entry).removeprefix("sha256:"):
+            raise BangerError(
+                Code.INVALID,
+                f"{name!r} does not have the SHA-256 {sha256!r} that you ask for",
+                hint="give --sha256 with the URL of a bundle; in a reference write NAME@sha256:...",
+            )
+        return entry
+
+    def _find(self, name: str, arch: str) -> CatalogEntry:
+        entries, _ = catalogs.merged(self._layout.kernel_catalogs)
+        return catalog.lookup(entries, name, arch)
+
+    async def catalog(self, request: m.Empty, report: Report) -> m.KernelCatalog:
+        def work(job: Job) -> m.KernelCatalog:
+            good, _ = kernels.list_local(self._layout.kernels)
+            entries, _ = catalogs.merged(self._layout.kernel_catalogs)
+            annotated = catalog.annotate(entries, good, self._candidate)
+            return m.KernelCatalog([_catalog_info(entry, state) for entry, state in annotated])
+
+        return await self._workers.run(work)
+
+    def _candidate(self, entry: CatalogEntry) -> str:
+        return debian.candidate(entry.package, entry.suite, entry.arch, self._layout.cache)
+
+    async def verify(self, request: m.KernelVerify, report: Report) -> m.KernelChecks:
+        def work(job: Job) -> m.KernelChecks:
+            names = request.names
+            if not names:
+                good, broken = kernels.list_local(self._layout.kernels)
+                names = sorted([manifest.name for manifest in good] + [entry.name for entry in broken])
+            return m.KernelChecks(
+                [m.KernelCheck(name, kernels.verify_local(self._layout.kernels, name, job)) for name in names]
+            )
+
+        return await self._workers.run(work, report)
+
+    async def export(self, request: m.KernelExport, report: Report) -> m.BundleEntry:
+        output = _absolute(request.output)
+
+        def work(job: Job) -> m.BundleEntry:
+            if output.exists() and not request.force:
+                raise BangerError(Code.EXISTS, f"{output} exists already", hint="replace it with --force")
+            with system.staging(self._layout.kernels, "export") as held:
+                with self._publication:
+                    manifest = kernels.read_local(self._layout.kernels, request.name)
+                    system.copy_dir_contents(self._layout.kernels / manifest.name, held, system.link_or_copy)
+                try:
+                    with system.staged_file(output, mode=0o644) as stream:
+                        write_bundle(held, stream, job)
+                except OSError as error:
+                    raise BangerError(Code.INVALID, f"{output} cannot be written: {error.strerror}") from error
+            return m.BundleEntry(
+                name=manifest.name,
+                kind="bundle",
+                distro=manifest.distro,
+                arch=manifest.arch,
+                kernel_version=manifest.kernel_version,
+                tarball_url=request.url or output.name,
+                tarball_sha256=sum_file(output, job),
+                size_bytes=output.stat().st_size,
+                description="",
+            )
+
+        return await self._workers.run(work, report)
+
+    # Catalogs --------------------------------------------------------------------------------------------------------
+
+    async def catalog_add(self, request: m.CatalogAdd, report: Report) -> m.CatalogInfo:
+        return await self._workers.run(
+            lambda job: _origin_info(
+                catalogs.add(self._layout.kernel_catalogs, request.location, request.name, request.public_key, job)
+            ),
+            report,
+        )
+
+    async def catalog_list(self, request: m.Empty, report: Report) -> m.CatalogList:
+        return await self._workers.run(lambda job: self._origins())
+
+    async def catalog_delete(self, request: m.NameRequest, report: Report) -> m.Empty:
+        await self._workers.run(lambda job: catalogs.remove(self._layout.kernel_catalogs, request.name))
+        return m.Empty()
+
+    async def catalog_refresh(self, request: m.CatalogRefresh, report: Report) -> m.CatalogList:
+        def work(job: Job) -> m.CatalogList:
+            catalogs.refresh(self._layout.kernel_catalogs, request.names, job)
+            return self._origins()
+
+        return await self._workers.run(work, report)
+
+    def _origins(self) -> m.CatalogList:
+        return m.CatalogList([_origin_info(origin) for origin in catalogs.list_all(self._layout.kernel_catalogs)])
+
+    def _info(self, manifest: KernelManifest) -> m.KernelInfo:
+        entry = self._layout.kernels / manifest.name
+        return m.KernelInfo(
+            name=manifest.name,
+            distro=manifest.distro,
+            arch=manifest.arch,
+            kernel_version=manifest.kernel_version,
+            sha256=manifest.sha256,
+            source=manifest.source,
+            origin=manifest.origin,
+            imported_at=manifest.imported_at,
+            size_bytes=sum(file.stat().st_blocks * 512 for file in os.scandir(entry) if file.is_file()),
+            modules=manifest.modules,
+            missing=[*manifest.missing],
+            unknown=[*manifest.unknown],
+            skipped=[*manifest.skipped],
+        )
+
+
+def _url_entry(url: str, sha256: str, arch: str) -> CatalogEntry:
+    """What stands for a catalog entry when a bundle is pulled by its address; `arch` '' accepts any."""
+    shown = download.public_url(url)
+    if not url.startswith(("http://", "https://")):
+        raise BangerError(Code.INVALID, f"{shown!r} is not an http or https URL")
+    if len(sha256) != 64 or sha256.strip("0123456789abcdef"):
+        raise BangerError(
+            Code.INVALID,
+            f"{sha256!r} is not the SHA-256 of a bundle"
+            if sha256
+            else f"{shown!r} cannot be checked without a SHA-256",
+            hint="give what its publisher says: --sha256 with 64 hexadecimal digits",
+        )
+    file = shown.partition("?")[0].partition("#")[0].rpartition("/")[2]
+    name = next((file.removesuffix(suffix) for suffix in _BUNDLE_SUFFIXES if file.endswith(suffix)), file)
+    return CatalogEntry(name, "", arch, "", "bundle", tarball_url=url, tarball_sha256=sha256, origin="")
+
+
+def _local_name(reference: Reference) -> str:
+    """The last component of the repository, with the tag unless that is `latest`."""
+    name = reference.repository.rpartition("/")[2]
+    return f"{name}-{reference.tag}" if reference.tag and reference.tag != "latest" else name
+
+
+def _catalog_info(entry: CatalogEntry, state: str) -> m.CatalogKernel:
+    return m.CatalogKernel(
+        name=entry.name,
+        origin=entry.origin,
+        distro=entry.distro,
+        arch=entry.arch,
+        kernel_version=entry.kernel_version,
+        kind=entry.kind,
+        description=entry.description,
+        size_bytes=entry.size_bytes,
+        state=state,
+    )
+
+
+def _origin_info(origin: catalogs.Origin) -> m.CatalogInfo:
+    return m.CatalogInfo(**asdict(origin))
+
+
+def _in_use(name: str, vms: list[str], images: list[str]) -> BangerError:
+    users = [f"the {what} {_listed(names)}" for what, names in (("VMs", vms), ("images", images)) if names]
+    return BangerError(
+        Code.IN_USE,
+        f"the kernel {name!r} is used by {' and '.join(users)}",
+        hint=f"they keep their own copies: remove it all the same with 'banger kernel rm --force {name}'",
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _source(path: str) -> Path:
+    return HOST if path == str(HOST) else _absolute(path)
+
+
+def _absolute(path: str) -> Path:
+    if not path.startswith("/"):
+        raise BangerError(Code.INVALID, f"{path!r} is not an absolute path", hint="the daemon has no working directory")
+    return Path(path)
