@@ -20,16 +20,19 @@ def banner(version: str) -> bytes:
 
 
 def elf(version: str = VERSION, pvh: bool = True, machine: int = 62, extra: bytes = b"") -> bytes:
-    """An ELF64 executable with one PT_NOTE segment (System V ABI, elf(5))."""
+    """An ELF64 executable with a PT_LOAD segment, which it is entered in, and a PT_NOTE (System V ABI, elf(5))."""
     kind = 18 if pvh else 1
     notes = struct.pack("<III", 4, 4, 6) + b"Abc\0" + bytes(4) + struct.pack("<III", 4, 8, kind) + b"Xen\0" + bytes(8)
+    entry, start = 0x1000000, 64 + 2 * 56
+    content = notes + banner(version) + extra
     header = (
         b"\x7fELF\x02\x01\x01"
         + bytes(9)
-        + struct.pack("<HHIQQQIHHHHHH", 2, machine, 1, 0, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+        + struct.pack("<HHIQQQIHHHHHH", 2, machine, 1, entry, 64, 0, 0, 64, 56, 2, 0, 0, 0)
     )
-    segment = struct.pack("<IIQQQQQQ", 4, 4, 64 + 56, 0, 0, len(notes), len(notes), 4)
-    return header + segment + notes + banner(version) + extra
+    load = struct.pack("<IIQQQQQQ", 1, 5, start, 0xFFFFFFFF81000000, entry, len(content), len(content), 4)
+    note = struct.pack("<IIQQQQQQ", 4, 4, start, 0, 0, len(notes), len(notes), 4)
+    return header + load + note + content
 
 
 def arm64_image(version: str = VERSION) -> bytes:

@@ -1,0 +1,284 @@
+"""Bounded decompression of everything that kernels, modules, packages and images are compressed with."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import io
+import lzma
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, BinaryIO
+
+import lz4.block
+import lz4.frame
+import zstandard
+
+from banger.api.errors import BangerError, Code
+from banger.job import Job
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+_MAGIC = {
+    b"\x1f\x8b\x08": "gzip",  # RFC 1952
+    b"\xfd7zXZ\x00": "xz",
+    b"BZh": "bzip2",
+    b"\x02\x21\x4c\x18": "lz4",  # the legacy frame, which kernels use (lz4_Frame_format.md)
+    b"\x04\x22\x4d\x18": "lz4-frame",
+    b"\x28\xb5\x2f\xfd": "zstd",  # RFC 8878
+    b"\x50\x2a\x4d\x18": "zstd",  # a skippable frame, with which pzstd begins
+    b"\x5d\x00\x00": "lzma",
+    b"\x89LZO\x00\r\n\x1a\n": "lzo",  # lzop's; told apart here, unpacked by nobody but lzop
+}
+MAGIC_SIZE = max(map(len, _MAGIC))
+
+_STEP = 1 << 20
+_REPORT_EVERY = 4 << 20
+_MEMORY_LIMIT = 128 << 20  # bytes of dictionary or window: xz -9 takes 64 MiB, zstd --ultra -22 (kernels) 128 MiB
+_LZ4_BLOCK = 8 << 20  # every block but the last of the legacy format
+
+
+def compression(head: bytes) -> str | None:
+    """The name of the compression that data begins with, or None."""
+    return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+
+
+def chunks(stream: IO[bytes], kind: str, *, concatenated: bool = False, name: str = "") -> Iterator[bytes]:
+    """The decompressed bytes of one compressed stream, in pieces of at most 1 MiB; what follows it is ignored.
+
+    With `concatenated` all streams that follow one another, as gzip(1), xz(1) and zstd(1) do. Raises CORRUPT, with
+    `name` as what is damaged, when it is damaged or ends early.
+    """
+    subject = name or f"the {kind} data"
+    decode = _DECODERS.get(kind)
+    if decode is None:
+        raise BangerError(Code.UNSUPPORTED, f"{subject} is compressed with {kind}, which cannot be unpacked here")
+    source = _Source(stream)
+    try:
+        yield from decode(source)
+        while concatenated and (head := source.skip_padding()):
+            if compression(head) != kind:
+                raise ValueError(f"something else follows its {kind} data")
+            yield from decode(source)
+    except EOFError as error:
+        raise BangerError(Code.CORRUPT, f"{subject} is damaged: it ends early") from error
+    except (
+        zlib.error,
+        lzma.LZMAError,
+        ValueError,
+        RuntimeError,
+        zstandard.ZstdError,
+        lz4.block.LZ4BlockError,
+    ) as error:
+        raise BangerError(Code.CORRUPT, f"{subject} is damaged: {error}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise  # from the system: bz2 reports damage as an OSError without a number
+        raise BangerError(Code.CORRUPT, f"{subject} is damaged: {error}") from error
+
+
+def decompress(data: bytes, limit: int) -> bytes:
+    """Decompress by the data's own magic number to at most `limit` bytes (else CORRUPT)."""
+    kind = compression(data)
+    if kind is None:
+        raise BangerError(Code.CORRUPT, "the data is not compressed with gzip, xz, lzma, bzip2, lz4 or zstd")
+    output = bytearray()
+    for piece in chunks(io.BytesIO(data), kind):
+        output += piece
+        if len(output) > limit:
+            raise BangerError(Code.CORRUPT, f"the {kind} data unpacks to more than {limit >> 20} MiB")
+    return bytes(output)
+
+
+@contextlib.contextmanager
+def open_decompressed(path: Path, job: Job, stage: str) -> Iterator[BinaryIO]:
+    """The content of a file, compressed or not (told by magic number), reporting progress in bytes of the file.
+
+    Raises CORRUPT, naming the file, when decompression fails inside the block.
+    """
+    try:
+        raw = io.BufferedReader(_ProgressFile(path, job, stage), _STEP)
+    except OSError as error:
+        raise BangerError(Code.NOT_FOUND, f"cannot read {path}: {error.strerror}") from error
+    with raw:
+        kind = compression(raw.peek(MAGIC_SIZE))
+        if kind is None:
+            yield raw
+        else:
+            with io.BufferedReader(PieceReader(chunks(raw, kind, concatenated=True, name=str(path)))) as stream:
+                yield stream
+
+
+class PieceReader(io.RawIOBase):
+    """A file to read of bytes that come in pieces, at most `limit` of them (else CORRUPT)."""
+
+    def __init__(self, pieces: Iterator[bytes], limit: int | None = None) -> None:
+        self._pieces = pieces
+        self._left = limit
+        self._piece = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        while not self._piece:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            if self._left is not None:
+                self._left -= len(piece)
+                if self._left < 0:
+                    raise BangerError(Code.CORRUPT, "the compressed data unpacks to more than is allowed")
+            self._piece = memoryview(piece)
+        target = memoryview(buffer).cast("B")
+        count = min(len(target), len(self._piece))
+        target[:count] = self._piece[:count]
+        self._piece = self._piece[count:]
+        return count
+
+
+class _ProgressFile(io.RawIOBase):
+    """A file that reports how much of it has been read."""
+
+    def __init__(self, path: Path, job: Job, stage: str) -> None:
+        self._file = open(path, "rb", buffering=0)
+        self._job = job
+        self._stage = stage
+        self._label = path.name
+        self._total = path.stat().st_size
+        self._done = 0
+        self._reported = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        count = self._file.readinto(buffer) or 0
+        self._done += count
+        if self._done - self._reported >= _REPORT_EVERY or (count == 0 and self._reported < self._done):
+            self._reported = self._done
+            self._job.progress(self._stage, self._label, self._done, self._total)
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _Source:
+    """A stream to read whole amounts from, and to put back into what was read too much."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._back = b""
+
+    def read(self, size: int) -> bytes:
+        """`size` bytes; fewer at the end only."""
+        data, self._back = self._back[:size], self._back[size:]
+        while len(data) < size and (more := self._stream.read(size - len(data))):
+            data += more
+        return data
+
+    def exactly(self, size: int) -> bytes:
+        """`size` bytes; raises EOFError."""
+        data = self.read(size)
+        if len(data) < size:
+            raise EOFError
+        return data
+
+    def put_back(self, data: bytes) -> None:
+        self._back = data + self._back
+
+    def skip_padding(self) -> bytes:
+        """What comes next, at most MAGIC_SIZE bytes, after the zeros that may pad a stream (xz(1), tapes)."""
+        while data := self.read(MAGIC_SIZE):
+            if rest := data.lstrip(b"\0"):
+                self.put_back(rest)
+                head = self.read(MAGIC_SIZE)
+                self.put_back(head)
+                return head
+        return b""
+
+
+def _gzip(source: _Source) -> Iterator[bytes]:
+    inflate = zlib.decompressobj(wbits=31)
+    while not inflate.eof:
+        data = inflate.unconsumed_tail or source.read(_STEP)
+        piece = inflate.decompress(data, _STEP)
+        if not data and not piece:
+            raise EOFError
+        yield piece
+    source.put_back(inflate.unused_data)
+
+
+def _by_object(
+    source: _Source, decompressor: bz2.BZ2Decompressor | lzma.LZMADecompressor | lz4.frame.LZ4FrameDecompressor
+) -> Iterator[bytes]:
+    while not decompressor.eof:
+        data = source.read(_STEP) if decompressor.needs_input else b""
+        if decompressor.needs_input and not data:
+            raise EOFError
+        yield decompressor.decompress(data, _STEP)
+    source.put_back(decompressor.unused_data or b"")
+
+
+def _zstd(source: _Source) -> Iterator[bytes]:
+    """Feed a frame block by block, since the library cannot stop within what it is given: a block of 4 bytes may
+    become 128 KiB, and none may become more (RFC 8878, 3.1.1)."""
+    _skip_frames(source)
+    head = source.exactly(5)
+    head += source.exactly(zstandard.frame_header_size(head) - len(head))
+    frame = zstandard.ZstdDecompressor(max_window_size=_MEMORY_LIMIT).decompressobj()
+    yield frame.decompress(head)
+    last = 0
+    while not last:
+        head = source.exactly(3)
+        word = int.from_bytes(head, "little")
+        last, repeats, size = word & 1, word >> 1 & 3 == 1, word >> 3
+        yield frame.decompress(head + source.exactly(1 if repeats else size))
+    if not frame.eof:
+        yield frame.decompress(source.exactly(4))  # the checksum
+    _skip_frames(source)
+
+
+def _skip_frames(source: _Source) -> None:
+    """Skippable frames, RFC 8878, 3.1.2: what pzstd and seekable archives keep their indexes in."""
+    while (head := source.read(8))[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50:
+        size = int.from_bytes(head[4:], "little")
+        while size:
+            size -= len(source.exactly(min(size, _STEP)))
+    source.put_back(head)
+
+
+def _lz4_legacy(source: _Source) -> Iterator[bytes]:
+    """The legacy frame has no end mark: kernel builds append the unpacked size, which tells the end from damage."""
+    source.exactly(4)
+    total = 0
+    while word := source.read(4):
+        if len(word) < 4:
+            raise EOFError
+        (size,) = struct.unpack("<I", word)
+        block = source.read(min(size, _LZ4_BLOCK * 2))
+        if not block and size == total:
+            return
+        if len(block) != size:
+            raise EOFError
+        piece = lz4.block.decompress(block, uncompressed_size=_LZ4_BLOCK)
+        total += len(piece)
+        yield from (piece[start : start + _STEP] for start in range(0, len(piece), _STEP))
+    if not total:
+        raise EOFError
+
+
+_DECODERS: dict[str, Callable[[_Source], Iterator[bytes]]] = {
+    "gzip": _gzip,
+    "xz": lambda source: _by_object(source, lzma.LZMADecompressor(lzma.FORMAT_XZ, _MEMORY_LIMIT)),
+    "lzma": lambda source: _by_object(source, lzma.LZMADecompressor(lzma.FORMAT_ALONE, _MEMORY_LIMIT)),
+    "bzip2": lambda source: _by_object(source, bz2.BZ2Decompressor()),
+    "lz4": _lz4_legacy,
+    "lz4-frame": lambda source: _by_object(source, lz4.frame.LZ4FrameDecompressor()),
+    "zstd": _zstd,
+}
