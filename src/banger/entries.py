@@ -42,15 +42,18 @@ class BrokenEntry:
 M = TypeVar("M", bound=Manifest)
 
 
-def load(entry: Path, kind: Kind, parse: Callable[[bytes], M]) -> M:
-    """The manifest of one entry; raises CORRUPT when there is none, `parse` refuses it or it is another entry's."""
+def load(entry: Path, kind: Kind, parse: Callable[[bytes], M], name: str = "") -> M:
+    """The manifest of one entry; raises CORRUPT when there is none, `parse` refuses it or it is another entry's.
+
+    `name` is what it must be called, '' for what its directory is called.
+    """
     try:
         with open(entry / MANIFEST, "rb") as stream:
             text = stream.read(_MANIFEST_LIMIT)
     except OSError as error:
         raise BangerError(Code.CORRUPT, f"{MANIFEST} cannot be read: {error.strerror}") from error
     manifest = parse(text)
-    if manifest.name != entry.name:
+    if manifest.name != (name or entry.name):
         article = "an" if kind == "image" else "a"
         raise BangerError(Code.CORRUPT, f"{MANIFEST} belongs to {article} {kind} called {manifest.name!r}")
     return manifest
@@ -68,7 +71,7 @@ def read(catalog: Path, kind: Kind, name: str, load_entry: Callable[[Path], M]) 
         raise BangerError(
             Code.CORRUPT,
             f"the {kind} {name!r} is broken: {error.message}",
-            hint=f"pull or import it again with --force, or remove it with 'banger {kind} rm {name}'",
+            hint=error.hint or f"pull or import it again with --force, or remove it with 'banger {kind} rm {name}'",
         ) from error
 
 

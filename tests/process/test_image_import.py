@@ -21,10 +21,11 @@ import zstandard
 
 from banger.api.errors import BangerError, Code
 from banger.debian import Mirror, find_mirror
+from banger.entries import sum_file
 from banger.imagecat.catalog import embedded_catalog
 from banger.imagecat.debian import pull_debian
 from banger.imagecat.importer import import_image
-from banger.imagecat.manifest import delete_local, disk_usage, image_paths, list_local, read_local, rootfs_digest
+from banger.imagecat.manifest import delete_local, disk_usage, image_paths, list_local, read_local
 from banger.job import Job, Progress
 from tests.images import HOST_ARCH, MINIMAL, minimal_image
 
@@ -71,14 +72,14 @@ def test_an_image_of_one_static_program(tmp_path: Path, images: Path, program: b
     source = tmp_path / "rootfs.bin"
     source.write_bytes(COMPRESSIONS[kind](static_archive(program, b'ID=tiny\nPRETTY_NAME="Tiny \\"1\\""\n')))
     seen: list[Progress] = []
-    manifest = import_image(images, "tiny", source, Job(seen.append), kernel_ref="generic")
-    assert (manifest.name, manifest.arch, manifest.kernel_ref) == ("tiny", HOST_ARCH, "generic")
+    manifest = import_image(images, "tiny", source, Job(seen.append))
+    assert (manifest.name, manifest.arch, manifest.kernel_ref) == ("tiny", HOST_ARCH, "")
     assert (manifest.distro, manifest.pretty_name) == ("tiny", 'Tiny "1"')
     assert (manifest.managed, manifest.init, manifest.source) == (True, "agent", str(source))
     assert read_local(images, "tiny") == manifest
     rootfs = image_paths(images, manifest).rootfs
     assert rootfs.stat().st_size == manifest.size_bytes <= disk_usage(images, "tiny")
-    assert rootfs_digest(rootfs, Job()) == manifest.rootfs_sha256
+    assert sum_file(rootfs, Job()) == manifest.rootfs_sha256
     unpacked = tmp_path / "unpacked"
     subprocess.run(["unsquashfs", "-quiet", "-dest", unpacked, rootfs], check=True, capture_output=True)
     assert subprocess.run([unpacked / "hello"], check=True, capture_output=True).stdout == b"hello\n"

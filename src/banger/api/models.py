@@ -186,7 +186,11 @@ class CatalogRefresh(Model):
 
 
 class ImageInfo(Model):
-    """An entry of the local image catalog; `problem` is '' for a usable one."""
+    """An entry of the local image catalog; `problem` is '' for a usable one.
+
+    One that is not `managed` is the file `source`, registered where it is, with the work-seed at `work_seed` or ''.
+    `size_bytes` is that of the root filesystem.
+    """
 
     name: str
     arch: str = ""
@@ -196,6 +200,8 @@ class ImageInfo(Model):
     sha256: str = ""
     size_bytes: int = 0
     kernel_ref: str = ""
+    managed: bool = True
+    work_seed: str = ""
     init: str = ""
     entrypoint: list[str] = field(default_factory=list)
     command: list[str] = field(default_factory=list)
@@ -228,6 +234,16 @@ class ImageImport(Model):
     name: str
     source: str
     kernel_ref: str = ""
+    force: bool = False
+
+
+class ImageRegister(Model):
+    """`rootfs` (ext4 or squashfs) and `work_seed` (ext4, or '') are absolute paths on the daemon's host."""
+
+    name: str
+    rootfs: str
+    kernel_ref: str
+    work_seed: str = ""
     force: bool = False
 
 

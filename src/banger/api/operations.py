@@ -71,6 +71,9 @@ IMAGE_LIST = Call("image.list", m.Empty, m.ImageList, "List the local images.")
 IMAGE_SHOW = Call("image.show", m.NameRequest, m.ImageInfo, "Show one local image.")
 IMAGE_DELETE = Call("image.delete", m.NameRequest, m.Empty, "Remove a local image that no VM uses.")
 IMAGE_IMPORT = Call("image.import", m.ImageImport, m.ImageInfo, "Import an image from files.", long=True)
+IMAGE_REGISTER = Call(
+    "image.register", m.ImageRegister, m.ImageInfo, "Make an image of a file that stays where it is.", long=True
+)
 IMAGE_PULL = Call("image.pull", m.ImagePull, m.ImageInfo, "Fetch an image of the catalog.", long=True)
 IMAGE_CATALOG = Call("image.catalog", m.Empty, m.ImageCatalog, "List the images that can be pulled.")
 

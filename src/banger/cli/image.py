@@ -23,6 +23,7 @@ IMAGE_GROUP = LazyGroup(
         "show": Entry("image", "show", "Show one local image."),
         "pull": Entry("image", "pull", "Fetch an image of the catalog."),
         "import": Entry("image", "import_image", "Make an image from a tar or a directory."),
+        "register": Entry("image", "register", "Make an image of a file that stays where it is."),
         "rm": Entry("image", "remove", "Remove local images."),
     },
     help="""Root filesystems that VMs start from.
@@ -96,6 +97,8 @@ def show(name: str, as_json: bool) -> None:
             ("distro", image.distro),
             ("size", human_size(image.size_bytes)),
             ("kernel", image.kernel_ref),
+            ("managed", "" if image.managed else "no"),
+            ("work-seed", image.work_seed),
             ("init", image.init),
             ("entrypoint", shlex.join(image.entrypoint)),
             ("command", shlex.join(image.command)),
@@ -147,6 +150,30 @@ def import_image(name: str, source: str, kernel_ref: str | None, force: bool, as
     with Display() as display:
         image = ensure_daemon().call(op.IMAGE_IMPORT, request, display.reporter(f"importing {name}"))
     print_arrived(image, as_json, "imported")
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+    banger image register mine --rootfs rootfs.ext4 --kernel-ref NAME
+    banger image register mine --rootfs rootfs.squashfs --kernel-ref NAME --work-seed home.ext4
+    """,
+)
+@click.argument("name", type=IMAGE)
+@click.option("--rootfs", type=LOCAL_PATH, required=True, help="A file with an ext4 or squashfs root filesystem.")
+@click.option("--kernel-ref", type=KERNEL, required=True, help="Kernel that VMs of this image boot.")
+@click.option("--work-seed", type=LOCAL_PATH, default=None, help="An ext4 disk that home disks start from.")
+@click.option("--force", is_flag=True, help="Replace a local image of that name.")
+@json_option
+def register(name: str, rootfs: str, kernel_ref: str, work_seed: str | None, force: bool, as_json: bool) -> None:
+    """Make an image of a file of this host, which is not copied: it must stay where it is, unchanged.
+
+    VMs get copies of it, which cost no space where the filesystem can share them (btrfs, XFS).
+    """
+    request = m.ImageRegister(name=name, rootfs=rootfs, kernel_ref=kernel_ref, work_seed=work_seed or "", force=force)
+    with Display() as display:
+        image = ensure_daemon().call(op.IMAGE_REGISTER, request, display.reporter(f"registering {name}"))
+    print_arrived(image, as_json, "registered")
 
 
 @click.command("rm", cls=Command, epilog="banger image rm NAME OTHER")

@@ -109,6 +109,7 @@ class Daemon:
             op.IMAGE_SHOW.name: images.image_show,
             op.IMAGE_DELETE.name: images.image_delete,
             op.IMAGE_IMPORT.name: images.image_import,
+            op.IMAGE_REGISTER.name: images.image_register,
             op.IMAGE_PULL.name: images.image_pull,
             op.IMAGE_CATALOG.name: images.image_catalog,
             op.VM_LIST.name: vms.list,

@@ -1,11 +1,10 @@
-"""Images: the local catalog, importing, pulling, removing."""
+"""Images: the local catalog, importing, registering, pulling, removing."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from banger import system
 from banger.api import models as m
@@ -17,15 +16,13 @@ from banger.debian import find_mirror
 from banger.imagecat import catalog as image_catalog
 from banger.imagecat import manifest as images
 from banger.imagecat.debian import pull_debian
-from banger.imagecat.importer import import_image
+from banger.imagecat.importer import import_image, register_image
 from banger.imagecat.manifest import ImageManifest
 from banger.job import Job, Progress
 from banger.kernelcat import manifest as kernels
 from banger.kernelcat.manifest import KernelManifest
 from banger.paths import Layout
 from banger.vmm.detect import host_arch
-
-T = TypeVar("T")
 
 
 class ImageUsers(Protocol):
@@ -76,7 +73,7 @@ class ImageService:
     async def image_delete(self, request: m.NameRequest, report: Report) -> m.Empty:
         users = self._users.vms_with_image(request.name)
         if users:
-            raise _in_use("image", request.name, users)
+            raise _in_use(request.name, users)
 
         def work(job: Job) -> None:
             with self._publication:
@@ -86,21 +83,48 @@ class ImageService:
         return m.Empty()
 
     async def image_import(self, request: m.ImageImport, report: Report) -> m.ImageInfo:
-        if request.kernel_ref:
-            kernels.read_local(self._layout.kernels, request.kernel_ref)
+        kernel = self._kernel_entry(request.kernel_ref) if request.kernel_ref else None
         manifest = await self._workers.run(
             lambda job: import_image(
                 self._layout.images,
                 request.name,
                 _absolute(request.source),
                 job,
-                kernel_ref=request.kernel_ref,
+                kernel=kernel,
                 replace=request.force,
                 publishing=lambda: self._publication,
             ),
             report,
         )
         return _image_info(manifest)
+
+    async def image_register(self, request: m.ImageRegister, report: Report) -> m.ImageInfo:
+        kernel = self._kernel_entry(request.kernel_ref)
+        manifest = await self._workers.run(
+            lambda job: register_image(
+                self._layout.images,
+                request.name,
+                _absolute(request.rootfs),
+                kernel,
+                job,
+                work_seed=_absolute(request.work_seed) if request.work_seed else None,
+                replace=request.force,
+                publishing=lambda: self._publication,
+            ),
+            report,
+        )
+        return _image_info(manifest)
+
+    def _kernel_entry(self, name: str) -> Path:
+        """The directory of an installed kernel that an image is to refer to."""
+        try:
+            kernels.read_local(self._layout.kernels, name)
+        except BangerError as error:
+            if error.code is Code.NOT_FOUND:
+                nearest = f"{error.hint} " if error.hint.startswith("did you mean") else ""
+                error.hint = f"{nearest}run 'banger kernel list'"
+            raise
+        return self._layout.kernels / name
 
     async def image_pull(self, request: m.ImagePull, report: Report) -> m.ImageInfo:
         return _image_info(await self._pull_image(request.name, request.force, report))
@@ -132,38 +156,38 @@ class ImageService:
             ]
         )
 
-    async def ensure_kernel(self, name: str, report: Report) -> KernelManifest:
-        """The local kernel of that name, pulled from a catalog when it is missing."""
-        return await self._kernels.ensure(name, report)
-
     async def ensure_image(self, name: str, report: Report) -> ImageManifest:
         """The local image of that name, pulled from the catalog when it is missing."""
-        return await _ensure(
-            lambda: images.read_local(self._layout.images, name),
-            lambda: self._pull_image(name, False, report),
-        )
-
-
-async def _ensure(read: Callable[[], T], pull: Callable[[], Awaitable[T]]) -> T:
-    try:
-        return read()
-    except BangerError as error:
-        if error.code is not Code.NOT_FOUND:
+        try:
+            return images.read_local(self._layout.images, name)
+        except BangerError as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+            hint = error.hint
+        try:
+            return await self._pull_image(name, False, report)
+        except BangerError as error:
+            if error.code is Code.NOT_FOUND and not error.hint:
+                error.hint = hint
             raise
-        local_hint = error.hint
-    try:
-        return await pull()
-    except BangerError as error:
-        if error.code is Code.NOT_FOUND and not error.hint:
-            error.hint = local_hint
-        raise
+
+    async def kernel_for(self, image: ImageManifest, name: str, report: Report) -> tuple[KernelManifest, Path]:
+        """The kernel that a VM of `image` boots, and the directory with its files: the one called `name`, else its own.
+
+        A kernel that is missing is pulled from a catalog, unless the image has its own copy.
+        """
+        held = None if name else images.kernel_of(self._layout.images, self._layout.kernels, image)
+        if held is not None:
+            return held
+        kernel = await self._kernels.ensure(name or image.kernel_ref or self._config.default_kernel, report)
+        return kernel, self._layout.kernels / kernel.name
 
 
-def _in_use(what: str, name: str, users: list[str]) -> BangerError:
+def _in_use(name: str, users: list[str]) -> BangerError:
     listed = ", ".join(users[:5]) + (f" and {len(users) - 5} more" if len(users) > 5 else "")
     return BangerError(
         Code.IN_USE,
-        f"the {what} {name!r} is used by {listed}",
+        f"the image {name!r} is used by {listed}",
         hint=f"remove the VMs first: banger vm rm {' '.join(users[:5])}",
     )
 
@@ -172,10 +196,6 @@ def _absolute(path: str) -> Path:
     if not path.startswith("/"):
         raise BangerError(Code.INVALID, f"{path!r} is not an absolute path", hint="the daemon has no working directory")
     return Path(path)
-
-
-def _tree_bytes(directory: Path) -> int:
-    return sum(system.allocated_bytes(file) for file in directory.iterdir() if file.is_file())
 
 
 def _image_info(manifest: ImageManifest) -> m.ImageInfo:
@@ -188,6 +208,8 @@ def _image_info(manifest: ImageManifest) -> m.ImageInfo:
         sha256=manifest.rootfs_sha256,
         size_bytes=manifest.size_bytes,
         kernel_ref=manifest.kernel_ref,
+        managed=manifest.managed,
+        work_seed=manifest.work_seed,
         init=manifest.init,
         entrypoint=list(manifest.config.entrypoint),
         command=list(manifest.config.cmd),

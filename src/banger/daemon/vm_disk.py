@@ -14,7 +14,7 @@ from banger.api.codec import decode, encode
 from banger.api.errors import BangerError, Code
 from banger.config import Config
 from banger.daemon import vm_plan
-from banger.disk.ext4 import make_ext4
+from banger.disk.ext4 import clone_ext4, make_ext4
 from banger.guest.binary import agent_binary
 from banger.guest.bootarchive import boot_archive
 from banger.imagecat import manifest as images
@@ -35,17 +35,29 @@ def create(
     sizes: tuple[int, int],
     image: ImageManifest,
     kernel: KernelManifest,
+    kernel_dir: Path,
     publication: threading.Lock,
     job: Job,
 ) -> None:
-    """Make `vms/<id>` with overlay and home disks of `sizes` bytes, and publish it."""
+    """Make `vms/<id>` with overlay and home disks of `sizes` bytes, and publish it; `kernel` lies in `kernel_dir`."""
+    files = images.image_paths(layout.images, image)
     with system.staging(layout.vms, record.id) as staged:
         entry = staged / "vm"
         entry.mkdir(mode=0o700)
+        # copies come before the lock, since they may take long; under it their sources are seen to be still the same
+        try:
+            if not image.managed:
+                # a link would share what the owner of the file writes to it later
+                system.copy_file_prefer_clone(files.rootfs, entry / vm_plan.ROOTFS)
+            if files.work_seed is not None:
+                clone_ext4(files.work_seed, entry / vm_plan.HOME, sizes[1], job)
+        except (FileNotFoundError, PermissionError) as error:
+            raise BangerError(Code.CORRUPT, f"{error.filename} cannot be read: {error.strerror}") from error
         with publication:
-            _link(layout, entry, image, kernel)
+            _link(layout, entry, image, kernel, kernel_dir)
         make_ext4(entry / vm_plan.OVERLAY, sizes[0], "overlay", job)
-        make_ext4(entry / vm_plan.HOME, sizes[1], "home", job)
+        if files.work_seed is None:
+            make_ext4(entry / vm_plan.HOME, sizes[1], "home", job)
         system.write_file_atomically(entry / RECORD, json.dumps(encode(record), indent=1).encode())
         job.check()
         # no syncfs: it would wait for everything that other guests write; a disk lost to a power cut was empty
@@ -53,18 +65,22 @@ def create(
         system.fsync_directory(layout.vms)
 
 
-def _link(layout: Layout, entry: Path, image: ImageManifest, kernel: KernelManifest) -> None:
+def _link(layout: Layout, entry: Path, image: ImageManifest, kernel: KernelManifest, kernel_dir: Path) -> None:
     """Hard-link what the VM boots from, after a last look that it is still what was resolved."""
-    if images.read_local(layout.images, image.name).rootfs_sha256 != image.rootfs_sha256:
-        raise BangerError(Code.IN_USE, f"the image {image.name!r} was replaced meanwhile", hint="try again")
-    if kernels.read_local(layout.kernels, kernel.name).sha256 != kernel.sha256:
-        raise BangerError(Code.IN_USE, f"the kernel {kernel.name!r} was replaced meanwhile", hint="try again")
-    kernel_dir = layout.kernels / kernel.name
-    system.link_or_copy(images.image_paths(layout.images, image).rootfs, entry / vm_plan.ROOTFS)
+    if images.read_local(layout.images, image.name) != image:
+        raise _replaced("image", image.name)
+    if not kernel_dir.exists() or kernels.read_at(kernel_dir, kernel.name) != kernel:
+        raise _replaced("kernel", kernel.name)
+    if image.managed:
+        system.link_or_copy(images.image_paths(layout.images, image).rootfs, entry / vm_plan.ROOTFS)
     system.link_or_copy(kernels.kernel_paths(kernel_dir)[1], entry / vm_plan.KERNEL)
     system.link_or_copy(boot_archive(kernel_dir, agent_binary(kernel.arch)), entry / vm_plan.BOOT_ARCHIVE)
     if kernel.modules:
         system.link_or_copy(kernel_dir / kernels.MODULES, entry / vm_plan.MODULES)
+
+
+def _replaced(what: str, name: str) -> BangerError:
+    return BangerError(Code.IN_USE, f"the {what} {name!r} was replaced or removed meanwhile", hint="try again")
 
 
 def used_bytes(directory: Path) -> int:

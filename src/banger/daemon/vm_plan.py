@@ -94,7 +94,7 @@ def plan(
         command_line += " systemd.mask=serial-getty@ttyS0.service"
     ports = [parse_publish(text) for text in request.publish]
     disks = [
-        _disk("image", ROOTFS, True, "squashfs" if image.rootfs.endswith(".squashfs") else "ext4", 0),
+        _disk("image", ROOTFS, True, image.filesystem, 0),
         _disk("overlay", OVERLAY, False, "ext4", 1),
         _disk("home", HOME, False, "ext4", 2),
     ]

@@ -45,7 +45,7 @@ class Catalogs(Protocol):
 
     async def ensure_image(self, name: str, report: Report) -> ImageManifest: ...
 
-    async def ensure_kernel(self, name: str, report: Report) -> KernelManifest: ...
+    async def kernel_for(self, image: ImageManifest, name: str, report: Report) -> tuple[KernelManifest, Path]: ...
 
 
 class VmService:
@@ -125,8 +125,7 @@ class VmService:
         if request.name and request.name in self._names_taken:
             self._refuse_name(request.name)
         image = await catalogs.ensure_image(request.image or self._config.default_image, report)
-        kernel_name = request.kernel or image.kernel_ref or self._config.default_kernel
-        kernel = await catalogs.ensure_kernel(kernel_name, report)
+        kernel, kernel_dir = await catalogs.kernel_for(image, request.kernel, report)
         name = request.name or names.generate(self._names_taken)
         if name in self._names_taken:
             self._refuse_name(name)
@@ -140,7 +139,9 @@ class VmService:
         self._names_taken.add(name)
         try:
             await self._workers.run(
-                lambda job: vm_disk.create(self._layout, record, sizes, image, kernel, self._publication, job)
+                lambda job: vm_disk.create(
+                    self._layout, record, sizes, image, kernel, kernel_dir, self._publication, job
+                )
             )
             self._store.put_vm(record)
         except BaseException:

@@ -183,14 +183,20 @@ def _look_at(member: tar.Member, start: bytes, contents: Contents) -> None:
     """Take note of what the first chunk of a file tells about the whole root filesystem."""
     if member.is_sparse:
         return
-    # e_ident and e_machine, System V ABI, "ELF Header"
-    if start[:4] == b"\x7fELF" and len(start) >= 20:
-        number = int.from_bytes(start[18:20], "little" if start[5] == 1 else "big")
-        machine = _ELF_MACHINES.get(number, f"machine-{number}") if start[4] == 2 else f"machine-{number}-32bit"
+    if machine := elf_machine(start):
         in_bin = member.path.startswith(_BIN_DIRECTORIES)
         (contents.machines if in_bin else contents.other_machines)[machine] += 1
     elif member.path in _OS_RELEASE and not contents.os_release:
         contents.os_release = start[:65536]
+
+
+def elf_machine(start: bytes) -> str:
+    """The architecture of a program by its first 20 bytes: `amd64`, `arm64`, `machine-<ELF number>`; '' for no ELF."""
+    # e_ident and e_machine, System V ABI, "ELF Header"
+    if start[:4] != b"\x7fELF" or len(start) < 20:
+        return ""
+    number = int.from_bytes(start[18:20], "little" if start[5] == 1 else "big")
+    return _ELF_MACHINES.get(number, f"machine-{number}") if start[4] == 2 else f"machine-{number}-32bit"
 
 
 def _drain(stream: BinaryIO, limit: int) -> None:

@@ -40,7 +40,7 @@ def pull_debian(
     mirror: Mirror,
     arch: str,
     name: str | None = None,
-    kernel_ref: str = "",
+    kernel: Path | None = None,
     replace: bool = False,
     publishing: Publishing = contextlib.nullcontext,
 ) -> ImageManifest:
@@ -57,7 +57,7 @@ def pull_debian(
         functools.partial(_bootstrap, images_dir, entry, arch, mirror, job),
         label=f"the {entry.suite} image",
         source=f"debian:{entry.suite}",
-        kernel_ref=kernel_ref,
+        kernel=kernel,
         replace=replace,
         publishing=publishing,
     )

@@ -16,9 +16,12 @@ from banger import system
 from banger.api.errors import BangerError, Code
 from banger.disk.decompress import open_decompressed
 from banger.disk.squashfs import TarSource, write_squashfs
+from banger.entries import sum_file
 from banger.fields import ARCHITECTURES
-from banger.imagecat.manifest import ROOTFS_SQUASHFS, ImageConfig, ImageManifest, rootfs_digest, write_local
+from banger.imagecat.manifest import KERNEL, ROOTFS_SQUASHFS, ImageConfig, ImageManifest, write_local
+from banger.imagecat.rootfs import EXT4, filesystem_type, look_into
 from banger.job import Job, command_failed
+from banger.kernelcat.manifest import hold, read_local
 
 Publishing = Callable[[], AbstractContextManager[object]]
 
@@ -30,14 +33,14 @@ def import_image(
     job: Job,
     *,
     source_label: str | None = None,
-    kernel_ref: str = "",
+    kernel: Path | None = None,
     replace: bool = False,
     publishing: Publishing = contextlib.nullcontext,
 ) -> ImageManifest:
     """Make the image `name` of a root filesystem: a directory, or a tar archive (plain, gzip, xz, zstd or bzip2).
 
-    Raises NOT_FOUND without a source, EXISTS without `replace`, CORRUPT for a bad archive or what is no root
-    filesystem, EXHAUSTED without disk space.
+    `kernel` is as for `build_image`. Raises NOT_FOUND without a source, EXISTS without `replace`, CORRUPT for a bad
+    archive or what is no root filesystem, EXHAUSTED without disk space.
     """
     open_tar: TarSource
     if source.is_dir():
@@ -55,7 +58,7 @@ def import_image(
         open_tar,
         label=str(source),
         source=source_label or str(source),
-        kernel_ref=kernel_ref,
+        kernel=kernel,
         replace=replace,
         publishing=publishing,
     )
@@ -69,7 +72,7 @@ def build_image(
     *,
     label: str,
     source: str,
-    kernel_ref: str = "",
+    kernel: Path | None = None,
     init: str = "agent",
     config: ImageConfig | None = None,
     replace: bool = False,
@@ -78,11 +81,11 @@ def build_image(
     """Make the image `name` of a tar stream and publish it in one step.
 
     `open_tar` opens the stream, again if need be (see `write_squashfs`); `label` names it in errors, `source` in the
-    manifest; `publishing` is entered only for the last check and the rename.
+    manifest; `kernel` is the entry of the installed kernel that the image refers to, whose files it gets as its own;
+    `publishing` is entered only for the last checks and the rename.
     """
     system.validate_name(name, "image")
-    target = images_dir / name
-    _refuse_existing(target, replace)
+    _refuse_existing(images_dir / name, replace)
     with system.staging(images_dir, name) as staged:
         rootfs = staged / ROOTFS_SQUASHFS
         contents = write_squashfs(open_tar, rootfs, job, label)
@@ -94,22 +97,109 @@ def build_image(
             name=name,
             arch=contents.arch,
             source=source,
-            imported_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            imported_at=_now(),
             rootfs=rootfs.name,
-            rootfs_sha256=rootfs_digest(rootfs, job),
+            rootfs_sha256=sum_file(rootfs, job),
             size_bytes=rootfs.stat().st_size,
             distro=os_release.get("ID", ""),
             pretty_name=os_release.get("PRETTY_NAME", ""),
-            kernel_ref=kernel_ref,
+            kernel_ref=kernel.name if kernel else "",
             init=init,
             config=config or ImageConfig(),
         )
-        write_local(staged, manifest)
-        job.progress("publish", name)
-        with publishing():
-            _refuse_existing(target, replace)
-            system.publish(staged, target)
+        _publish(staged, images_dir, manifest, kernel, job, replace, publishing)
     return manifest
+
+
+def register_image(
+    images_dir: Path,
+    name: str,
+    rootfs: Path,
+    kernel: Path,
+    job: Job,
+    *,
+    work_seed: Path | None = None,
+    replace: bool = False,
+    publishing: Publishing = contextlib.nullcontext,
+) -> ImageManifest:
+    """Make the unmanaged image `name` of the ext4 or squashfs file `rootfs`, which stays where it is.
+
+    `rootfs` and `work_seed` (ext4) are absolute; `kernel` and `publishing` are as for `build_image`. Raises NOT_FOUND
+    without one of the files, EXISTS without `replace`, INVALID for what is no such filesystem or not for the kernel's
+    architecture, CORRUPT for a damaged one.
+    """
+    system.validate_name(name, "image")
+    _refuse_existing(images_dir / name, replace)
+    for file in filter(None, (rootfs, work_seed)):
+        if file.resolve().is_relative_to(images_dir.resolve()):
+            raise BangerError(
+                Code.INVALID, f"{file} belongs to banger, which may remove it", hint="register a copy of it elsewhere"
+            )
+    filesystem = filesystem_type(rootfs)
+    if work_seed is not None and filesystem_type(work_seed) != EXT4:
+        raise BangerError(Code.INVALID, f"the work-seed {work_seed} is not an ext4 filesystem")
+    before = rootfs.stat()
+    tree = look_into(rootfs, filesystem, job)
+    if tree.arch and tree.arch not in ARCHITECTURES:
+        raise _no_root_filesystem(str(rootfs), tree.arch)
+    os_release = parse_os_release(tree.os_release)
+    job.progress("digest", str(rootfs))
+    digest = sum_file(rootfs, job)
+    after = rootfs.stat()
+    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        raise BangerError(
+            Code.IN_USE, f"{rootfs} was written while it was read", hint="try again when nothing writes it any more"
+        )
+    manifest = ImageManifest(
+        name=name,
+        # a tree that tells nothing is taken for what its kernel is for
+        arch=tree.arch or read_local(kernel.parent, kernel.name).arch,
+        source=str(rootfs),
+        imported_at=_now(),
+        rootfs=str(rootfs),
+        rootfs_sha256=digest,
+        size_bytes=after.st_size,
+        distro=os_release.get("ID", ""),
+        pretty_name=os_release.get("PRETTY_NAME", ""),
+        kernel_ref=kernel.name,
+        managed=False,
+        filesystem=filesystem,
+        rootfs_mtime_ns=after.st_mtime_ns,
+        work_seed=str(work_seed or ""),
+    )
+    with system.staging(images_dir, name) as staged:
+        _publish(staged, images_dir, manifest, kernel, job, replace, publishing)
+    return manifest
+
+
+def _publish(
+    staged: Path,
+    images_dir: Path,
+    manifest: ImageManifest,
+    kernel: Path | None,
+    job: Job,
+    replace: bool,
+    publishing: Publishing,
+) -> None:
+    """Complete a staged image with its manifest and kernel and make it appear."""
+    write_local(staged, manifest)
+    job.progress("publish", manifest.name)
+    target = images_dir / manifest.name
+    with publishing():
+        _refuse_existing(target, replace)
+        if kernel is not None:
+            held = hold(kernel.parent, kernel.name, staged / KERNEL)
+            if held.arch != manifest.arch:
+                raise BangerError(
+                    Code.INVALID,
+                    f"the image {manifest.name!r} is for {manifest.arch}, the kernel {kernel.name!r} for {held.arch}",
+                    hint="use another kernel: see 'banger kernel list'",
+                )
+        system.publish(staged, target)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse_os_release(text: bytes) -> dict[str, str]:

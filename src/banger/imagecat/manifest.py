@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -12,11 +12,14 @@ from banger import entries, system
 from banger.api.errors import BangerError, Code
 from banger.entries import MANIFEST, BrokenEntry, Manifest
 from banger.fields import Fields
-from banger.job import Job
+from banger.imagecat.rootfs import EXT4, SQUASHFS
+from banger.kernelcat import manifest as kernels
+from banger.kernelcat.manifest import KernelManifest
 
 ROOTFS_SQUASHFS = "rootfs.squashfs"
 ROOTFS_EXT4 = "rootfs.ext4"
 WORK_SEED = "work-seed.ext4"
+KERNEL = "kernel"  # the directory with the image's own copy of its kernel
 
 _INITS = ("agent", "image")
 
@@ -38,9 +41,11 @@ class ImageManifest(Manifest):
     """What is known about an image.
 
     `rootfs` is a file name inside the image's directory, or an absolute path when banger does not manage the file;
-    `size_bytes` and `rootfs_sha256` are that file's; `imported_at` is UTC, RFC 3339; `distro` and `pretty_name` come
-    from os-release; `kernel_ref` names the kernel that its VMs boot unless told otherwise ("" for the default one);
-    `init` is "agent" when banger's agent stays PID 1 and "image" when it starts the image's own init.
+    `filesystem` ("squashfs" or "ext4"), `size_bytes` and `rootfs_sha256` are that file's. Of an unmanaged one there are
+    also its `rootfs_mtime_ns` and `work_seed`, the absolute path of its seed or "". `imported_at` is UTC, RFC 3339;
+    `distro` and `pretty_name` come from os-release; `kernel_ref` names the kernel that its VMs boot unless told
+    otherwise ("" for the default one); `init` is "agent" when banger's agent stays PID 1 and "image" when it starts the
+    image's own init.
     """
 
     arch: str
@@ -53,6 +58,9 @@ class ImageManifest(Manifest):
     pretty_name: str = ""
     kernel_ref: str = ""
     managed: bool = True
+    filesystem: str = SQUASHFS
+    rootfs_mtime_ns: int = 0
+    work_seed: str = ""
     init: str = "agent"
     config: ImageConfig = field(default_factory=ImageConfig)
 
@@ -69,18 +77,22 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> ImageManifest:
     """Read a manifest strictly; raises `BangerError(CORRUPT)` naming the field that is wrong."""
     fields = Fields.parse(text, where)
     config = Fields(json.loads(text).get("config", {}), f"'config' of {where}")
+    rootfs = fields.text("rootfs")
     manifest = ImageManifest(
         name=fields.text("name"),
         arch=fields.arch(),
         source=fields.text("source"),
         imported_at=fields.utc_time("imported_at"),
-        rootfs=fields.text("rootfs"),
+        rootfs=rootfs,
         rootfs_sha256=fields.sha256("rootfs_sha256"),
         size_bytes=fields.number("size_bytes", 0),
         distro=fields.text("distro", ""),
         pretty_name=fields.text("pretty_name", ""),
         kernel_ref=fields.text("kernel_ref", ""),
         managed=fields.flag("managed"),
+        filesystem=fields.text("filesystem", EXT4 if rootfs == ROOTFS_EXT4 else SQUASHFS),
+        rootfs_mtime_ns=fields.number("rootfs_mtime_ns", 0),
+        work_seed=fields.text("work_seed", ""),
         init=fields.text("init", "agent"),
         config=ImageConfig(
             entrypoint=config.texts("entrypoint"),
@@ -95,8 +107,17 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> ImageManifest:
         raise fields.wrong("init", " or ".join(_INITS))
     if manifest.managed and manifest.rootfs not in (ROOTFS_SQUASHFS, ROOTFS_EXT4):
         raise fields.wrong("rootfs", f"{ROOTFS_SQUASHFS} or {ROOTFS_EXT4}")
-    if not manifest.managed and not manifest.rootfs.startswith("/"):
+    if not manifest.managed and not _is_absolute(manifest.rootfs):
         raise fields.wrong("rootfs", "an absolute path")
+    if manifest.filesystem not in (SQUASHFS, EXT4):
+        raise fields.wrong("filesystem", f"{SQUASHFS} or {EXT4}")
+    if manifest.work_seed and (manifest.managed or not _is_absolute(manifest.work_seed)):
+        raise fields.wrong("work_seed", "an absolute path, of an unmanaged image")
+    if manifest.kernel_ref:
+        try:
+            system.validate_name(manifest.kernel_ref, "kernel")
+        except BangerError as error:
+            raise fields.wrong("kernel_ref", "the name of a kernel") from error
     return manifest
 
 
@@ -126,9 +147,28 @@ def delete_local(images_dir: Path, name: str) -> None:
 def image_paths(images_dir: Path, manifest: ImageManifest) -> ImagePaths:
     """Where the files of an image are."""
     entry = images_dir / manifest.name
-    work_seed = entry / WORK_SEED
     # joining an absolute path, as unmanaged images have it, gives that path
+    work_seed = entry / (manifest.work_seed or WORK_SEED)
     return ImagePaths(entry / manifest.rootfs, work_seed if work_seed.is_file() else None)
+
+
+def kernel_of(images_dir: Path, kernels_dir: Path, image: ImageManifest) -> tuple[KernelManifest, Path] | None:
+    """The kernel of an image and the directory of its files: the installed one of that name, else the image's own copy.
+
+    None without a reference, and when neither can be used.
+    """
+    for directory in (kernels_dir / image.kernel_ref, images_dir / image.name / KERNEL):
+        with contextlib.suppress(BangerError):
+            kernel = kernels.read_at(directory, image.kernel_ref)
+            if kernel.arch == image.arch:
+                return kernel, directory
+    return None
+
+
+def images_with_kernel(images_dir: Path, name: str) -> list[str]:
+    """The images that refer to a kernel, those without their root filesystem too."""
+    found, _ = entries.read_all(images_dir, _parse_entry)
+    return [image.name for image in found if image.kernel_ref == name]
 
 
 def disk_usage(images_dir: Path, name: str) -> int:
@@ -136,21 +176,39 @@ def disk_usage(images_dir: Path, name: str) -> int:
     return sum(system.allocated_bytes(Path(file)) for file in os.scandir(images_dir / name) if file.is_file())
 
 
-def rootfs_digest(path: Path, job: Job) -> str:
-    """The SHA-256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as stream:
-        while chunk := stream.read(4 << 20):
-            job.check()
-            digest.update(chunk)
-    return digest.hexdigest()
+def _parse_entry(entry: Path) -> ImageManifest:
+    return entries.load(entry, "image", parse_manifest)
 
 
 def _load(entry: Path) -> ImageManifest:
-    manifest = entries.load(entry, "image", parse_manifest)
+    manifest = _parse_entry(entry)
+    if not manifest.managed:
+        if problem := _registered_problem(manifest):
+            hint = f"register it again with --force, or remove it with 'banger image rm {manifest.name}'"
+            raise BangerError(Code.CORRUPT, problem, hint=hint)
+        return manifest
     rootfs = entry / manifest.rootfs
     if not rootfs.is_file():
         raise BangerError(Code.CORRUPT, f"{manifest.rootfs} is missing")
     if rootfs.stat().st_size != manifest.size_bytes:
         raise BangerError(Code.CORRUPT, f"{manifest.rootfs} does not have the size that {MANIFEST} says")
     return manifest
+
+
+def _registered_problem(manifest: ImageManifest) -> str:
+    """How an unmanaged image's files are no longer those that were registered, '' when they are."""
+    try:
+        status = Path(manifest.rootfs).stat()
+        if manifest.work_seed:
+            Path(manifest.work_seed).stat()
+    except FileNotFoundError as error:
+        return f"{error.filename} is gone"
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+    if (status.st_size, status.st_mtime_ns) != (manifest.size_bytes, manifest.rootfs_mtime_ns):
+        return f"{manifest.rootfs} has changed since it was registered"
+    return ""
+
+
+def _is_absolute(path: str) -> bool:
+    return path.startswith("/") and "\0" not in path

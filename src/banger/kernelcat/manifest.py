@@ -137,11 +137,32 @@ def kernel_paths(entry: Path) -> tuple[Path, Path]:
     return vmlinux, vmlinuz if vmlinuz.exists() else vmlinux
 
 
-def _load(entry: Path) -> KernelManifest:
+def hold(kernels_dir: Path, name: str, target: Path) -> KernelManifest:
+    """Give the new directory `target` the files of an installed kernel for good, whatever becomes of its entry.
+
+    They are linked where that is possible (`system.link_or_copy`); cached boot archives are left out. Raises as
+    `read_local` does.
+    """
+    manifest = read_local(kernels_dir, name)
+    target.mkdir(mode=0o755)
+    for file in sorted({MANIFEST, VMLINUX, VMLINUZ, INITRD, CONFIG, MODULES, BOOT_MODULES, *manifest.files}):
+        source = kernels_dir / name / file
+        if source.exists():
+            # resolved: a hard link to a symbolic link would hold nothing
+            system.link_or_copy(source.resolve(), target / file)
+    return manifest
+
+
+def read_at(directory: Path, name: str) -> KernelManifest:
+    """The manifest of the kernel `name` whose files are in `directory`, which may be called otherwise; raises CORRUPT."""
+    return _load(directory, name)
+
+
+def _load(entry: Path, name: str = "") -> KernelManifest:
     fix = f"finish it with 'banger kernel import {entry.name} --from {entry} --force'"
     if (entry / VMLINUX).exists() and not (entry / MANIFEST).exists():
         raise BangerError(Code.CORRUPT, f"it has no {MANIFEST}; {fix}")
-    manifest = entries.load(entry, "kernel", parse_manifest)
+    manifest = entries.load(entry, "kernel", parse_manifest, name)
     needed = {VMLINUX, *manifest.files}
     if manifest.modules:
         needed.add(MODULES)
