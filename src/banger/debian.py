@@ -22,6 +22,7 @@ _PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")  # Debian Policy 5.6.1
 _SUITE_NAME = re.compile(r"[a-z][a-z0-9-]*")
 # the packages that a kernel's metapackage stands for; all else that it depends on is for installing it
 _KERNEL_PART = re.compile(r"linux-(image|modules|binary)-.+")
+_METAPACKAGES = 5  # that may stand for one another
 
 # hooks of the host's configuration are not for us; options with a path go on the command line. Root's apt would drop to
 # a user of its own, who cannot write into a private cache
@@ -125,6 +126,36 @@ def download(
     return [_downloaded(into, name) for name in names]
 
 
+def candidate(package: str, suite: str, arch: str, cache: Path) -> str:
+    """The kernel package that `download` would take for `package` by the lists at hand, as `name=version`.
+
+    '' when there are no lists yet or they do not have it. Nothing is fetched.
+    """
+    root = cache / "apt" / f"{suite}-{arch}"
+    if not _SUITE_NAME.fullmatch(suite) or not (root / "apt.conf").is_file():
+        return ""
+    for _ in range(_METAPACKAGES):
+        if not _PACKAGE_NAME.fullmatch(package):
+            return ""
+        try:
+            # 10 ms; "show" and "depends" read the lists themselves, 250 ms
+            output = Job().run(["apt-cache", *_options(root, arch), "showpkg", package], env=_environment())
+        except BangerError:  # another apt may be renewing the lists
+            return ""
+        text = output.decode(errors="replace")
+        newest = re.search(r"(?m)^Versions: *\n(\S+) ", text)
+        if newest is None:
+            return ""
+        version = newest[1]
+        dependencies = re.search(rf"(?m)^{re.escape(version)} - (.*)", text)
+        # "(5 VERSION)": apt's number for "="; metapackages say so, while conflicts are listed here too
+        image = re.search(r"(linux-image-\S+) \(5 ", dependencies[1]) if dependencies else None
+        if image is None:
+            return f"{package}={version}"
+        package = image[1]
+    return ""
+
+
 def _host_sources(etc: Path) -> Iterator[_Source]:
     parts = etc / "sources.list.d"
     for file in [etc / "sources.list", *sorted(parts.glob("*.list")), *sorted(parts.glob("*.sources"))]:
@@ -178,6 +209,11 @@ def _configure(root: Path, suite: str, arch: str, mirror: Mirror, keyring: Path)
         lines.append(f"deb [signed-by={keyring}] {mirror.security} {suite}-security main")
     (root / "sources.list").write_text("\n".join(lines) + "\n")
     (root / "apt.conf").write_text(_APT_CONF)
+    return _options(root, arch)
+
+
+def _options(root: Path, arch: str) -> list[str | Path]:
+    """What makes apt use a private configuration."""
     return [
         "--config-file",
         root / "apt.conf",

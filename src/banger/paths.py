@@ -33,6 +33,10 @@ class Layout:
         return self.state / "kernels"
 
     @property
+    def kernel_catalogs(self) -> Path:
+        return self.state / "kernel-catalogs"
+
+    @property
     def images(self) -> Path:
         return self.state / "images"
 
@@ -57,7 +61,7 @@ class Layout:
 
     def create(self) -> None:
         """Make the state and cache directories, private to the user."""
-        for directory in (self.state, self.kernels, self.images, self.vms, self.cache):
+        for directory in (self.state, self.kernels, self.kernel_catalogs, self.images, self.vms, self.cache):
             try:
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
