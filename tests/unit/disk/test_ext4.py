@@ -1,7 +1,8 @@
-"""Empty ext4 disks, made and checked by the real tools."""
+"""Ext4 disks, empty and cloned, made and checked by the real tools."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from banger import system
 from banger.api.errors import BangerError, Code
-from banger.disk.ext4 import MIN_SIZE, make_ext4
+from banger.disk.ext4 import MIN_SIZE, clone_ext4, make_ext4
 from banger.job import Job
 
 
@@ -48,3 +49,45 @@ def test_impossible_sizes(tmp_path: Path, size: int) -> None:
         make_ext4(tmp_path / "disk", size, "x", Job())
     assert caught.value.code == Code.INVALID
     assert not (tmp_path / "disk").exists()
+
+
+def prepared_disk(path: Path, size: int) -> Path:
+    """An ext4 filesystem with the file /notes in it."""
+    content = path.parent / "content"
+    content.mkdir()
+    (content / "notes").write_text("mine\n")
+    path.touch()
+    path.chmod(0o644)
+    os.truncate(path, size)
+    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-d", content, path], check=True, capture_output=True)
+    return path
+
+
+@pytest.mark.parametrize("size", [MIN_SIZE, 2 << 30, 20 << 30])
+def test_a_clone_has_the_content_of_its_seed_and_grows(tmp_path: Path, size: int) -> None:
+    seed = prepared_disk(tmp_path / "seed", 100 << 20)
+    before = seed.read_bytes()
+    clone_ext4(seed, tmp_path / "home", size, Job())
+    assert seed.read_bytes() == before
+    assert (tmp_path / "home").stat().st_size == max(size, 100 << 20)
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o600
+    assert system.allocated_bytes(tmp_path / "home") < 40 << 20
+    subprocess.run(["e2fsck", "-fn", tmp_path / "home"], check=True, capture_output=True)
+    notes = subprocess.run(["debugfs", "-R", "cat /notes", tmp_path / "home"], check=True, capture_output=True)
+    assert notes.stdout == b"mine\n"
+    listed = subprocess.run(["dumpe2fs", "-h", tmp_path / "home"], check=True, capture_output=True).stdout.decode()
+    fields = dict(line.split(":", 1) for line in listed.splitlines() if ":" in line)
+    assert int(fields["Block count"]) * int(fields["Block size"]) == max(size, 100 << 20)
+
+
+def test_a_failed_clone_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "home").write_bytes(b"precious")
+    (tmp_path / "damaged").write_bytes(b"no filesystem")
+    with pytest.raises(BangerError, match="already exists"):
+        clone_ext4(tmp_path / "damaged", tmp_path / "home", MIN_SIZE, Job())
+    assert (tmp_path / "home").read_bytes() == b"precious"
+    with pytest.raises(BangerError, match="resize2fs"):
+        clone_ext4(tmp_path / "damaged", tmp_path / "new", MIN_SIZE, Job())
+    with pytest.raises(FileNotFoundError):
+        clone_ext4(tmp_path / "missing", tmp_path / "new", MIN_SIZE, Job())
+    assert not (tmp_path / "new").exists()
