@@ -1,5 +1,6 @@
 """The local catalog: valid entries, broken ones with their reason, removal."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from banger.api.errors import BangerError, Code
+from banger.job import Job
 from banger.kernelcat import manifest
 from banger.kernelcat.manifest import KernelManifest
 
@@ -54,6 +56,10 @@ def test_written_manifests_are_read_back(tmp_path: Path) -> None:
         ({"boot_modules": "a"}, "boot_modules"),
         ({"kernel_version": "../6.1"}, "kernel_version"),
         ({"kernel_version": ""}, "kernel_version"),
+        ({"files": {"../x": "0" * 64}}, "files"),
+        ({"files": {"config": "0" * 63}}, "config"),
+        ({"files": {"config": "0" * 64}}, "config is missing"),
+        ({"skipped": "1 device"}, "skipped"),
     ],
 )
 def test_wrong_manifests_break_the_entry(tmp_path: Path, change: dict[str, object], complaint: str) -> None:
@@ -78,6 +84,35 @@ def test_entry_without_manifest_or_kernel_is_broken(tmp_path: Path) -> None:
         ("empty", "manifest.json cannot be read: No such file or directory"),
         ("mine", "vmlinux is missing"),
     ]
+
+
+def test_entries_filled_by_hand_are_told_how_to_finish(tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare/vmlinux").touch()
+    (install(tmp_path, GOOD) / "modules").mkdir()
+    _, broken = manifest.list_local(tmp_path)
+    reasons = {entry.name: entry.reason for entry in broken}
+    assert reasons["bare"].startswith("it has no manifest.json; finish it with")
+    assert f"'banger kernel import mine --from {tmp_path / 'mine'} --force'" in reasons["mine"]
+
+
+def test_verify_reads_every_file(tmp_path: Path) -> None:
+    content = {"vmlinux": b"kernel", "config": b"CONFIG_X=y"}
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in content.items()}
+    good = replace(GOOD, sha256=sums["vmlinux"], files={"config": sums["config"]})
+    entry = install(tmp_path, good)
+    for name, data in content.items():
+        (entry / name).write_bytes(data)
+    assert manifest.verify_local(tmp_path, "mine", Job()) == ""
+    for name, data in content.items():
+        (entry / name).write_bytes(data + b"!")
+        assert manifest.verify_local(tmp_path, "mine", Job()).startswith(f"{name} has changed")
+        (entry / name).write_bytes(data)
+    (entry / "manifest.json").write_text("{}")
+    assert "manifest.json" in manifest.verify_local(tmp_path, "mine", Job())
+    with pytest.raises(BangerError) as caught:
+        manifest.verify_local(tmp_path, "other", Job())
+    assert caught.value.code is Code.NOT_FOUND
 
 
 def test_unknown_names_get_the_nearest(tmp_path: Path) -> None:

@@ -1,0 +1,304 @@
+"""Kernels over the API and the command line of a real daemon: pulled by URL, shared, refused, verified, exported."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from banger.api import models as m
+from banger.api import operations as op
+from banger.api.errors import BangerError, Code
+from banger.job import Progress
+from tests.daemons import TIMEOUT, DaemonProcess, running_daemon
+from tests.process.bundle_server import BundleServer, bundle, bundle_server
+from tests.unit.kernelcat import builders
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
+    with running_daemon(tmp_path / "daemon") as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def server() -> Iterator[BundleServer]:
+    with bundle_server() as server:
+        yield server
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def banger(daemon: DaemonProcess, *argv: str, status: int = 0) -> str:
+    """The output of a banger command that must end with `status`; of one that fails, what it says of it."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "banger.cli", *argv], env=daemon.environment, capture_output=True, text=True
+    )
+    assert ended.returncode == status, ended.stderr
+    return ended.stdout if status == 0 else ended.stderr
+
+
+def serve(server: BundleServer, name: str, data: bytes) -> m.KernelPull:
+    """The request that pulls a bundle from a server."""
+    server.content[name] = data
+    return m.KernelPull(f"{server.address}/{name}", sha256=sha256(data))
+
+
+def pull(daemon: DaemonProcess, request: m.KernelPull) -> m.KernelInfo:
+    return daemon.client.call(op.KERNEL_PULL, request)
+
+
+def left_behind(daemon: DaemonProcess) -> list[str]:
+    """Staging that nobody removed."""
+    return [str(path) for path in daemon.layout.state.rglob(".staging-*")] + [
+        str(path) for path in daemon.layout.cache.rglob(".staging-*")
+    ]
+
+
+def test_bundle_is_pulled_by_url(daemon: DaemonProcess, server: BundleServer) -> None:
+    request = serve(server, "edge.tar.zst", bundle())
+    kernel = pull(daemon, request)
+    assert (kernel.name, kernel.kernel_version, kernel.arch) == ("edge", builders.VERSION, "amd64")
+    assert kernel.source == f"pull:{server.address}/edge.tar.zst"
+    assert (kernel.sha256, kernel.modules, kernel.origin) == (sha256(builders.elf()), True, "")
+    manifest = json.loads((daemon.layout.kernels / "edge/manifest.json").read_bytes())
+    assert manifest["sha256"] == sha256((daemon.layout.kernels / "edge/vmlinux").read_bytes())
+    assert manifest["revision"] == request.sha256
+    assert manifest["boot_modules"][0] == "kernel/virtio/virtio.ko"
+    with pytest.raises(BangerError) as caught:
+        pull(daemon, request)
+    assert (caught.value.code, caught.value.hint) == (Code.EXISTS, "replace it with --force")
+    assert len(server.requests) == 1
+    other = pull(daemon, m.KernelPull(request.name, save_as="other", sha256=request.sha256))
+    assert other.name == "other"
+    assert [kernel.name for kernel in daemon.client.call(op.KERNEL_LIST, m.Empty()).kernels] == ["edge", "other"]
+
+
+@pytest.mark.parametrize("sha", ["", "abc", "0" * 63 + "g"])
+def test_url_needs_a_digest(daemon: DaemonProcess, sha: str) -> None:
+    with pytest.raises(BangerError) as caught:
+        pull(daemon, m.KernelPull("http://127.0.0.1:1/x.tar.zst", sha256=sha))
+    assert caught.value.code is Code.INVALID
+    assert "--sha256" in caught.value.hint
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/x.tar.zst", "file:///etc/passwd", "HTTP//x://"])
+def test_other_schemes_are_refused(daemon: DaemonProcess, url: str) -> None:
+    with pytest.raises(BangerError, match="http") as caught:
+        pull(daemon, m.KernelPull(url, sha256="0" * 64))
+    assert caught.value.code is Code.INVALID
+
+
+def test_failed_replacement_leaves_the_old_kernel(daemon: DaemonProcess, server: BundleServer) -> None:
+    old = pull(daemon, serve(server, "edge.tar.zst", bundle()))
+    for damaged in (bundle(marker=b"new")[:-40], b"no archive", bundle(marker=b"new") + b"garbage"):
+        request = serve(server, "edge.tar.zst", damaged)
+        with pytest.raises(BangerError) as caught:
+            pull(daemon, m.KernelPull(request.name, sha256=request.sha256, force=True))
+        assert caught.value.code is Code.CORRUPT
+    with pytest.raises(BangerError) as caught:
+        pull(daemon, m.KernelPull(request.name, sha256=sha256(b"something else"), force=True))
+    assert caught.value.code is Code.CORRUPT
+    assert sha256(b"something else") in caught.value.message
+    assert daemon.client.call(op.KERNEL_SHOW, m.NameRequest("edge")) == old
+    assert daemon.client.call(op.KERNEL_VERIFY, m.KernelVerify()).kernels == [m.KernelCheck("edge")]
+    assert left_behind(daemon) == []
+
+
+def test_forced_pull_replaces_when_complete(daemon: DaemonProcess, server: BundleServer) -> None:
+    old = pull(daemon, serve(server, "edge.tar.zst", bundle()))
+    request = serve(server, "edge.tar.zst", bundle(marker=b"new"))
+    server.hold = True
+    seen: list[m.KernelInfo] = []
+    pulling = threading.Thread(target=lambda: seen.append(pull(daemon, forced(request))))
+    pulling.start()
+    assert server.half_sent.wait(TIMEOUT)
+    assert daemon.client.call(op.KERNEL_SHOW, m.NameRequest("edge")) == old
+    server.gate.set()
+    pulling.join(TIMEOUT)
+    assert seen[0].sha256 == sha256(builders.elf(extra=b"new")) != old.sha256
+    assert daemon.client.call(op.KERNEL_SHOW, m.NameRequest("edge")) == seen[0]
+
+
+def forced(request: m.KernelPull) -> m.KernelPull:
+    return m.KernelPull(request.name, sha256=request.sha256, force=True)
+
+
+def test_concurrent_pulls_are_one_download(daemon: DaemonProcess, server: BundleServer) -> None:
+    request = serve(server, "edge.tar.zst", bundle(padding=1 << 20))
+    server.hold = True
+    results: list[m.KernelInfo] = []
+    progress: list[list[Progress]] = [[], [], []]
+
+    def waiter(index: int) -> None:
+        results.append(daemon.client.call(op.KERNEL_PULL, request, progress[index].append))
+
+    threads = [threading.Thread(target=waiter, args=(index,)) for index in range(3)]
+    threads[0].start()
+    assert server.half_sent.wait(TIMEOUT)
+    for thread in threads[1:]:
+        thread.start()
+    wait_until(lambda: all(any(step.stage == "download" for step in steps) for steps in progress))
+    server.gate.set()
+    for thread in threads:
+        thread.join(TIMEOUT)
+    assert [kernel.name for kernel in results] == ["edge"] * 3
+    assert server.requests == ["/edge.tar.zst"]
+
+
+def test_download_stops_when_the_last_waiter_leaves(daemon: DaemonProcess, server: BundleServer) -> None:
+    request = serve(server, "edge.tar.zst", bundle(padding=1 << 20))
+    server.hold = True
+    command = [sys.executable, "-m", "banger.cli", "kernel", "pull", request.name, "--sha256", request.sha256]
+    quiet = subprocess.DEVNULL
+    with (
+        subprocess.Popen(command, env=daemon.environment, stdout=quiet, stderr=quiet) as first,
+        subprocess.Popen(command, env=daemon.environment, stdout=quiet, stderr=quiet) as second,
+    ):
+        assert server.half_sent.wait(TIMEOUT)
+        wait_until(lambda: daemon.client.call(op.DAEMON_STATUS, m.Empty()).busy >= 2)
+        first.kill()
+        first.wait(TIMEOUT)
+        wait_until(lambda: daemon.client.call(op.DAEMON_STATUS, m.Empty()).busy == 1)
+        assert not server.abandoned.is_set()
+        second.kill()
+        second.wait(TIMEOUT)
+    assert server.abandoned.wait(TIMEOUT)
+    wait_until(lambda: daemon.client.call(op.DAEMON_STATUS, m.Empty()).busy == 0)
+    assert left_behind(daemon) == []
+    assert not (daemon.layout.kernels / "edge").exists()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for what a thread or process will bring about."""
+    waiting = threading.Event()
+    for _ in range(int(TIMEOUT / 0.02)):
+        if condition():
+            return
+        waiting.wait(0.02)
+    pytest.fail("this did not come about in time")
+
+
+def test_failure_is_shared(daemon: DaemonProcess, server: BundleServer) -> None:
+    request = serve(server, "edge.tar.zst", bundle(padding=1 << 20)[:-100])
+    server.hold = True
+    errors: list[BangerError] = []
+
+    def waiter() -> None:
+        with pytest.raises(BangerError) as caught:
+            pull(daemon, request)
+        errors.append(caught.value)
+
+    threads = [threading.Thread(target=waiter) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: daemon.client.call(op.DAEMON_STATUS, m.Empty()).busy >= 2)
+    server.gate.set()
+    for thread in threads:
+        thread.join(TIMEOUT)
+    assert [error.code for error in errors] == [Code.CORRUPT] * 2
+    assert server.requests == ["/edge.tar.zst"]
+
+
+def test_http_errors_are_one_line(daemon: DaemonProcess, server: BundleServer) -> None:
+    said = banger(daemon, "kernel", "pull", f"{server.address}/absent.tar.zst", "--sha256", "0" * 64, status=1)
+    assert "404" in said
+    assert "Traceback" not in said
+    assert len([line for line in said.splitlines() if line.startswith("error:")]) == 1
+    assert left_behind(daemon) == []
+
+
+def test_verify_names_what_changed(daemon: DaemonProcess, server: BundleServer) -> None:
+    for name in ("first", "second", "third"):
+        pull(daemon, serve(server, f"{name}.tar.zst", bundle()))
+    assert banger(daemon, "kernel", "verify") == "first: ok\nsecond: ok\nthird: ok\n"
+    modules = daemon.layout.kernels / "second/modules.squashfs"
+    modules.write_bytes(modules.read_bytes()[:-1] + b"!")
+    (daemon.layout.kernels / "third/vmlinux").unlink()
+    checks = {check.name: check.problem for check in daemon.client.call(op.KERNEL_VERIFY, m.KernelVerify()).kernels}
+    assert checks["first"] == ""
+    assert "modules.squashfs has changed" in checks["second"]
+    assert checks["third"] == "vmlinux is missing"
+    banger(daemon, "kernel", "verify", "first")
+    banger(daemon, "kernel", "verify", "second", status=1)
+    assert "there is no kernel 'fourth'" in banger(daemon, "kernel", "verify", "fourth", status=1)
+
+
+def test_entries_filled_by_hand_are_listed(daemon: DaemonProcess, server: BundleServer) -> None:
+    pull(daemon, serve(server, "good.tar.zst", bundle()))
+    by_hand, unfinished, empty = (daemon.layout.kernels / name for name in ("by-hand", "unfinished", "empty"))
+    for entry in (by_hand, unfinished, empty):
+        entry.mkdir()
+    image = builders.elf()
+    (by_hand / "vmlinux").write_bytes(image)
+    fields = {"name": "by-hand", "distro": "mine", "arch": "amd64", "kernel_version": builders.VERSION}
+    fields |= {"sha256": sha256(image), "source": "my own", "imported_at": "2026-01-31T12:00:00Z"}
+    (by_hand / "manifest.json").write_text(json.dumps(fields))
+    (unfinished / "vmlinux").write_bytes(image)
+    builders.module_tree(unfinished / "modules", builders.VIRTIO, builders.BUILTIN)
+    listed = {kernel.name: kernel for kernel in daemon.client.call(op.KERNEL_LIST, m.Empty()).kernels}
+    assert [*listed] == ["by-hand", "empty", "good", "unfinished"]
+    assert (listed["by-hand"].problem, listed["by-hand"].distro, listed["good"].problem) == ("", "mine", "")
+    assert "manifest.json" in listed["empty"].problem
+    fix = f"banger kernel import unfinished --from {unfinished} --force"
+    assert fix in listed["unfinished"].problem
+    banger(daemon, *fix.split()[1:])
+    finished = daemon.client.call(op.KERNEL_SHOW, m.NameRequest("unfinished"))
+    assert (finished.problem, finished.modules) == ("", True)
+
+
+def test_export_is_reproducible_and_can_be_pulled(daemon: DaemonProcess, server: BundleServer, tmp_path: Path) -> None:
+    pull(daemon, serve(server, "edge.tar.zst", bundle()))
+    first, second = tmp_path / "first.tar.zst", tmp_path / "second.tar.zst"
+    url = f"{server.address}/published.tar.zst"
+    entry = json.loads(banger(daemon, "kernel", "export", "edge", "-o", str(first), "--url", url))
+    assert entry["tarball_sha256"] == sha256(first.read_bytes())
+    assert (entry["size_bytes"], entry["tarball_url"]) == (first.stat().st_size, url)
+    assert "--force" in banger(daemon, "kernel", "export", "edge", "-o", str(first), status=1)
+    server.content["published.tar.zst"] = first.read_bytes()
+    again = pull(daemon, m.KernelPull(url, sha256=entry["tarball_sha256"]))
+    assert again.name == "published"
+    banger(daemon, "kernel", "export", "published", "-o", str(second))
+    assert second.read_bytes() == first.read_bytes()
+    original, copy = (daemon.layout.kernels / name for name in ("edge", "published"))
+    for file in ("vmlinux", "modules.squashfs", "boot-modules.cpio"):
+        assert (copy / file).read_bytes() == (original / file).read_bytes()
+    assert left_behind(daemon) == []
+
+
+def test_catalog_from_a_file_with_states(daemon: DaemonProcess, server: BundleServer, tmp_path: Path) -> None:
+    data = bundle()
+    server.content["edge.tar.zst"] = data
+    entry = {"name": "edge", "distro": "mine", "arch": "amd64", "kernel_version": builders.VERSION}
+    entry |= {"tarball_url": f"{server.address}/edge.tar.zst", "tarball_sha256": sha256(data), "size_bytes": len(data)}
+    file = tmp_path / "corp.json"
+    file.write_text(json.dumps({"version": 1, "updated": "2026-01-01T00:00:00Z", "entries": [entry]}))
+    banger(daemon, "kernel", "catalog", "add", str(file))
+
+    def state() -> str:
+        catalog = json.loads(banger(daemon, "kernel", "list", "--available", "--json"))["entries"]
+        return next(found["state"] for found in catalog if (found["origin"], found["name"]) == ("corp", "edge"))
+
+    assert state() == "available"
+    banger(daemon, "kernel", "pull", "corp/edge")
+    assert state() == "pulled"
+    kernel = daemon.client.call(op.KERNEL_SHOW, m.NameRequest("edge"))
+    assert (kernel.origin, kernel.distro) == ("corp/edge", "mine")
+    newer = bundle(marker=b"newer")
+    server.content["edge.tar.zst"] = newer
+    entry |= {"tarball_sha256": sha256(newer), "size_bytes": len(newer)}
+    file.write_text(json.dumps({"version": 1, "updated": "2026-01-02T00:00:00Z", "entries": [entry]}))
+    assert state() == "pulled"
+    banger(daemon, "kernel", "catalog", "refresh")
+    assert state() == "outdated"
+    banger(daemon, "kernel", "pull", "edge", "--force")
+    assert state() == "pulled"
+    assert "did you mean 'edge'?" in banger(daemon, "kernel", "pull", "egde", status=1)
+    wrong = banger(daemon, "kernel", "pull", "edge", "--force", "--sha256", "0" * 64, status=1)
+    assert "SHA-256" in wrong
