@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from banger.api.errors import BangerError, Code
 
-# minisign's documentation, "Signature format" and "Public key format": an algorithm, the key's id, then key or signature
+# minisign's documentation, "Signature format" and "Public key format": algorithm, id of the key, key or signature
 _PLAIN, _PREHASHED = b"Ed", b"ED"
 _ID_SIZE, _KEY_SIZE, _SIGNATURE_SIZE = 8, 32, 64
 _UNTRUSTED, _TRUSTED = "untrusted comment:", "trusted comment: "

@@ -85,9 +85,9 @@ def names(directory: Path) -> list[str]:
 def add(directory: Path, location: str, name: str, public_key: str, job: Job) -> Origin:
     """Fetch a catalog from a URL or an absolute path and keep it under `name`, '' for one made from its location.
 
-    With a `public_key` (minisign's format) it must be signed, now and whenever it is refreshed. Raises EXISTS for a name
-    that is taken, INVALID for a wrong location, name or key, DOWNLOAD or NOT_FOUND when it cannot be had, CORRUPT when
-    it or its signature is wrong.
+    With a `public_key` (minisign's format) it must be signed, now and whenever it is refreshed. Raises EXISTS for a
+    name that is taken, INVALID for a wrong location, name or key, DOWNLOAD or NOT_FOUND when it cannot be had, CORRUPT
+    when it or its signature is wrong.
     """
     if not location.startswith("/") and not is_http_url(location):
         raise BangerError(Code.INVALID, f"{location[:200]!r} is neither a URL with http or https nor an absolute path")
@@ -119,7 +119,7 @@ def refresh(directory: Path, which: Sequence[str], job: Job) -> None:
     chosen = list(dict.fromkeys(which)) or names(directory)
     for name in chosen:
         _find(directory, name)
-    failures = []
+    failures: list[BangerError] = []
     for name in chosen:
         try:
             _refresh(directory, name, job)
@@ -130,8 +130,8 @@ def refresh(directory: Path, which: Sequence[str], job: Job) -> None:
     if len(failures) > 1:
         message = "; ".join(error.message for error in failures)
         raise BangerError(failures[0].code, message, hint=failures[0].hint)
-    for error in failures:
-        raise error
+    if failures:
+        raise failures[0]
 
 
 def _refresh(directory: Path, name: str, job: Job) -> None:
@@ -320,7 +320,7 @@ def _read_file(path: Path, limit: int) -> bytes:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Keeps others from publishing catalogs; held while what is there is compared and renamed, not while downloading."""
+    """Keeps others from publishing catalogs: held while what is there is compared and renamed, never in downloads."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
