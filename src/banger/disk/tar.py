@@ -30,6 +30,8 @@ _SPARSE_MAX = 1 << 40
 _MEMBERS_MAX = 8_000_000
 
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
+# what a member takes from its pax headers; a global header may set no more, so that many of them take no memory
+_PAX_USED = (b"GNU.sparse.name", b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime")
 _XATTR = b"SCHILY.xattr."
 # squashfs stores these namespaces; overlayfs' own marks of some other mount must not reach ours
 _XATTRS_KEPT = (b"user.", b"trusted.", b"security.")
@@ -53,6 +55,8 @@ class Member:
     device: tuple[int, int] = (0, 0)
     xattrs: Records = field(default_factory=list)
     sparse: Records = field(default_factory=list)  # pax sparse records, passed on as they are
+    absolute: bool = field(default=False, compare=False)  # the name began with a slash
+    absolute_link: bool = field(default=False, compare=False)  # a hard link's target did
     gnu_sparse: bytes = b""  # header bytes 386 to 495 of an old GNU sparse member and its extension blocks
 
     @property
@@ -90,7 +94,7 @@ class TarReader:
             if kind in (_PAX, _PAX_GLOBAL):
                 parsed = self._pax_records(self._metadata(header))
                 if kind == _PAX_GLOBAL:
-                    defaults.update(parsed)
+                    defaults.update((key, value) for key, value in parsed if key in _PAX_USED)
                 else:
                     records = parsed
                 continue
@@ -130,9 +134,7 @@ class TarReader:
     def _read(self, size: int) -> bytes:
         self._consumed += size
         if self._consumed > self._limit:
-            raise BangerError(
-                Code.EXHAUSTED, f"{self._label} unpacks to more than {self._limit:,} bytes, the limit for an image"
-            )
+            raise BangerError(Code.EXHAUSTED, f"{self._label} unpacks to more than the limit of {self._limit:,} bytes")
         data = self._stream.read(size)
         if len(data) != size:
             raise self.corrupt("is cut off: the archive ends in the middle")
@@ -203,30 +205,32 @@ class TarReader:
             gnu_sparse = self._gnu_sparse(header, path)
             kind = REGULAR
         if kind not in (REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO):
-            raise self.corrupt(f"has a member {_show(path)} of the unsupported type {kind!r}")
+            raise self.corrupt(f"has a member {show(path)} of the unsupported type {kind!r}")
         link = b""
+        absolute_link = False
         if kind in (HARD_LINK, SYMLINK):
             link = pax.get(b"linkpath") or long_link or header[157:257].partition(b"\0")[0]
             if not link or b"\0" in link or len(link) > _PATH_MAX:
-                raise self.corrupt(f"has a link {_show(path)} with an unusable target")
+                raise self.corrupt(f"has a link {show(path)} with an unusable target")
             if kind == HARD_LINK:
+                absolute_link = link.startswith(b"/")
                 link = self._normalise(link)
         size = 0
         if kind == REGULAR:  # POSIX: no data follows the other types, whatever their size field says
             size = self._decimal(pax, b"size", self._number(header[124:136]))
             if size < 0:
-                raise self.corrupt(f"has a member {_show(path)} of negative size")
+                raise self.corrupt(f"has a member {show(path)} of negative size")
         self._data = size
         self._padding = -size % BLOCK
         device = (0, 0)
         if kind in (CHARACTER, BLOCK_DEVICE):
             device = (self._number(header[329:337]), self._number(header[337:345]))
             if not (0 <= device[0] < 1 << 12 and 0 <= device[1] < 1 << 20):  # <linux/kdev_t.h>
-                raise self.corrupt(f"has a device {_show(path)} with impossible numbers")
+                raise self.corrupt(f"has a device {show(path)} with impossible numbers")
         uid = self._decimal(pax, b"uid", self._number(header[108:116]))
         gid = self._decimal(pax, b"gid", self._number(header[116:124]))
         if not (0 <= uid <= _ID_MAX and 0 <= gid <= _ID_MAX):
-            raise self.corrupt(f"has a member {_show(path)} with an impossible owner")
+            raise self.corrupt(f"has a member {show(path)} with an impossible owner")
         return Member(
             path=path,
             kind=kind,
@@ -240,6 +244,8 @@ class TarReader:
             xattrs=_kept_xattrs(records),
             sparse=self._pax_sparse(records, path),
             gnu_sparse=gnu_sparse,
+            absolute=name.startswith(b"/"),
+            absolute_link=absolute_link,
         )
 
     def _decimal(self, pax: dict[bytes, bytes], key: bytes, default: int) -> int:
@@ -252,20 +258,20 @@ class TarReader:
         return int(whole)
 
     def _normalise(self, name: bytes) -> bytes:
-        """A member's name as a path relative to the root of the image, without '.' and empty components."""
+        """A member's name as a path relative to the root of the archive, without '.' and empty components."""
         if not name or b"\0" in name:
-            raise self.corrupt(f"has an unusable member name {_show(name)}")
+            raise self.corrupt(f"has an unusable member name {show(name)}")
         parts = [part for part in name.split(b"/") if part not in (b"", b".")]
         path = b"/".join(parts)
         if b".." in parts:
-            raise self.corrupt(f"has a member {_show(name)} that points out of the image with '..'")
+            raise self.corrupt(f"has a member {show(name)} that points out of the archive with '..'")
         if len(path) > _PATH_MAX or any(len(part) > _NAME_MAX for part in parts):
-            raise self.corrupt(f"has a member {_show(name)} whose name is longer than Linux allows")
+            raise self.corrupt(f"has a member {show(name)} whose name is longer than Linux allows")
         return path
 
     def _gnu_sparse(self, header: bytes, path: bytes) -> bytes:
         if header[257:265] != _GNU_MAGIC:
-            raise self.corrupt(f"has a member {_show(path)} in an unsupported sparse format")
+            raise self.corrupt(f"has a member {show(path)} in an unsupported sparse format")
         self._check_sparse_size(self._number(header[483:495]), path)
         sparse_map = header[386:495]
         extended = header[482]
@@ -274,7 +280,7 @@ class TarReader:
             sparse_map += block
             extended = block[504]
             if len(sparse_map) > _METADATA_MAX:
-                raise self.corrupt(f"has a member {_show(path)} with too many holes")
+                raise self.corrupt(f"has a member {show(path)} with too many holes")
         return sparse_map
 
     def _pax_sparse(self, records: Records, path: bytes) -> Records:
@@ -287,7 +293,7 @@ class TarReader:
 
     def _check_sparse_size(self, size: int, path: bytes) -> None:
         if not 0 <= size <= _SPARSE_MAX:
-            raise self.corrupt(f"has a sparse member {_show(path)} of {size:,} bytes; the limit is 1 TiB")
+            raise self.corrupt(f"has a sparse member {show(path)} of {size:,} bytes; the limit is 1 TiB")
 
 
 def encode_header(member: Member) -> bytes:
@@ -385,6 +391,7 @@ def _kept_xattrs(records: Records) -> Records:
     ]
 
 
-def _show(name: bytes) -> str:
+def show(name: bytes) -> str:
+    """A name from an archive as messages print it: quoted, bounded, without control characters."""
     text = name.decode(errors="backslashreplace")
     return repr(text if len(text) <= 80 else text[:77] + "...")
