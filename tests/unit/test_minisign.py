@@ -45,8 +45,8 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> Signed:
     (directory / "data").write_bytes(DATA)
     for name in ("key", "other"):
         minisign("-G", "-W", "-p", directory / f"{name}.pub", "-s", directory / f"{name}.sec")
-    keys = [PublicKey.parse((directory / f"{name}.pub").read_text()) for name in ("key", "other")]
-    return Signed(directory, *keys, sign(directory, "-t", "of today"), sign(directory, "-l", "-t", "of old"))
+    key, other = (PublicKey.parse((directory / f"{name}.pub").read_text()) for name in ("key", "other"))
+    return Signed(directory, key, other, sign(directory, "-t", "of today"), sign(directory, "-l", "-t", "of old"))
 
 
 def refused(data: bytes, signature: str, key: PublicKey) -> str:
@@ -131,18 +131,17 @@ def test_other_data_is_refused(signed: Signed, data: bytes) -> None:
 
 @given(st.data())
 def test_changed_signatures_are_refused(signed: Signed, draw: st.DataObject) -> None:
-    """Any change outside the untrusted comment; padding bits of base64 do not count as one."""
+    """Any change outside the untrusted comment; one of bits that base64 leaves unused is none."""
     signature = draw.draw(st.sampled_from([signed.prehashed, signed.legacy]))
     position = draw.draw(st.integers(signature.index("\n") + 1, len(signature) - 1))
     inserted = draw.draw(st.one_of(st.sampled_from(["", "\n", " ", "\0", *ALPHABET]), st.text(max_size=3)))
     changed = signature[:position] + inserted + signature[position + draw.draw(st.integers(0, 3)) :]
+    code: Code | None = None
     try:
-        comment = verify(DATA, changed, signed.key)
+        verify(DATA, changed, signed.key)
     except BangerError as error:
-        assert error.code is Code.CORRUPT
-    else:
-        assert comment in ("of today", "of old")
-        assert decoded(changed) == decoded(signature)
+        code = error.code
+    assert code is Code.CORRUPT or (code is None and decoded(changed) == decoded(signature))
 
 
 def decoded(signature: str) -> tuple[bytes, str, bytes]:
@@ -166,7 +165,14 @@ def test_the_command_agrees(signed: Signed, option: list[str]) -> None:
         for changed in (lines[index][:-1], lines[index].swapcase(), ""):
             text = "\n".join([*lines[:index], changed, *lines[index + 1 :]]) + "\n"
             (signed.directory / "changed").write_text(text)
-            arguments = ["-V", "-q", "-p", signed.directory / "key.pub", "-m", signed.directory / "data"]
             with pytest.raises(subprocess.CalledProcessError):
-                minisign(*arguments, "-x", signed.directory / "changed")
+                minisign(
+                    "-V",
+                    "-p",
+                    signed.directory / "key.pub",
+                    "-m",
+                    signed.directory / "data",
+                    "-x",
+                    signed.directory / "changed",
+                )
             refused(DATA, text, signed.key)

@@ -198,12 +198,12 @@ json_values = st.recursive(
 @given(st.dictionaries(st.sampled_from([*BUNDLE, "kind", "suite", "package", "image", "mirrors"]), json_values))
 def test_any_entry_is_read_or_refused(changes: dict[str, object]) -> None:
     for location in ("", "https://example.org/catalog.json", "/srv/catalog.json"):
+        code: Code | None = None
         try:
             parsed = parse_one({**BUNDLE, **changes}, location)
         except BangerError as error:
-            assert error.code is Code.CORRUPT
-        else:
-            assert parsed.name.isprintable()
+            code = error.code
+        assert code is Code.CORRUPT or (code is None and parsed.name.isprintable())
 
 
 # Addresses ---------------------------------------------------------------------------------------------------------
@@ -347,8 +347,10 @@ def test_states_of_bundles_and_images(listed: CatalogEntry, release: str) -> Non
     assert state(mine) == "pulled"
     assert state(old) == "outdated"
     assert state(old, mine) == "pulled"
-    for elsewhere in ({"arch": "arm64"}, {"origin": ""}, {"origin": "banger/mine"}, {"origin": "corp/other"}):
-        assert state(replace(mine, name="mine", **elsewhere)) == "available"
+    namesake = replace(mine, name="mine")
+    assert state(replace(namesake, arch="arm64")) == "available"
+    for origin in ("", "banger/mine", "corp/other"):
+        assert state(replace(namesake, origin=origin)) == "available"
 
 
 def test_an_image_by_tag_cannot_be_told_to_be_outdated() -> None:
