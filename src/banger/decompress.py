@@ -108,7 +108,8 @@ def open_decompressed(path: Path, job: Job, stage: str) -> Iterator[BinaryIO]:
         if kind is None:
             yield raw
         else:
-            with io.BufferedReader(PieceReader(chunks(raw, kind, concatenated=True, name=str(path)))) as stream:
+            pieces = chunks(raw, kind, concatenated=True, name=str(path))
+            with io.BufferedReader(PieceReader(pieces), _STEP) as stream:
                 yield stream
 
 
@@ -269,6 +270,7 @@ def _lz4_legacy(source: _Source) -> Iterator[bytes]:
         piece = lz4.block.decompress(block, uncompressed_size=_LZ4_BLOCK)
         total += len(piece)
         yield from (piece[start : start + _STEP] for start in range(0, len(piece), _STEP))
+        del block, piece  # before the next 8 MiB are made
     if not total:
         raise EOFError
 
