@@ -42,7 +42,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(TYPED)
-	$(BIN)/mypy --scripts-are-modules scripts/setup-host
+	$(BIN)/mypy --scripts-are-modules scripts/setup-host scripts/publish-kernel
 
 bench: $(VENV)/installed
 	@for benchmark in $(BENCHMARKS); do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
