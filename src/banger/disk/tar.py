@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Protocol
 
 from banger.api.errors import BangerError, Code
 
@@ -38,6 +38,13 @@ _XATTRS_KEPT = (b"user.", b"trusted.", b"security.")
 _XATTRS_DROPPED = (b"trusted.overlay.", b"user.overlay.")
 
 Records = list[tuple[bytes, bytes]]
+
+
+class Readable(Protocol):
+    """Where an archive is read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """`size` bytes; fewer at the end only."""
 
 
 @dataclass(slots=True)
@@ -71,7 +78,7 @@ class TarReader:
     whole, well-formed archive with safe names is CORRUPT.
     """
 
-    def __init__(self, stream: BinaryIO, label: str, limit: int) -> None:
+    def __init__(self, stream: Readable, label: str, limit: int) -> None:
         self._stream = stream
         self._label = label
         self._limit = limit

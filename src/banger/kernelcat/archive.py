@@ -22,7 +22,7 @@ from banger.disk.tar import Member, show
 from banger.job import Job
 
 MEMBERS_MAX = 200_000  # of all archives; a distribution's kernel with all its modules has 7,000
-TOTAL_MAX = 4 << 30  # bytes of all files; a kernel with debug information in its modules has 2 GB
+ARCHIVE_LIMIT = 4 << 30  # bytes, packed or not; a kernel with debug information in its modules has 2 GB
 FILE_MAX = 1 << 30  # bytes; a vmlinux with debug information has 800 MB
 DEPTH_MAX = 32  # components of a name; the kernel's own have 12
 PATH_MAX = 1024  # bytes of a name: with the directory that it goes to it stays below Linux' 4095
@@ -376,8 +376,8 @@ class Extraction:
 
     def _count(self, size: int) -> None:
         self._total += size
-        if self._total > TOTAL_MAX:
-            raise self._exhausted(f"unpacks to more than {system.human_size(TOTAL_MAX)}")
+        if self._total > ARCHIVE_LIMIT:
+            raise self._exhausted(f"unpacks to more than {system.human_size(ARCHIVE_LIMIT)}")
 
     def _skip(self, kind: str) -> None:
         self._skipped[kind] = self._skipped.get(kind, 0) + 1

@@ -32,10 +32,7 @@ class ModulePacker:
 
     def add(self, path: str, size: int, pieces: Iterable[bytes]) -> None:
         """Pack a regular file of `size` bytes; its directories are made. A path may be given once only."""
-        for directory in reversed(PurePosixPath(path).parents):
-            if directory not in self._directories:
-                self._directories.add(directory)
-                self._header(os.fsencode(directory), tar.DIRECTORY, 0o755, 0)
+        self._make_directories(path)
         self._unchecked += size
         if self._unchecked >= _CHECK_FREE_EVERY:
             self._unchecked = 0
@@ -46,8 +43,19 @@ class ModulePacker:
             self._stream.write(piece)
         self._stream.write(bytes(-size % tar.BLOCK))
 
-    def _header(self, path: bytes, kind: bytes, mode: int, size: int) -> None:
-        self._stream.write(tar.encode_header(tar.Member(path, kind, mode, uid=0, gid=0, mtime=0, size=size)))
+    def link(self, path: str, target: str) -> None:
+        """Give the file that was added as `target` a second name."""
+        self._make_directories(path)
+        self._header(os.fsencode(path), tar.HARD_LINK, 0o644, 0, os.fsencode(target))
+
+    def _make_directories(self, path: str) -> None:
+        for directory in reversed(PurePosixPath(path).parents):
+            if directory not in self._directories:
+                self._directories.add(directory)
+                self._header(os.fsencode(directory), tar.DIRECTORY, 0o755, 0)
+
+    def _header(self, path: bytes, kind: bytes, mode: int, size: int, link: bytes = b"") -> None:
+        self._stream.write(tar.encode_header(tar.Member(path, kind, mode, uid=0, gid=0, mtime=0, size=size, link=link)))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,327 @@
+"""Receives kernels as bundles, in one pass over what arrives, and writes installed kernels as bundles.
+
+A bundle is a compressed tar of a kernel's entry: vmlinux (or vmlinuz), perhaps initrd.img and config, and below
+modules/ what belongs into /lib/modules/<version>. A tar of a staged directory, boot/ and lib/modules/, is received too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import tempfile
+import threading
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import IO, BinaryIO, cast
+
+import zstandard
+
+from banger import system
+from banger.api.errors import BangerError, Code
+from banger.decompress import MAGIC_SIZE, chunks, compression
+from banger.disk import tar
+from banger.disk.tar import Member, TarReader
+from banger.job import Job, command_failed
+from banger.kernelcat import manifest as layout
+from banger.kernelcat.archive import ARCHIVE_LIMIT, Extraction
+from banger.kernelcat.modules import INDEX_LIMIT, MODULE_LIMIT, ModuleTree
+from banger.kernelcat.packer import ModulePacker, pack_modules
+from banger.kernelcat.sources import Found, discover_paths
+
+_AHEAD = 16  # pieces that arrive while earlier ones are unpacked
+_KERNELS = (layout.VMLINUZ, layout.VMLINUX, "bzImage", "Image", "kernel")  # a vmlinux is in the vmlinuz beside it
+_KEPT = ("modules.dep", "modules.builtin")  # what boot_plan asks for
+_INDEXES_LIMIT = 32 << 20  # bytes of all modules.* files; Debian's generic kernel has 5 MB
+_RATIO_MAX = 1000  # of unpacked to packed; a kernel with its modules has 5
+_RATIO_FROM = 64 << 20  # unpacked bytes before the ratio counts: less is no harm
+
+_LEVEL = 19
+_WINDOW_LOG = 23  # 8 MiB, the most that every zstd unpacks without being told
+# several jobs of a fixed size: the bytes are the same for any number of threads, and so on any machine
+_JOB_SIZE = 32 << 20
+
+
+@dataclass(frozen=True)
+class Received:
+    """The files of a kernel out of a bundle.
+
+    `modules` are packed already; None when there are none or when `found.modules` is a directory instead. `skipped`
+    counts what was not taken ("device", "fifo", "link").
+    """
+
+    found: Found
+    modules: ModuleTree | None
+    skipped: dict[str, int]
+
+
+class PackedModules:
+    """A lib/modules/<version> that was packed as it arrived."""
+
+    def __init__(self, image: Path, packing: contextlib.ExitStack, job: Job) -> None:
+        self._image = image
+        self._packing = packing  # the packer runs until this ends
+        self._job = job
+        self._sizes: dict[str, int] = {}
+        self._indexes: dict[str, bytes] = {}
+        self._indexed = 0
+        self._packer: ModulePacker | None = None
+
+    def __bool__(self) -> bool:
+        return self._packer is not None
+
+    def add(self, path: str, size: int, pieces: Iterable[bytes]) -> None:
+        """Pack a file; raises CORRUPT for indexes beyond a size."""
+        if path.startswith("modules.") and "/" not in path:
+            self._indexed += size
+            if size > INDEX_LIMIT or self._indexed > _INDEXES_LIMIT:
+                raise BangerError(Code.CORRUPT, f"the index {path!r} is larger than a kernel's, {size:,} bytes")
+        if path in _KEPT:
+            pieces = [self._indexes.setdefault(path, b"".join(pieces))]
+        self._start().add(path, size, pieces)
+        self._sizes[path] = size
+
+    def link(self, path: str, target: str) -> None:
+        """Give a packed file a second name."""
+        if path in _KEPT:
+            raise BangerError(Code.CORRUPT, f"the index {path!r} is a link to {target!r}")
+        self._start().link(path, target)
+        self._sizes[path] = self._sizes[target]
+
+    def _start(self) -> ModulePacker:
+        if self._packer is None:
+            self._packer = self._packing.enter_context(pack_modules(self._image, self._job))
+        return self._packer
+
+    def index(self, name: str) -> bytes | None:
+        return self._indexes.get(name)
+
+    def has(self, path: str) -> bool:
+        return path in self._sizes
+
+    def read(self, path: str) -> bytes:
+        if self._sizes[path] > MODULE_LIMIT:
+            raise BangerError(Code.CORRUPT, f"the module {path!r} is larger than {system.human_size(MODULE_LIMIT)}")
+        return self._job.run(["rdsquashfs", f"--cat=/{path}", self._image])
+
+    def is_indexed(self) -> bool:
+        """Whether depmod has seen them."""
+        return self.has("modules.dep") and self.has("modules.dep.bin")
+
+    def unpack(self, directory: Path) -> None:
+        """Turn them into a directory instead."""
+        self._job.run(["rdsquashfs", "--unpack-path=/", f"--unpack-root={directory}", "--quiet", self._image])
+        self._image.unlink()
+
+
+def receive_bundle(pieces: Iterable[bytes], label: str, modules_output: Path, scratch: Path, job: Job) -> Received:
+    """Unpack a bundle that arrives in `pieces`: kernel files into `scratch`, modules packed into `modules_output`.
+
+    `label` names it in errors. All pieces are taken before it returns, and what their iterator raises passes. Raises
+    CORRUPT for what is no whole bundle or breaks a rule, EXHAUSTED beyond a limit, NOT_FOUND without a kernel.
+    """
+    directory = scratch / "bundle"
+    with _read_ahead(pieces) as arriving, contextlib.ExitStack() as packing:
+        modules = PackedModules(modules_output, packing, job)
+        stream = _Stream(_bounded(arriving, label, job))
+        extraction = Extraction(directory, label, job, rooted=False, modules=modules)
+        extraction.take(TarReader(stream, label, ARCHIVE_LIMIT))
+        while rest := stream.read(tar.CHUNK):
+            if rest.strip(b"\0"):
+                raise BangerError(Code.CORRUPT, f"{label} has data after the end of its archive")
+        skipped = extraction.finish()
+    found = _find(directory, label)
+    if not modules:
+        return Received(found, None, skipped)
+    if found.modules:
+        raise BangerError(Code.CORRUPT, f"{label} has modules both in modules/ and in lib/modules/")
+    if modules.is_indexed():
+        return Received(found, modules, skipped)
+    unpacked = scratch / "modules"
+    modules.unpack(unpacked)
+    return Received(replace(found, modules=unpacked), None, skipped)
+
+
+def write_bundle(entry: Path, output: BinaryIO, job: Job) -> None:
+    """Write the kernel in the directory `entry` as a tar.zst; the same bytes for the same kernel, on any machine.
+
+    What a start needs comes first: the kernel, the indexes of its modules, then all else. Raises CORRUPT when the
+    modules cannot be read.
+    """
+    # "ZSTD_c_nbWorkers" in zstd.h: with one worker or more, the output depends on the job size only
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        _LEVEL,
+        window_log=_WINDOW_LOG,
+        write_checksum=True,
+        threads=max(1, os.cpu_count() or 1),
+        job_size=_JOB_SIZE,
+        overlap_log=9,
+    )
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    total = sum(member.size for member, _ in _contents(entry, job))
+    done = 0
+    with contextlib.closing(_contents(entry, job)) as contents:
+        for member, data in contents:
+            output.write(compressor.compress(tar.encode_header(member)))
+            for piece in data:
+                job.progress("compress", member.path.decode(errors="replace"), done, total)
+                output.write(compressor.compress(piece))
+                done += len(piece)
+            output.write(compressor.compress(bytes(-member.size % tar.BLOCK)))
+    output.write(compressor.compress(tar.encode_end()))
+    output.write(compressor.flush())
+
+
+class _Stream:
+    """Gives bytes that come in pieces in the amounts that are asked for."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._piece = b""
+        self._at = 0
+
+    def read(self, size: int) -> bytes:
+        """`size` bytes; fewer at the end only."""
+        end = self._at + size
+        if end <= len(self._piece):
+            data = self._piece[self._at : end]
+            self._at = end
+            return data
+        parts = [self._piece[self._at :]]
+        missing = size - len(parts[0])
+        self._piece, self._at = b"", 0
+        while missing and (piece := next(self._pieces, None)) is not None:
+            if len(piece) > missing:
+                self._piece, self._at = piece, missing
+                piece = piece[:missing]
+            parts.append(piece)
+            missing -= len(piece)
+        return b"".join(parts)
+
+
+def _bounded(arriving: Iterator[bytes], label: str, job: Job) -> Iterator[bytes]:
+    """What the pieces of an archive unpack to, told by magic number, as long as it is in proportion to them."""
+    packed = 0
+
+    def counted() -> Iterator[bytes]:
+        nonlocal packed
+        for piece in arriving:
+            packed += len(piece)
+            yield piece
+
+    pieces = counted()
+    head = b""
+    while len(head) < MAGIC_SIZE and (piece := next(pieces, None)) is not None:
+        head += piece
+    kind = compression(head)
+    pieces = chain([head], pieces)
+    contents = chunks(cast(IO[bytes], _Stream(pieces)), kind, concatenated=True, name=label) if kind else pieces
+    unpacked = 0
+    for piece in contents:
+        job.check()
+        unpacked += len(piece)
+        if unpacked > _RATIO_FROM and unpacked > packed * _RATIO_MAX:
+            raise BangerError(Code.CORRUPT, f"{label} unpacks to more than {_RATIO_MAX} times its size")
+        if unpacked > ARCHIVE_LIMIT:
+            raise BangerError(Code.EXHAUSTED, f"{label} unpacks to more than {system.human_size(ARCHIVE_LIMIT)}")
+        yield piece
+
+
+@contextlib.contextmanager
+def _read_ahead(pieces: Iterable[bytes]) -> Iterator[Iterator[bytes]]:
+    """Take the pieces in a thread of their own, a few ahead of the block; it has ended when the block has."""
+    ready: queue.Queue[bytes | None] = queue.Queue(_AHEAD)
+    left = threading.Event()
+    ended = False
+
+    def take() -> None:
+        try:
+            for piece in pieces:
+                ready.put(piece)
+                if left.is_set():
+                    break
+        finally:
+            ready.put(None)
+
+    def arriving() -> Iterator[bytes]:
+        nonlocal ended
+        while not ended:
+            piece = ready.get()
+            if piece is not None:
+                yield piece
+            else:
+                ended = True
+                taken.result()
+
+    with ThreadPoolExecutor(1, "read-ahead") as thread:
+        taken = thread.submit(take)
+        try:
+            yield arriving()
+        finally:
+            left.set()
+            while not ended:
+                ended = ready.get() is None
+
+
+def _find(directory: Path, label: str) -> Found:
+    kernel = next((path for name in _KERNELS if (path := directory / name).is_file()), None)
+    if kernel is None:
+        found = discover_paths(directory, kernel_version="")
+        if found.kernel is None:
+            raise BangerError(
+                Code.NOT_FOUND,
+                f"no kernel in {label}",
+                hint="a bundle holds vmlinux, or boot/vmlinux-* or boot/vmlinuz-*",
+            )
+        return found
+    initrd, config, modules = (directory / name for name in (layout.INITRD, layout.CONFIG, "lib/modules"))
+    return Found(
+        kernel=kernel,
+        initrd=initrd if initrd.is_file() else None,
+        config=config if config.is_file() else None,
+        modules=modules if modules.is_dir() else None,
+    )
+
+
+def _contents(entry: Path, job: Job) -> Generator[tuple[Member, Iterator[bytes]]]:
+    """The members of a bundle and their data."""
+    modules = entry / layout.MODULES
+    packed = modules.is_file()
+    yield from _file(entry / layout.VMLINUX)
+    if packed:
+        yield from _packed(modules, job, indexes=True)
+    for name in sorted((layout.INITRD, layout.CONFIG, layout.VMLINUZ)):
+        if (entry / name).is_file():
+            yield from _file(entry / name)
+    if packed:
+        yield from _packed(modules, job, indexes=False)
+
+
+def _file(path: Path) -> Iterator[tuple[Member, Iterator[bytes]]]:
+    with open(path, "rb") as content:
+        size = os.fstat(content.fileno()).st_size
+        yield _member(path.name.encode(), size), iter(lambda: content.read(tar.CHUNK), b"")
+
+
+def _packed(image: Path, job: Job, *, indexes: bool) -> Iterator[tuple[Member, Iterator[bytes]]]:
+    """The indexes of packed modules, or all other files, by name within each directory."""
+    argv: list[str | Path] = ["sqfs2tar", "--no-skip", "--no-xattr", "--no-hard-links", image]
+    with tempfile.TemporaryFile() as errors, job.popen(argv, stderr=errors) as child:
+        assert child.stdout is not None
+        reader = TarReader(child.stdout, image.name, ARCHIVE_LIMIT)
+        for member in reader:
+            is_index = member.path.startswith(b"modules.") and b"/" not in member.path
+            if member.kind == tar.REGULAR and is_index == indexes:
+                yield _member(b"modules/" + member.path, member.size), reader.data()
+        while child.stdout.read(tar.CHUNK):
+            pass
+        if status := child.wait():
+            errors.seek(0)
+            raise command_failed(argv, status, errors.read(1 << 16))
+
+
+def _member(path: bytes, size: int) -> Member:
+    return Member(path, tar.REGULAR, 0o644, uid=0, gid=0, mtime=0, size=size)
