@@ -7,8 +7,8 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from banger.api.errors import BangerError, Code
@@ -58,10 +58,14 @@ _DISTROS = {
 
 @dataclass(frozen=True)
 class Package:
-    """What a package says: the ID of its distribution (os-release(5)), and Debian's name of its architecture, or ''."""
+    """The ID of a package's distribution (os-release(5)), Debian's name of its architecture, '' where it says nothing.
+
+    `skipped` counts what was not taken of it, by kind ("device").
+    """
 
     distro: str = ""
     arch: str = ""
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
 
 def unpack(file: Path, packages: Path, archive: Path, job: Job) -> Package | None:
@@ -91,8 +95,7 @@ def unpack(file: Path, packages: Path, archive: Path, job: Job) -> Package | Non
     if first in _VOID_FIRST:
         return _unpack_tar_package(section, packages, _PROPS, _void_package, job)
     with open_stream(section, job) as stream:
-        _extract(_Rooted(TarReader(stream, _LABEL, UNPACKED_LIMIT)), archive, job)
-    return Package()
+        return Package(skipped=_extract(_Rooted(TarReader(stream, _LABEL, UNPACKED_LIMIT)), archive, job))
 
 
 class _Chosen:
@@ -140,16 +143,14 @@ def _unpack_deb(file: Path, target: Path, job: Job) -> Package:
     fields, data = deb.read_deb(file, job)
     package = _package(file, _distro(fields.get("Maintainer", ""), "debian"), fields.get("Architecture", ""))
     with open_stream(data, job) as stream:
-        _extract(_Chosen(TarReader(stream, _LABEL, UNPACKED_LIMIT)), target, job)
-    return package
+        return replace(package, skipped=_extract(_Chosen(TarReader(stream, _LABEL, UNPACKED_LIMIT)), target, job))
 
 
 def _unpack_rpm(file: Path, target: Path, job: Job) -> Package:
     content = rpm.read_rpm(file, job)
     package = _package(file, _distro(f"{content.distribution} {content.vendor}", ""), content.arch)
     with open_stream(content.payload, job) as stream:
-        _extract(_Chosen(content.reader(stream, UNPACKED_LIMIT)), target, job)
-    return package
+        return replace(package, skipped=_extract(_Chosen(content.reader(stream, UNPACKED_LIMIT)), target, job))
 
 
 def _unpack_apk(section: Section, target: Path, job: Job) -> Package:
@@ -175,8 +176,7 @@ def _unpack_apk(section: Section, target: Path, job: Job) -> Package:
             raise BangerError(Code.CORRUPT, "the SHA-256 of its files is wrong")
     package = _package(file, "alpine", fields.get("arch", ""))
     with open_stream(files, job) as stream:
-        _extract(_Chosen(TarReader(stream, _LABEL, UNPACKED_LIMIT)), target, job)
-    return package
+        return replace(package, skipped=_extract(_Chosen(TarReader(stream, _LABEL, UNPACKED_LIMIT)), target, job))
 
 
 def _unpack_tar_package(
@@ -184,8 +184,8 @@ def _unpack_tar_package(
 ) -> Package:
     with open_stream(section, job) as stream:
         chosen = _Chosen(TarReader(stream, _LABEL, UNPACKED_LIMIT), fields)
-        _extract(chosen, target, job)
-    return read(section.file, chosen.text)
+        skipped = _extract(chosen, target, job)
+    return replace(read(section.file, chosen.text), skipped=skipped)
 
 
 def _arch_package(file: Path, text: str) -> Package:
@@ -221,10 +221,10 @@ def _distro(text: str, default: str) -> str:
     return next((distro for word, distro in _DISTROS.items() if word in text.lower()), default)
 
 
-def _extract(members: Members, target: Path, job: Job) -> None:
+def _extract(members: Members, target: Path, job: Job) -> dict[str, int]:
     extraction = Extraction(target, _LABEL, job, rooted=True)
     extraction.take(members)
-    extraction.finish()
+    return extraction.finish()
 
 
 def _first_member(data: bytes) -> bytes | None:

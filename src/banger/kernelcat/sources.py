@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,9 +43,9 @@ def discover(sources: list[Path], scratch: Path, kernel_version: str, job: Job) 
             if package is None:
                 found = _merge(found, Found(kernel=source))
             elif archive.is_dir():
-                found = _merge(found, discover_paths(archive, kernel_version))
+                found = _merge(found, replace(discover_paths(archive, kernel_version), skipped=package.skipped))
             else:
-                found = _merge(found, Found(distro=package.distro, arch=package.arch))
+                found = _merge(found, Found(distro=package.distro, arch=package.arch, skipped=package.skipped))
                 added = kernels(packages) - before
                 if before and added:
                     raise _twice("kernel", min(before), min(added))
@@ -80,6 +81,7 @@ def _merge(first: Found, second: Found) -> Found:
         distro=first.distro or second.distro,
         arch=first.arch or second.arch,
         kernel_version=first.kernel_version or second.kernel_version,
+        skipped=Counter(first.skipped) + Counter(second.skipped),
     )
 
 

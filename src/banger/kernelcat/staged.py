@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from banger.fields import Fields
@@ -26,7 +26,8 @@ _Rank = tuple[tuple[int, int, str], ...]
 class Found:
     """The files of a kernel, each None when the source has none, and what its metadata says ('' where nothing).
 
-    `modules` is a lib/modules/<version> directory, or the lib/modules above several.
+    `modules` is a lib/modules/<version> directory, or the lib/modules above several; `skipped` counts what else the
+    source held that no kernel has a use for, by kind ("device").
     """
 
     kernel: Path | None = None
@@ -36,6 +37,7 @@ class Found:
     distro: str = ""
     arch: str = ""
     kernel_version: str = ""
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
