@@ -113,13 +113,13 @@ def show(name: str, as_json: bool) -> None:
 )
 @click.argument("name", metavar="NAME|REF|URL", type=PULLABLE)
 @click.option("--sha256", default="", help="SHA-256 that the bundle must have; required for a URL.")
-@click.option("--as", "save_as", type=KERNEL, default="", help="Local name, instead of the one it has there.")
-@click.option("--arch", type=click.Choice(ARCHITECTURES), default="", help="Architecture, instead of this host's.")
+@click.option("--as", "save_as", type=KERNEL, help="Local name, instead of the one it has there.")
+@click.option("--arch", type=click.Choice(ARCHITECTURES), help="Architecture, instead of this host's.")
 @click.option("--force", is_flag=True, help="Replace a local kernel of that name, once the new one is complete.")
 @json_option
-def pull(name: str, sha256: str, save_as: str, arch: str, force: bool, as_json: bool) -> None:
+def pull(name: str, sha256: str, save_as: str | None, arch: str | None, force: bool, as_json: bool) -> None:
     """Fetch a kernel: a catalog's NAME (or CATALOG/NAME), an image REF of an OCI registry, or the URL of a bundle."""
-    request = m.KernelPull(name=name, save_as=save_as, sha256=sha256, arch=arch, force=force)
+    request = m.KernelPull(name=name, save_as=save_as or "", sha256=sha256, arch=arch or "", force=force)
     with Display() as display:
         kernel = ensure_daemon().call(op.KERNEL_PULL, request, display.reporter(f"pulling {save_as or name}"))
     print_arrived(kernel, as_json, "pulled")
@@ -145,16 +145,16 @@ def pull(name: str, sha256: str, save_as: str, arch: str, force: bool, as_json: 
     help="A package, a directory or a kernel file; can be given several times. `host` is the running kernel.",
 )
 @click.option("--distro", default="", help="Distribution that it comes from, where the files do not tell.")
-@click.option("--arch", type=click.Choice(ARCHITECTURES), default="", help="Architecture that it must have.")
+@click.option("--arch", type=click.Choice(ARCHITECTURES), help="Architecture that it must have.")
 @click.option("--kernel-version", default="", help="Version that it must have; chooses among several.")
 @click.option("--force", is_flag=True, help="Replace a local kernel of that name.")
 @json_option
 def import_kernel(
-    name: str, sources: tuple[str, ...], distro: str, arch: str, kernel_version: str, force: bool, as_json: bool
+    name: str, sources: tuple[str, ...], distro: str, arch: str | None, kernel_version: str, force: bool, as_json: bool
 ) -> None:
     """Make a kernel from packages, directories or files, or from this host's own."""
     request = m.KernelImport(
-        name=name, sources=list(sources), distro=distro, arch=arch, kernel_version=kernel_version, force=force
+        name=name, sources=list(sources), distro=distro, arch=arch or "", kernel_version=kernel_version, force=force
     )
     with Display() as display:
         kernel = ensure_daemon().call(op.KERNEL_IMPORT, request, display.reporter(f"importing {name}"))
