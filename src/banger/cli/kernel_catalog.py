@@ -104,14 +104,16 @@ def list_catalogs(as_json: bool) -> None:
 
 @click.command("rm", cls=Command, epilog="banger kernel catalog rm NAME OTHER")
 @click.argument("names", type=CATALOG, nargs=-1, required=True)
-def remove(names: tuple[str, ...]) -> int:
+@json_option
+def remove(names: tuple[str, ...], as_json: bool) -> int:
     """Remove catalogs. Kernels that were pulled from them stay."""
     client = ensure_daemon()
-    return for_each(
-        names,
-        lambda name: client.call(op.KERNEL_CATALOG_DELETE, m.NameRequest(name)),
-        lambda name, _: f"removed {name}",
-    )
+
+    def delete(name: str) -> m.NameRequest:
+        client.call(op.KERNEL_CATALOG_DELETE, m.NameRequest(name))
+        return m.NameRequest(name)
+
+    return for_each(names, delete, lambda name, _: f"removed {name}", as_json)
 
 
 @click.command(
