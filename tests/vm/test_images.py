@@ -1,6 +1,8 @@
 """Images of every kind boot: without shell and libc, with systemd as init, fetched when missing; or say why not."""
 
 import io
+import json
+import os
 import subprocess
 import tarfile
 import time
@@ -121,6 +123,52 @@ def test_an_image_that_was_replaced_or_removed_does_not_change_its_vms(host: Hos
     assert host.vm("bound").image == before.image
     host.ok("vm", "rm", "-f", "bound")
     host.ok("image", "rm", "changing")
+
+
+def ext4_of(rootfs: Path, directory: Path) -> Path:
+    """The tree of a squashfs as an ext4 filesystem."""
+    tree, file = directory / "tree", directory / "root.ext4"
+    tree.mkdir()
+    archive = subprocess.Popen(["sqfs2tar", rootfs], stdout=subprocess.PIPE)
+    subprocess.run(["tar", "-xC", tree, "--exclude=dev/*"], stdin=archive.stdout, check=True)
+    assert archive.wait() == 0
+    file.touch()
+    os.truncate(file, 256 << 20)
+    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-d", tree, file], check=True)
+    return file
+
+
+def test_a_registered_image_and_its_vms_outlive_their_kernel(tmp_path: Path, kernel: Path, image: Path) -> None:
+    rootfs, seed = ext4_of(image / "rootfs.squashfs", tmp_path), tmp_path / "seed.ext4"
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/notes").write_text("prepared\n")
+    seed.touch()
+    os.truncate(seed, 64 << 20)
+    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-d", tmp_path / "home", seed], check=True)
+    script = "cat /root/notes; uname -r; ls -d /lib/modules/*/modules.dep"
+    with running_daemon(tmp_path / "state", entries=[kernel], config=f"memory = {512 << 20}\nvcpu = 1\n") as daemon:
+        host = Host(daemon)
+        version = json.loads(host.ok("kernel", "show", KERNEL, "--json"))["kernel_version"]
+        expected = f"prepared\n{version}\n/lib/modules/{version}/modules.dep\n"
+        files = ("--rootfs", str(rootfs), "--work-seed", str(seed))
+        host.ok("image", "register", "mine", *files, "--kernel-ref", KERNEL)
+        host.ok("vm", "create", "--image", "mine", "--name", "before")
+        refusal = host.fails(1, "kernel", "rm", KERNEL)
+        assert "mine" in refusal
+        assert "before" in refusal
+        host.ok("kernel", "rm", "--force", KERNEL)
+        assert host.ok("vm", "run", "--rm", "--image", "mine", "--", "sh", "-c", script) == expected
+        host.ok("vm", "start", "before")
+        assert host.ok("vm", "exec", "before", "--", "sh", "-c", script) == expected
+        host.ok("vm", "stop", "before")
+        # a kernel of that name that boots nothing
+        daemon.link([kernel])
+        vmlinux = daemon.layout.kernels / KERNEL / "vmlinux"
+        vmlinux.unlink()
+        vmlinux.write_bytes(b"another one")
+        host.ok("vm", "start", "before")
+        assert host.ok("vm", "exec", "before", "--", "uname", "-r") == f"{version}\n"
+        host.ok("vm", "rm", "--force", "before")
 
 
 def test_errors_about_images_and_kernels(host: Host, tmp_path: Path) -> None:
