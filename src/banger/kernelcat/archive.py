@@ -141,7 +141,7 @@ class Extraction:
                 wanted, meant = _wanted(path), files.get(_wanted(end) or ())
                 if not wanted or wanted in files:
                     continue
-                if meant is None or (meant[1].packed and not self._sinks(wanted)):
+                if meant is None or (meant[1].packed and self._sink(wanted) is None):
                     self._skip("link")
                 else:
                     files[wanted] = meant
@@ -321,9 +321,9 @@ class Extraction:
             raise self._corrupt(f"has a member {show(path)} whose data is not {size:,} bytes")
 
     def _store(self, wanted: Parts, size: int, pieces: Iterable[bytes]) -> _File:
-        if self._modules and self._sinks(wanted):
+        if (sink := self._sink(wanted)) is not None:
             path = b"/".join(wanted[1:]).decode()
-            self._modules.add(path, size, pieces)
+            sink.add(path, size, pieces)
             return _File(size, packed=path)
         self._files += 1
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -337,8 +337,8 @@ class Extraction:
                     rest = rest[output.write(rest) :]
         return _File(size, number=self._files)
 
-    def _sinks(self, wanted: Parts) -> bool:
-        return self._modules is not None and wanted[0] == b"modules"
+    def _sink(self, wanted: Parts) -> ModuleSink | None:
+        return self._modules if wanted[0] == b"modules" else None
 
     def _blob(self, number: int) -> Path:
         return self._blobs / str(number)
@@ -347,13 +347,13 @@ class Extraction:
         """Every file but those in the module sink is still a numbered one."""
         try:
             for directory in sorted(directories):
-                if not self._sinks(directory):
+                if self._sink(directory) is None:
                     self._path(directory).mkdir(mode=0o755, exist_ok=True)
             for path, file in sorted(files.items()):
                 self._job.check()
                 blob = self._blob(file.number)
-                if self._modules and self._sinks(path):
-                    self._sink(self._modules, b"/".join(path[1:]).decode(), file)
+                if (sink := self._sink(path)) is not None:
+                    self._pack(sink, b"/".join(path[1:]).decode(), file)
                 else:
                     # a second Extraction may lay its files over those of the first
                     name = blob.with_suffix(".name")
@@ -364,7 +364,7 @@ class Extraction:
                 raise self._corrupt(f"has names that no directory can have: {error.strerror}") from error
             raise
 
-    def _sink(self, modules: ModuleSink, path: str, file: _File) -> None:
+    def _pack(self, modules: ModuleSink, path: str, file: _File) -> None:
         if not file.packed:
             with open(self._blob(file.number), "rb") as content:
                 modules.add(path, file.size, iter(lambda: content.read(tar.CHUNK), b""))

@@ -70,9 +70,6 @@ class PackedModules:
         self._indexed = 0
         self._packer: ModulePacker | None = None
 
-    def __bool__(self) -> bool:
-        return self._packer is not None
-
     def add(self, path: str, size: int, pieces: Iterable[bytes]) -> None:
         """Pack a file; raises CORRUPT for indexes beyond a size."""
         if path.startswith("modules.") and "/" not in path:
@@ -107,6 +104,10 @@ class PackedModules:
             raise BangerError(Code.CORRUPT, f"the module {path!r} is larger than {system.human_size(MODULE_LIMIT)}")
         return self._job.run(["rdsquashfs", f"--cat=/{path}", self._image])
 
+    def is_empty(self) -> bool:
+        """Whether nothing was packed."""
+        return self._packer is None
+
     def is_indexed(self) -> bool:
         """Whether depmod has seen them."""
         return self.has("modules.dep") and self.has("modules.dep.bin")
@@ -133,8 +134,8 @@ def receive_bundle(pieces: Iterable[bytes], label: str, modules_output: Path, sc
             if rest.strip(b"\0"):
                 raise BangerError(Code.CORRUPT, f"{label} has data after the end of its archive")
         skipped = extraction.finish()
-    found = _find(directory, label)
-    if not modules:
+    found = replace(_find(directory, label), skipped=skipped)
+    if modules.is_empty():
         return Received(found, None, skipped)
     if found.modules:
         raise BangerError(Code.CORRUPT, f"{label} has modules both in modules/ and in lib/modules/")
