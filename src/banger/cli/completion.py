@@ -43,7 +43,7 @@ def answer(root: click.Command, variable: str, instruction: str) -> int:
 
 
 def complete_names(noun: str, incomplete: str) -> list[CompletionItem]:
-    """The kernels, images or VMs whose names begin so, from a daemon that runs; none is started for this."""
+    """The kernels, catalogs, images or VMs whose names begin so, from a daemon that runs; none is started for this."""
     client = Client(user_layout().socket)
     try:
         if noun == "kernel":
@@ -59,6 +59,9 @@ def complete_names(noun: str, incomplete: str) -> list[CompletionItem]:
                 for entry in entries
             ]
             names = list(dict(names).items())
+        elif noun == "catalog":
+            catalogs = client.call(op.KERNEL_CATALOG_LIST, m.Empty()).catalogs
+            names = [(catalog.name, catalog.location) for catalog in catalogs if catalog.location]
         elif noun == "image":
             names = [(image.name, image.distro) for image in client.call(op.IMAGE_LIST, m.Empty()).images]
         else:
