@@ -23,6 +23,7 @@ export PIP_REQUIRE_VIRTUALENV := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: run test soak lint bench install uninstall lock agent clean python test-host
+.PHONY: debian-kernel void-kernel alpine-kernel generic-kernel
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -42,10 +43,16 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(TYPED)
-	$(BIN)/mypy --scripts-are-modules scripts/setup-host scripts/publish-kernel
+	$(BIN)/mypy --scripts-are-modules scripts/setup-host scripts/publish-kernel \
+		$(wildcard scripts/make-*-kernel scripts/register-*-image)
 
 bench: $(VENV)/installed
 	@for benchmark in $(BENCHMARKS); do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
+
+# Kernels for `banger kernel import --from build/manual/<name>-kernel`; options in STAGE, --help lists them.
+STAGE ?=
+debian-kernel void-kernel alpine-kernel generic-kernel: $(VENV)/installed
+	@$(BIN)/python scripts/make-$@ $(STAGE)
 
 install: $(VENV)/installed
 	@if [ -e $(BINDIR)/banger ] && [ ! -L $(BINDIR)/banger ]; then \

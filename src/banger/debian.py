@@ -21,7 +21,7 @@ _SCHEMES = ("http:", "https:", "file:", "copy:", "mirror:", "mirror+")
 _PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")  # Debian Policy 5.6.1
 _SUITE_NAME = re.compile(r"[a-z][a-z0-9-]*")
 # the packages that a kernel's metapackage stands for; all else that it depends on is for installing it
-_KERNEL_PART = re.compile(r"linux-(image|modules|binary)-.+")
+_KERNEL_PART = re.compile(r"linux-(image|modules|binary|source)-.+")
 _METAPACKAGES = 5  # that may stand for one another
 
 # hooks of the host's configuration are not for us; options with a path go on the command line. Root's apt would drop to
@@ -101,7 +101,7 @@ def download(
     mirror: Mirror,
     keyring: Path = KEYRING,
 ) -> list[Path]:
-    """Download kernel packages of a suite, signatures checked; a metapackage stands for those that it depends on.
+    """Download packages of kernels or their source, signatures checked; a metapackage stands for what it depends on.
 
     `cache` keeps the package lists for the next time. Returns the .deb files, named <package>_<version>_<arch>.deb.
     Raises DOWNLOAD when the archive cannot be reached or verified, NOT_FOUND for an unknown package.
@@ -243,7 +243,7 @@ def _resolve(packages: Sequence[str], apt: Sequence[str | Path], job: Job) -> li
         needed = re.findall(r"(?m)^ *\|?(?:Pre)?Depends: (\S+)", output.decode())
         parts = [name for name in needed if _KERNEL_PART.fullmatch(name)]
         waiting += [name for name in parts if name not in names and name not in waiting]
-        is_metapackage = any(name.startswith("linux-image-") for name in parts)
+        is_metapackage = any(name.startswith(("linux-image-", "linux-source-")) for name in parts)
         if not is_metapackage and package not in names:
             names.append(package)
     return names
