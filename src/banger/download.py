@@ -129,8 +129,9 @@ def local(
                 yield piece
     except FileNotFoundError as error:
         raise BangerError(Code.NOT_FOUND, f"there is no file {body.source}") from error
-    except OSError as error:
-        raise BangerError(Code.INVALID, f"the file {body.source} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        why = error.strerror if isinstance(error, OSError) else error
+        raise BangerError(Code.INVALID, f"the file {body.source} cannot be read: {why}") from error
     body.finish()
 
 
@@ -154,7 +155,7 @@ class _Failed(Exception):
         self,
         reason: str,
         *,
-        hint: str = "",
+        hint: str = "check the URL",
         code: Code = Code.DOWNLOAD,
         broken: bool = False,
         unreachable: bool = False,
@@ -435,9 +436,13 @@ def _exchange(
 
 
 def _shut(connection: socket.socket) -> None:
-    """End a connection that another thread reads from; not SSLSocket.shutdown, which would take its TLS state away."""
+    """Make another thread's read return; it then closes the connection.
+
+    Not both ways: a server that still sends would see a FIN, not the reset. Not SSLSocket.shutdown, which takes the
+    TLS state away from under the reader.
+    """
     with contextlib.suppress(OSError):
-        socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        socket.socket.shutdown(connection, socket.SHUT_RD)
 
 
 def _request(
@@ -449,7 +454,7 @@ def _request(
     try:
         target = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise _Failed("it is not a valid URL", hint="check the URL") from error
+        raise _Failed("it is not a valid URL") from error
     peer = ""
 
     def watch(event: str, info: Mapping[str, object]) -> None:
@@ -463,7 +468,7 @@ def _request(
 
     for _ in range(_REDIRECTS + 1):
         if target.scheme not in ("http", "https") or not target.host:
-            raise _Failed("only http and https URLs can be downloaded", hint="check the URL")
+            raise _Failed("only http and https URLs can be downloaded")
         user = (target.username, target.password) if target.userinfo else None
         plain = target.copy_with(userinfo=b"", fragment=None)
         try:
@@ -478,6 +483,8 @@ def _request(
                 target = _redirected(target, response.next_request.url)
         except httpx.HTTPError as error:
             raise _explained(error, plain, peer, timeouts) from error
+        except httpx.InvalidURL as error:
+            raise _Failed("it redirects to an invalid URL") from error
     raise _Failed(f"it redirects more than {_REDIRECTS} times")
 
 
@@ -528,7 +535,7 @@ def _explained(error: httpx.HTTPError, url: httpx.URL, peer: str, timeouts: Time
                 flaw, hint = _CERTIFICATES.get(cause.verify_code, untrusted)
                 return _Failed(f"the certificate of {server} {flaw}", hint=hint)
             if isinstance(cause, ssl.SSLError):
-                return _Failed(f"TLS with {who} fails: {cause.reason or cause}", hint="check the URL")
+                return _Failed(f"TLS with {who} fails: {cause.reason or cause}")
             if isinstance(cause, socket.gaierror):
                 name = who.rpartition(":")[0]
                 return _Failed(f"the name of {name} cannot be resolved", hint=_NETWORK_HINT, unreachable=True)
