@@ -234,8 +234,7 @@ def debian_kernel(factory: pytest.TempPathFactory) -> Path:
 def link_entry(entry: Path, target: Path) -> None:
     """Publish the files of a kernel or image entry at `target` too."""
     with system.staging(target.parent, target.name) as staged:
-        for file in entry.iterdir():
-            system.link_or_copy(file, staged / file.name)
+        system.copy_dir_contents(entry, staged, system.link_or_copy)
         staged.rename(target)
 
 

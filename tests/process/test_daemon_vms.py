@@ -235,7 +235,7 @@ def test_vm_is_bound_to_content(daemon: DaemonProcess, tmp_path: Path) -> None:
         lambda: daemon.client.call(op.KERNEL_DELETE, m.KernelDelete("debian-cloud")),
     ]
     for remove in removals:
-        with pytest.raises(BangerError, match="is used by .*one") as caught:
+        with pytest.raises(BangerError, match=r"is used by .*one") as caught:
             remove()
         assert caught.value.code is Code.IN_USE
     before = (Path(vm.directory) / "rootfs").read_bytes()

@@ -61,14 +61,19 @@ class ImageService:
         self._kernels = kernels
         self._image_pulls: Shared[ImageManifest] = Shared(workers)
 
+    # unmanaged files may lie on filesystems that are slow to answer: images are read by the workers
+
     async def image_list(self, request: m.Empty, report: Report) -> m.ImageList:
-        good, broken = images.list_local(self._layout.images)
+        good, broken = await self._workers.run(lambda job: images.list_local(self._layout.images))
         entries = [_image_info(manifest) for manifest in good]
         entries += [m.ImageInfo(entry.name, problem=entry.reason) for entry in broken]
         return m.ImageList(sorted(entries, key=lambda entry: entry.name))
 
     async def image_show(self, request: m.NameRequest, report: Report) -> m.ImageInfo:
-        return _image_info(images.read_local(self._layout.images, request.name))
+        return _image_info(await self._read(request.name))
+
+    async def _read(self, name: str) -> ImageManifest:
+        return await self._workers.run(lambda job: images.read_local(self._layout.images, name))
 
     async def image_delete(self, request: m.NameRequest, report: Report) -> m.Empty:
         users = self._users.vms_with_image(request.name)
@@ -148,7 +153,7 @@ class ImageService:
         )
 
     async def image_catalog(self, request: m.Empty, report: Report) -> m.ImageCatalog:
-        good, _ = images.list_local(self._layout.images)
+        good, _ = await self._workers.run(lambda job: images.list_local(self._layout.images))
         return m.ImageCatalog(
             [
                 m.CatalogImage(entry.name, "debian", entry.description, "pulled" if pulled else "available")
@@ -159,7 +164,7 @@ class ImageService:
     async def ensure_image(self, name: str, report: Report) -> ImageManifest:
         """The local image of that name, pulled from the catalog when it is missing."""
         try:
-            return images.read_local(self._layout.images, name)
+            return await self._read(name)
         except BangerError as error:
             if error.code is not Code.NOT_FOUND:
                 raise

@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 
 from banger import system
 from banger.api.errors import BangerError, Code
-from banger.disk.decompress import open_decompressed
+from banger.decompress import open_decompressed
 from banger.disk.squashfs import TarSource, write_squashfs
 from banger.entries import sum_file
 from banger.fields import ARCHITECTURES
@@ -184,6 +184,7 @@ def _publish(
     """Complete a staged image with its manifest and kernel and make it appear."""
     write_local(staged, manifest)
     job.progress("publish", manifest.name)
+    system.syncfs(staged)  # the slow part of the publication, before the lock is taken
     target = images_dir / manifest.name
     with publishing():
         _refuse_existing(target, replace)
