@@ -23,8 +23,6 @@ from tests.unit.kernelcat.test_catalog import BUNDLE
 
 NOON, LATER, LATEST = (f"2026-01-31T12:00:0{second}Z" for second in range(3))
 
-needs_minisign = pytest.mark.skipif(shutil.which("minisign") is None, reason="minisign is not installed")
-
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
@@ -65,6 +63,8 @@ class Publisher:
 
 @pytest.fixture
 def publisher(server: BundleServer, tmp_path: Path) -> Publisher:
+    if shutil.which("minisign") is None:
+        pytest.skip("minisign is not installed")
     keys = tmp_path / "keys"
     keys.mkdir()
     return Publisher(server, keys)
@@ -132,7 +132,6 @@ def test_what_servers_must_not_send(
     assert pulled_names(directory) == {"mine"}
 
 
-@needs_minisign
 def test_a_signed_catalog_is_added_and_refreshed(publisher: Publisher, directory: Path) -> None:
     publisher.publish("mine")
     origin = catalogs.add(directory, publisher.location, "corp", publisher.public_key, Job())
@@ -144,7 +143,6 @@ def test_a_signed_catalog_is_added_and_refreshed(publisher: Publisher, directory
     assert catalogs.list_all(directory)[1].updated == LATER
 
 
-@needs_minisign
 def test_the_signature_stands_beside_the_path(publisher: Publisher, directory: Path) -> None:
     publisher.publish("mine")
     content = publisher.server.content
@@ -193,7 +191,6 @@ def of_the_same_time(publisher: Publisher) -> str:
     return "differs from the copy at hand"
 
 
-@needs_minisign
 @pytest.mark.parametrize(
     "attack",
     [
@@ -223,7 +220,6 @@ def test_what_a_pinned_key_refuses(publisher: Publisher, directory: Path, attack
         assert catalogs.names(directory) == ["corp"]
 
 
-@needs_minisign
 def test_a_signed_catalog_that_is_a_file(publisher: Publisher, directory: Path) -> None:
     publisher.publish("mine")
     file = publisher.keys / "catalog.json"
@@ -291,7 +287,6 @@ def banger(daemon: DaemonProcess, *argv: str | Path, status: int = 0) -> str:
     return ended.stdout if status == 0 else ended.stderr
 
 
-@needs_minisign
 def test_catalogs_on_the_command_line(publisher: Publisher, daemon: DaemonProcess) -> None:
     publisher.publish("mine", "debian")
     key = publisher.keys / "key.pub"
