@@ -23,12 +23,13 @@ from banger.job import Job, command_failed
 UNPACKED_LIMIT = 512 << 20  # bytes
 
 _STEP = 1 << 20
+_REPORT_EVERY = 4 << 20
 _CONFIG_LIMIT = 4 << 20  # bytes
 _HEAD = 0x260  # bytes: all of a bzImage's setup header that matters
 _ERROR_LIMIT = 4 << 10  # bytes of a command's messages
 
 _ELF_MAGIC = b"\x7fELF"
-_ELF_X86_64 = 62  # EM_X86_64, <elf.h>; the names of others are those that Linux boots on
+_ELF_X86_64 = 62  # EM_X86_64, <elf.h>
 _ELF_MACHINES = {3: "32-bit x86", 40: "32-bit ARM", 183: "arm64", 243: "RISC-V", 258: "LoongArch", 21: "POWER"}
 _ET_EXEC, _ET_DYN = 2, 3
 _PT_LOAD, _PT_NOTE = 1, 4
@@ -180,7 +181,9 @@ def _bzimage_payload(file: IO[bytes], part: _Part, where: str) -> _Part:
     The payload ends with its unpacked size (modulo 2^32), which is gzip's own or appended by the build.
     """
     head = os.pread(file.fileno(), _HEAD, part.start)
-    (protocol,) = struct.unpack_from("<H", head, 0x206) if len(head) == _HEAD else (0,)
+    if len(head) < _HEAD:
+        raise _cut_off(where, "bzImage")
+    (protocol,) = struct.unpack_from("<H", head, 0x206)
     if protocol < 0x208:
         raise BangerError(
             Code.UNSUPPORTED,
@@ -271,14 +274,17 @@ def _unpack_lzo(file: IO[bytes], part: _Part, directory: Path, job: Job, where: 
 def _write(pieces: Iterator[bytes], target: Path, part: _Part, job: Job, where: str) -> str:
     """Write the pieces as `target` and return their SHA-256."""
     digest = hashlib.sha256()
-    done = 0
+    done = reported = 0
     with open(target, "xb") as output:
         for piece in pieces:
             done += len(piece)
             _refuse_large(done, where)
             digest.update(piece)
             output.write(piece)
-            job.progress("unpack", target.name, done, part.unpacked)
+            job.check()
+            if done - reported >= _REPORT_EVERY:
+                reported = done
+                job.progress("unpack", target.name, done, part.unpacked)
     if part.unpacked is not None and done % (1 << 32) != part.unpacked:
         raise BangerError(Code.CORRUPT, f"{where} is damaged: it unpacks to {done} bytes instead of {part.unpacked}")
     return digest.hexdigest()
@@ -330,11 +336,11 @@ def _check_elf(image: IO[bytes], size: int, where: str) -> bool:
     enters = pvh = False
     for position in range(0, len(headers), 56):
         segment, _, offset, virtual, physical, stored, memory = struct.unpack_from("<IIQQQQQ", headers, position)
-        if segment in (_PT_LOAD, _PT_NOTE) and offset + stored > size:
+        if segment in (_PT_LOAD, _PT_NOTE) and stored and offset + stored > size:
             raise _cut_off(where, "ELF file")
         if segment == _PT_LOAD:
             enters = enters or any(start <= entry < start + memory for start in (virtual, physical))
-        elif segment == _PT_NOTE:
+        elif segment == _PT_NOTE and stored:
             pvh = pvh or _has_pvh_note(os.pread(image.fileno(), min(stored, _NOTE_LIMIT), offset))
     if kind not in (_ET_EXEC, _ET_DYN) or entry == 0 or not enters:
         raise BangerError(

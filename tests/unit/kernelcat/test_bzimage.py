@@ -96,6 +96,7 @@ def test_size_that_the_build_appended_is_checked(kind: str) -> None:
     "data",
     [
         packed(builders.elf())[:-40],
+        packed(builders.elf())[:0x210],
         builders.zboot(builders.arm64_image())[:-1],
         builders.elf()[:-1],
         builders.elf()[:100],
@@ -214,6 +215,15 @@ def test_elf_may_be_entered_by_its_virtual_address() -> None:
     image = bytearray(builders.elf())
     struct.pack_into("<Q", image, 24, 0xFFFFFFFF81000000)
     assert unpack(bytes(image))[0].arch == "amd64"
+
+
+@pytest.mark.parametrize("segment", [64, 64 + 56])
+def test_segment_of_nothing_may_be_anywhere(segment: int) -> None:
+    """What is only zeroed in memory has no place in the file."""
+    image = bytearray(builders.elf())
+    struct.pack_into("<Q", image, segment + 8, 1 << 63)
+    struct.pack_into("<Q", image, segment + 32, 0)
+    assert unpack(bytes(image))[0].pvh == (segment == 64)
 
 
 @pytest.mark.parametrize("count", [0, 0xFFFF])
