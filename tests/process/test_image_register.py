@@ -243,6 +243,12 @@ def boots(directory: Path) -> list[str]:
     return [(directory / name).read_text().split()[0] for name in ("kernel", "modules.squashfs")]
 
 
+def filesystems(directory: Path) -> list[str]:
+    """The filesystems of a VM's disks: image, overlay, home, modules."""
+    record = json.loads((directory / "vm.json").read_text())
+    return [disk["filesystem"] for disk in record["machine"]["disks"]]
+
+
 def test_register_by_command(daemon: DaemonProcess, rootfs: Path, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home/notes").write_text("mine\n")
@@ -268,11 +274,13 @@ def test_register_by_command(daemon: DaemonProcess, rootfs: Path, tmp_path: Path
     assert (vm / "rootfs").read_bytes() == rootfs.read_bytes()
     assert rootfs.stat().st_nlink == 1
     assert system.allocated_bytes(vm / "rootfs") <= system.allocated_bytes(rootfs) + MIB
-    record = json.loads((vm / "vm.json").read_text())
-    assert [disk["filesystem"] for disk in record["machine"]["disks"]] == ["ext4", "ext4", "ext4", "squashfs"]
+    assert filesystems(vm) == ["ext4", "ext4", "ext4", "squashfs"]
+    packed = squashfs(tmp_path / "packed.ext4", tmp_path / "root")
+    banger(daemon, "image", "register", "packed", "--rootfs", str(packed), "--kernel-ref", "mine")
+    assert filesystems(create(daemon, "two", "packed")) == ["squashfs", "ext4", "ext4", "squashfs"]
 
-    banger(daemon, "vm", "rm", "one")
-    banger(daemon, "image", "rm", "tiny")
+    banger(daemon, "vm", "rm", "one", "two")
+    banger(daemon, "image", "rm", "tiny", "packed")
     assert rootfs.exists()
     assert (tmp_path / "seed.img").exists()
     assert list(daemon.layout.images.iterdir()) == []
