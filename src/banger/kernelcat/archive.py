@@ -195,9 +195,8 @@ class Extraction:
         for depth, name in enumerate(names):
             child = directory.children.get(name)
             if isinstance(child, _Leaf) and child.archive == self._archive:
-                kind = "a link" if child.target is not None else "a file"
-                path, above = show(b"/".join(names)), show(b"/".join(names[: depth + 1]))
-                raise self._corrupt(f"uses {above}, which it made {kind}, as a directory for {path}")
+                path = show(b"/".join(names[: depth + 1]))
+                raise self._corrupt(f"uses {path}, which it made a link or a file before, as a directory")
             if not isinstance(child, _Directory):
                 child = directory.children[name] = _Directory(self._archive)
             child.archive = self._archive
