@@ -19,6 +19,7 @@ _KERNEL_NAME = re.compile(r"(?:vmlinux|vmlinuz|bzImage|Image|kernel)(?:-(.+?))?(
 _TREE_KERNELS = ("vmlinuz", "Image")  # in lib/modules/<version>: Arch, Fedora; SUSE's for arm64
 _INDEXES = ("modules.dep", "modules.order", "modules.builtin")
 
+_DIGITS = "0123456789"
 _Rank = tuple[tuple[int, int, str], ...]
 
 
@@ -44,18 +45,20 @@ class Found:
 class _Candidate:
     """A kernel file: its path, and what its name says, which is a release, or a flavour as 'lts', or nothing.
 
-    The modules that fit it are those of `version` below `root`, or `root` itself when that is ''.
+    The modules that fit it are those of `version` below `root`, or `root` itself when that is ''; `sure` is whether its
+    name says so.
     """
 
     kernel: str
     mark: str
     version: str = ""
     root: str = ""
+    sure: bool = False
 
-    def rank(self, wanted: str) -> tuple[bool, bool, _Rank, bool]:
+    def rank(self, wanted: str) -> tuple[bool, bool, bool, _Rank, bool]:
         release = self.version or self.mark
         is_elf = Path(self.kernel).name.startswith("vmlinux")  # needs no unpacking
-        return bool(wanted) and wanted == release, bool(self.root), _order(release), is_elf
+        return bool(wanted) and wanted == release, bool(self.root), self.sure, _order(release), is_elf
 
 
 def discover_paths(directory: Path, kernel_version: str) -> Found:
@@ -95,12 +98,14 @@ def kernels(directory: Path) -> set[str]:
 
 def newest(names: Iterable[str]) -> str:
     """The name with the highest version, '' of none: digits compare as numbers, '~' and '-rc' come before the end."""
-    return max(names, key=_order, default="")
+    return max(names, key=lambda name: (_order(name), name), default="")
 
 
 def _order(name: str) -> _Rank:
     words = re.findall(r"[0-9]+|-rc(?=[0-9])|.", name, re.DOTALL)
-    ranks = [(2, int(word), "") if word.isdigit() else (-1 if word in ("~", "-rc") else 1, 0, word) for word in words]
+    ranks = [
+        (2, int(word), "") if word[0] in _DIGITS else (-1 if word in ("~", "-rc") else 1, 0, word) for word in words
+    ]
     return (*ranks, (0, 0, ""))
 
 
@@ -137,10 +142,12 @@ def _fit(directory: Path, kernel: str, mark: str, trees: dict[str, str], kernel_
     if "" in trees:
         return _Candidate(kernel, mark, "", trees[""])
     versions = [kernel_version] if kernel_version in trees else sorted(trees, key=_order, reverse=True)
-    if mark:
-        fitting = [version for version in versions if _belongs(directory / trees[version] / version, version, mark)]
-        versions = versions if not fitting and not mark[0].isdigit() else fitting
-    return _Candidate(kernel, mark, versions[0], trees[versions[0]]) if versions else _Candidate(kernel, mark)
+    for version in versions:
+        if mark and _belongs(directory / trees[version] / version, version, mark):
+            return _Candidate(kernel, mark, version, trees[version], sure=True)
+    if versions and (not mark or mark[0] not in _DIGITS):
+        return _Candidate(kernel, mark, versions[0], trees[versions[0]])
+    return _Candidate(kernel, mark)
 
 
 def _belongs(tree: Path, version: str, mark: str) -> bool:

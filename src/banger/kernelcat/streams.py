@@ -25,7 +25,6 @@ UNPACKED_LIMIT = 4 << 30  # bytes of a whole package
 
 _STEP = 1 << 20
 _XZ_MEMORY = 256 << 20  # bytes; xz -9 needs 65 MiB
-_PEEK = 1 << 16  # stored bytes
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,13 @@ def open_stream(section: Section, job: Job, limit: int = UNPACKED_LIMIT) -> Iter
 
 def peek(section: Section, size: int) -> bytes:
     """The first decompressed bytes of a section, fewer when it is damaged."""
-    head = section.head(_PEEK)
-    kind = compression(head)
+    kind = compression(section.head(MAGIC_SIZE))
     if kind is None:
-        return head[:size]
+        return section.head(size)
     output = b""
-    with contextlib.suppress(BangerError):
-        for piece in chunks(io.BytesIO(head), kind):
+    with open(section.file, "rb") as stream, contextlib.suppress(BangerError):
+        stream.seek(section.offset)
+        for piece in chunks(stream, kind):
             output += piece
             if len(output) >= size:
                 break

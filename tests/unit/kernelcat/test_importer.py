@@ -3,18 +3,14 @@
 import contextlib
 import itertools
 import json
-import lzma
 import multiprocessing
 import os
 import signal
 import subprocess
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from banger import system
 from banger.api.errors import BangerError, Code
@@ -23,12 +19,14 @@ from banger.kernelcat import manifest
 from banger.kernelcat.importer import Claims, import_kernel
 from tests.unit.kernelcat import builders
 
+NO_CLAIMS = Claims()
 
-def import_one(tmp_path: Path, *sources: Path, claims: Claims = Claims()) -> manifest.KernelManifest:
+
+def import_one(tmp_path: Path, *sources: Path, claims: Claims = NO_CLAIMS) -> manifest.KernelManifest:
     return import_kernel(tmp_path / "kernels", "mine", list(sources), Job(), claims=claims)
 
 
-def refused(tmp_path: Path, *sources: Path, claims: Claims = Claims()) -> BangerError:
+def refused(tmp_path: Path, *sources: Path, claims: Claims = NO_CLAIMS) -> BangerError:
     """The error of an import that must leave nothing."""
     with pytest.raises(BangerError) as caught:
         import_one(tmp_path, *sources, claims=claims)
