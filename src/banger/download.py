@@ -28,8 +28,10 @@ from banger.job import Job
 if TYPE_CHECKING:
     import httpx
 
-_READ = 1 << 19  # bytes asked of the socket at once: what is left of the head comes on top, pieces stay below 1 MiB
-_AHEAD = 4  # reads that a connection may be ahead of whoever takes the pieces
+_READ = 1 << 18  # bytes asked of the socket at once; what is left of the head may come on top
+_PIECE = 1 << 19  # bytes after which a piece is handed over: with one more read still below 1 MiB
+_AHEAD = 4  # pieces that a connection may be ahead of whoever takes the pieces
+_GATHER = 0.02  # seconds for which what has come may wait for more
 _POLL = 0.2  # seconds after which a cancellation is noticed at the latest
 _REPORT = 0.05  # seconds between progress reports at least
 _REDIRECTS = 5
@@ -385,7 +387,7 @@ def _exchange(
     def run() -> None:
         try:
             with contextlib.closing(_request(url, headers, timeouts, connected)) as items:
-                for item in items:
+                for item in _gathered(items):
                     arrived.put(item)
                     if left.is_set():
                         return
@@ -433,6 +435,26 @@ def _exchange(
             while True:
                 arrived.get_nowait()
         thread.join(_POLL)
+
+
+def _gathered(items: Iterator[_Answer | bytes]) -> Iterator[_Answer | bytes]:
+    """The same with pieces that come fast joined: TLS has records of 16 KiB, and to hand one over costs more."""
+    pieces: list[bytes] = []
+    size, flushed = 0, 0.0
+    try:
+        for item in items:
+            if not isinstance(item, bytes):
+                yield item
+                continue
+            pieces.append(item)
+            size += len(item)
+            if size >= _PIECE or time.monotonic() - flushed >= _GATHER:
+                yield b"".join(pieces)
+                pieces, size, flushed = [], 0, time.monotonic()
+    except _Failed:
+        yield b"".join(pieces)
+        raise
+    yield b"".join(pieces)
 
 
 def _shut(connection: socket.socket) -> None:
