@@ -27,6 +27,7 @@ _SOURCE_PACKAGE = 1
 _HEADER_MAGIC = b"\x8e\xad\xe8\x01"
 _ENTRIES_MAX = 0xFFFF
 _STORE_MAX = 32 << 20  # bytes; that of a kernel with 5,000 modules has 1 MiB
+_VALUES_MAX = 200_000  # of one tag
 _STEP = 1 << 20
 
 # tags of the signature header, which has numbers of its own
@@ -45,7 +46,8 @@ _DIGESTS = {8: "sha256", 9: "sha384", 10: "sha512"}  # RFC 4880, 9.4
 
 _CPIO_FIELDS = struct.Struct("8s" * 13)
 _TRAILER = b"TRAILER!!!"
-_MEMBERS_MAX = 1_000_000
+_MEMBERS_MAX = 200_000
+_WAITING_MAX = 16 << 20  # bytes of the names of hard links whose data is still to come
 _NAME_MAX, _PATH_MAX = 255, 4095  # <linux/limits.h>
 _KINDS = {
     stat.S_IFREG: tar.REGULAR,
@@ -89,7 +91,7 @@ class Header:
     def texts(self, tag: int) -> list[str]:
         """The strings of a tag, empty without it."""
         kind, offset, count = self._entries.get(tag, (_STRING, 0, 0))
-        if kind not in (_STRING, _STRING_ARRAY, _I18N_STRING) or offset + count > len(self._store):
+        if kind not in (_STRING, _STRING_ARRAY, _I18N_STRING) or count > _VALUES_MAX or offset > len(self._store):
             raise _corrupt(f"the header's tag {tag} is damaged")
         texts = []
         for _ in range(count):
@@ -107,7 +109,8 @@ class Header:
     def numbers(self, tag: int) -> tuple[int, ...]:
         """The integers of a tag, empty without it."""
         kind, offset, count = self._entries.get(tag, (2, 0, 0))
-        if kind not in _INTEGERS or offset + count * struct.calcsize(_INTEGERS[kind]) > len(self._store):
+        size = struct.calcsize(_INTEGERS[kind]) if kind in _INTEGERS else 0
+        if not size or count > _VALUES_MAX or offset + count * size > len(self._store):
             raise _corrupt(f"the header's tag {tag} is damaged")
         return struct.unpack_from(f">{count}{_INTEGERS[kind]}", self._store, offset)
 
@@ -240,6 +243,7 @@ class CpioReader:
 
     def __iter__(self) -> Iterator[Member]:
         waiting: dict[tuple[int, int], list[bytes]] = {}  # hard links whose data is still to come
+        names = 0  # bytes that were in it
         for number in range(_MEMBERS_MAX + 1):
             for _ in self.data():
                 pass
@@ -252,6 +256,9 @@ class CpioReader:
             links = waiting.setdefault(file.inode, []) if file.inode else []
             self._data = file.size
             if file.inode and file.size == 0:
+                names += len(file.path)
+                if names > _WAITING_MAX:
+                    raise self._corrupt("has too many hard links")
                 links.append(file.path)
                 continue
             yield self._member(file)

@@ -19,7 +19,7 @@ from banger.disk import tar
 from banger.disk.tar import Member
 from banger.job import Job
 from banger.kernelcat.packages import unpack
-from banger.kernelcat.rpm import CpioReader, read_rpm
+from banger.kernelcat.rpm import CpioReader, Header, read_rpm
 from tests.unit.kernelcat import builders
 from tests.unit.kernelcat import builders_packages as packages
 
@@ -241,6 +241,17 @@ def test_malformed_archives_are_refused(payload: bytes, word: str) -> None:
     with pytest.raises(BangerError, match=word) as caught:
         read(payload)
     assert caught.value.code is Code.CORRUPT
+
+
+def test_waiting_hard_links_and_lists_are_bounded() -> None:
+    names = (packages.newc(f"{number:05}/" + "x/" * 2000, inode=1, links=2) for number in range(5000))
+    with pytest.raises(BangerError, match="too many hard links"):
+        read(b"".join(names), limit=1 << 30)
+    header = Header(io.BytesIO(image := packages.rpm_header({1: [0] * 200_001, 2: [""] * 200_001, 3: [7]})), len(image))
+    assert header.numbers(3) == (7,)
+    for read_tag in (lambda: header.numbers(1), lambda: header.texts(2)):
+        with pytest.raises(BangerError, match="damaged"):
+            read_tag()
 
 
 def oversized(entries: int, size: int) -> bytes:
