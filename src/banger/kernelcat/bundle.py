@@ -261,6 +261,10 @@ def _read_ahead(pieces: Iterable[bytes]) -> Iterator[Iterator[bytes]]:
         taken = thread.submit(take)
         try:
             yield arriving()
+        except BangerError:
+            if ended and (error := taken.exception()):
+                raise error from None  # not what became of it on its way through the decompressor
+            raise
         finally:
             left.set()
             while not ended:
