@@ -154,7 +154,7 @@ def hold(kernels_dir: Path, name: str, target: Path) -> KernelManifest:
 
 
 def read_at(directory: Path, name: str) -> KernelManifest:
-    """The manifest of the kernel `name` whose files are in `directory`, which may be called otherwise; raises CORRUPT."""
+    """The manifest of the kernel `name` whose files are in `directory`, whatever that is called; raises CORRUPT."""
     return _load(directory, name)
 
 
