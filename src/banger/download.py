@@ -83,16 +83,18 @@ def stream(
     size: int = 0,
     limit: int,
     sha256: str = "",
+    authorization: str = "",
     timeouts: Timeouts = Timeouts(),
 ) -> Generator[bytes, None, None]:
     """The body of the first of `urls` (mirrors, tried in order) that delivers it, in pieces of at most 1 MiB.
 
-    `size` is its exact size in bytes when not 0, `limit` the most it may have, `sha256` its digest when not ''. An
-    interrupted body is continued, if need be from the next mirror. Close the generator to leave early. Raises
-    DOWNLOAD when no URL delivers, CORRUPT for another size or digest: the latter only at the end, so nothing may be
-    done with the pieces that cannot be undone.
+    `size` is its exact size in bytes when not 0, `limit` the most it may have, `sha256` its digest when not '';
+    `authorization` is the header of that name, which no other server that is redirected to gets to see. An interrupted
+    body is continued, if need be from the next mirror. Close the generator to leave early. Raises DOWNLOAD when no URL
+    delivers, CORRUPT for another size or digest: the latter only at the end, so nothing may be done with the pieces
+    that cannot be undone.
     """
-    body = _Body(job, label, stage, size, limit, sha256)
+    body = _Body(job, label, stage, size, limit, sha256, authorization)
     failures: list[tuple[str, _Failed]] = []
     for url in urls:
         body.source = _shown(url)
@@ -109,6 +111,46 @@ def stream(
 def fetch_small(url: str, job: Job, *, label: str, limit: int, timeouts: Timeouts = Timeouts()) -> bytes:
     """A body of at most `limit` bytes that fits memory, such as a catalog or a signature; raises as `stream` does."""
     return b"".join(stream([url], job, label=label, limit=limit, timeouts=timeouts))
+
+
+def ask(
+    url: str,
+    job: Job,
+    *,
+    label: str,
+    limit: int,
+    accept: str = "",
+    authorization: str = "",
+    timeouts: Timeouts = Timeouts(),
+) -> tuple[Answer, bytes]:
+    """One request of an API: the answer whatever its status, and its body of at most `limit` bytes.
+
+    Raises DOWNLOAD when none comes, CORRUPT for a larger body. What is worth another attempt gets it, as in `stream`.
+    """
+    headers = _common_headers(authorization)
+    if accept:
+        headers["Accept"] = accept
+    for attempt in range(1, timeouts.attempts + 1):
+        body = _Body(job, label, "ask", 0, limit, "")
+        body.source = _shown(url)
+        pieces: list[bytes] = []
+        try:
+            with _exchange(url, headers, timeouts, job) as received:
+                answer = next(received)
+                assert isinstance(answer, Answer)
+                if answer.status == 429 or answer.status >= 500:
+                    raise _refused(answer, timeouts)
+                for piece in received:
+                    assert isinstance(piece, bytes)
+                    body.take(piece)
+                    pieces.append(piece)
+            return answer, b"".join(pieces)
+        except _Failed as failure:
+            if not failure.broken or attempt == timeouts.attempts or failure.pause > timeouts.retry_after:
+                raise _all_failed(label, [(url, failure)]) from failure
+            pause = max(failure.pause, timeouts.backoff * 2 ** (attempt - 1))
+        _wait(pause, job)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def local(
@@ -171,8 +213,11 @@ class _Failed(Exception):
 class _Body:
     """What has been taken of a body: counted, hashed, held to its limits, reported. `total` is None while unknown."""
 
-    def __init__(self, job: Job, label: str, stage: str, size: int, limit: int, sha256: str) -> None:
+    def __init__(
+        self, job: Job, label: str, stage: str, size: int, limit: int, sha256: str, authorization: str = ""
+    ) -> None:
         self.job, self.label, self.stage = job, label, stage
+        self.authorization = authorization
         self.size, self.limit, self.sha256 = size, limit, sha256.lower()
         self.source = ""  # for messages
         self.done = 0
@@ -215,7 +260,7 @@ class _Body:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class Answer:
     """The head of a response; header names are in lower case."""
 
     status: int
@@ -268,7 +313,7 @@ def _from_mirror(url: str, body: _Body, timeouts: Timeouts) -> Iterator[bytes]:
         try:
             with _exchange(url, _headers(body, validator), timeouts, body.job) as received:
                 answer = next(received)
-                assert isinstance(answer, _Answer)
+                assert isinstance(answer, Answer)
                 if body.done == 0:
                     validator = answer.validator
                 skip = _accept(answer, body, validator, timeouts)
@@ -291,7 +336,7 @@ def _from_mirror(url: str, body: _Body, timeouts: Timeouts) -> Iterator[bytes]:
 
 def _headers(body: _Body, validator: str) -> dict[str, str]:
     """The request's headers: the rest of the body is asked for when it can be told that it still belongs to it."""
-    headers = {"Accept-Encoding": "identity", "User-Agent": f"banger/{__version__}"}
+    headers = _common_headers(body.authorization)
     if body.done and (validator or body.sha256):
         headers["Range"] = f"bytes={body.done}-"
         if validator:
@@ -299,7 +344,12 @@ def _headers(body: _Body, validator: str) -> dict[str, str]:
     return headers
 
 
-def _accept(answer: _Answer, body: _Body, validator: str, timeouts: Timeouts) -> int:
+def _common_headers(authorization: str) -> dict[str, str]:
+    headers = {"Accept-Encoding": "identity", "User-Agent": f"banger/{__version__}"}
+    return {**headers, "Authorization": authorization} if authorization else headers
+
+
+def _accept(answer: Answer, body: _Body, validator: str, timeouts: Timeouts) -> int:
     """How many bytes of an answer the body has already; raises _Failed when the rest of it is of no use."""
     if answer.status == 206 and answer.range:
         skip, (first, total) = 0, answer.range
@@ -327,7 +377,7 @@ def _accept(answer: _Answer, body: _Body, validator: str, timeouts: Timeouts) ->
     return skip
 
 
-def _refused(answer: _Answer, timeouts: Timeouts) -> _Failed:
+def _refused(answer: Answer, timeouts: Timeouts) -> _Failed:
     status = answer.status
     if status == 429 or status >= 500:
         pause = answer.retry_after()
@@ -348,7 +398,7 @@ def _changed() -> _Failed:
     return _Failed("its content is no longer what the download began with", hint="try again")
 
 
-def _skip(received: Iterator[_Answer | bytes], skip: int, body: _Body) -> Iterator[bytes]:
+def _skip(received: Iterator[Answer | bytes], skip: int, body: _Body) -> Iterator[bytes]:
     """The pieces after the first `skip` bytes, which must be the same as the body has; raises _Failed if not."""
     again = hashlib.sha256()
     for piece in received:
@@ -369,13 +419,13 @@ def _skip(received: Iterator[_Answer | bytes], skip: int, body: _Body) -> Iterat
 @contextlib.contextmanager
 def _exchange(
     url: str, headers: Mapping[str, str], timeouts: Timeouts, job: Job
-) -> Iterator[Generator[_Answer | bytes, None, None]]:
+) -> Iterator[Generator[Answer | bytes, None, None]]:
     """One request, carried out by a thread of its own: it can be left while that waits, also for a name or a handshake.
 
     Yields the head of the answer, then the pieces of its body. What was under way when the block is left is shut down;
     a thread that cannot be reached, for it has no connection yet, ends with the timeout for that.
     """
-    arrived: queue.Queue[_Answer | bytes | Exception | None] = queue.Queue(_AHEAD)
+    arrived: queue.Queue[Answer | bytes | Exception | None] = queue.Queue(_AHEAD)
     left = threading.Event()
     connections: list[socket.socket] = []
 
@@ -396,12 +446,12 @@ def _exchange(
         else:
             arrived.put(None)
 
-    def read() -> Generator[_Answer | bytes, None, None]:
+    def read() -> Generator[Answer | bytes, None, None]:
         waited, count = 0.0, 0
         while True:
             started = time.monotonic()
             try:
-                item: _Answer | bytes | Exception | None = arrived.get(timeout=_POLL)
+                item: Answer | bytes | Exception | None = arrived.get(timeout=_POLL)
             except queue.Empty:
                 item = b""
             waited += time.monotonic() - started
@@ -437,7 +487,7 @@ def _exchange(
         thread.join(_POLL)
 
 
-def _gathered(items: Iterator[_Answer | bytes]) -> Iterator[_Answer | bytes]:
+def _gathered(items: Iterator[Answer | bytes]) -> Iterator[Answer | bytes]:
     """The same with pieces that come fast joined: TLS has records of 16 KiB, and to hand one over costs more."""
     pieces: list[bytes] = []
     size, flushed = 0, 0.0
@@ -469,7 +519,7 @@ def _shut(connection: socket.socket) -> None:
 
 def _request(
     url: str, headers: Mapping[str, str], timeouts: Timeouts, connected: Callable[[socket.socket], None]
-) -> Generator[_Answer | bytes, None, None]:
+) -> Generator[Answer | bytes, None, None]:
     """The head, then the body of what a URL and its redirects lead to; blocks. Raises _Failed."""
     import httpx
 
@@ -499,10 +549,12 @@ def _request(
                 client.stream("GET", plain, headers=headers, auth=user, extensions={"trace": watch}) as response,
             ):
                 if response.next_request is None:
-                    yield _Answer(response.status_code, dict(response.headers))
+                    yield Answer(response.status_code, dict(response.headers))
                     yield from response.iter_raw()
                     return
-                target = _redirected(target, response.next_request.url)
+                source, target = target, _redirected(target, response.next_request.url)
+                if not _same_server(source, target):
+                    headers = {name: value for name, value in headers.items() if name != "Authorization"}
         except httpx.HTTPError as error:
             raise _explained(error, plain, peer, timeouts) from error
         except httpx.InvalidURL as error:
@@ -532,8 +584,11 @@ def _redirected(source: httpx.URL, target: httpx.URL) -> httpx.URL:
         raise _Failed(f"it redirects to a {target.scheme[:20]!r} URL")
     if source.scheme == "https" and target.scheme != "https":
         raise _Failed("it redirects from https to http")
-    same = (source.scheme, source.host, source.port) == (target.scheme, target.host, target.port)
-    return target.copy_with(userinfo=source.userinfo if same else b"")
+    return target.copy_with(userinfo=source.userinfo if _same_server(source, target) else b"")
+
+
+def _same_server(source: httpx.URL, target: httpx.URL) -> bool:
+    return (source.scheme, source.host, source.port) == (target.scheme, target.host, target.port)
 
 
 def _explained(error: httpx.HTTPError, url: httpx.URL, peer: str, timeouts: Timeouts) -> _Failed:

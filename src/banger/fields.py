@@ -87,6 +87,14 @@ class Fields:
                 raise self.wrong(key, f"an object of file names, not {name!r}")
         return {name: digests.sha256(name) for name in value}
 
+    def has(self, key: str) -> bool:
+        """Whether there is such a field."""
+        return key in self._values
+
+    def object(self, key: str) -> Fields:
+        """One object, an empty one when absent."""
+        return Fields(self._values.get(key, {}), where_key(self.where, key))
+
     def objects(self, key: str) -> list[Fields]:
         """A list of objects."""
         value = self._values.get(key)

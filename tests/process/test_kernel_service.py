@@ -70,7 +70,7 @@ def test_bundle_is_pulled_by_url(daemon: DaemonProcess, server: BundleServer) ->
     manifest = json.loads((daemon.layout.kernels / "edge/manifest.json").read_bytes())
     assert manifest["sha256"] == sha256((daemon.layout.kernels / "edge/vmlinux").read_bytes())
     assert manifest["revision"] == request.sha256
-    assert manifest["boot_modules"][0] == "kernel/virtio/virtio.ko"
+    assert sorted(manifest["boot_modules"]) == sorted(builders.VIRTIO)
     with pytest.raises(BangerError) as caught:
         pull(daemon, request)
     assert (caught.value.code, caught.value.hint) == (Code.EXISTS, "replace it with --force")
@@ -224,7 +224,7 @@ def test_verify_names_what_changed(daemon: DaemonProcess, server: BundleServer) 
     checks = {check.name: check.problem for check in daemon.client.call(op.KERNEL_VERIFY, m.KernelVerify()).kernels}
     assert checks["first"] == ""
     assert "modules.squashfs has changed" in checks["second"]
-    assert checks["third"] == "vmlinux is missing"
+    assert "vmlinux is missing" in checks["third"]
     banger(daemon, "kernel", "verify", "first")
     banger(daemon, "kernel", "verify", "second", status=1)
     assert "there is no kernel 'fourth'" in banger(daemon, "kernel", "verify", "fourth", status=1)
@@ -267,7 +267,7 @@ def test_export_is_reproducible_and_can_be_pulled(daemon: DaemonProcess, server:
     banger(daemon, "kernel", "export", "published", "-o", str(second))
     assert second.read_bytes() == first.read_bytes()
     original, copy = (daemon.layout.kernels / name for name in ("edge", "published"))
-    for file in ("vmlinux", "modules.squashfs", "boot-modules.cpio"):
+    for file in ("vmlinux", "boot-modules.cpio"):
         assert (copy / file).read_bytes() == (original / file).read_bytes()
     assert left_behind(daemon) == []
 

@@ -125,14 +125,10 @@ def receive_bundle(pieces: Iterable[bytes], label: str, modules_output: Path, sc
     CORRUPT for what is no whole bundle or breaks a rule, EXHAUSTED beyond a limit, NOT_FOUND without a kernel.
     """
     directory = scratch / "bundle"
-    with _read_ahead(pieces) as arriving, contextlib.ExitStack() as packing:
+    with contextlib.ExitStack() as packing:
         modules = PackedModules(modules_output, packing, job)
-        stream = _Stream(_bounded(arriving, label, job))
         extraction = Extraction(directory, label, job, rooted=False, modules=modules)
-        extraction.take(TarReader(stream, label, ARCHIVE_LIMIT))
-        while rest := stream.read(tar.CHUNK):
-            if rest.strip(b"\0"):
-                raise BangerError(Code.CORRUPT, f"{label} has data after the end of its archive")
+        take_archive(extraction, pieces, label, job)
         skipped = extraction.finish()
     found = replace(_find(directory, label), skipped=skipped)
     if modules.is_empty():
@@ -144,6 +140,16 @@ def receive_bundle(pieces: Iterable[bytes], label: str, modules_output: Path, sc
     unpacked = scratch / "modules"
     modules.unpack(unpacked)
     return Received(replace(found, modules=unpacked), None, skipped)
+
+
+def take_archive(extraction: Extraction, pieces: Iterable[bytes], label: str, job: Job) -> None:
+    """Lay out a tar that arrives in `pieces`, perhaps compressed; all are taken, and what they raise passes."""
+    with _read_ahead(pieces) as arriving:
+        stream = _Stream(_bounded(arriving, label, job))
+        extraction.take(TarReader(stream, label, ARCHIVE_LIMIT))
+        while rest := stream.read(tar.CHUNK):
+            if rest.strip(b"\0"):
+                raise BangerError(Code.CORRUPT, f"{label} has data after the end of its archive")
 
 
 def write_bundle(entry: Path, output: BinaryIO, job: Job) -> None:

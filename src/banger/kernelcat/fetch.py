@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from banger import debian, download, system
@@ -105,8 +105,9 @@ def _fetch_deb(entry: CatalogEntry, environment: Environment, target: _Target, j
 def _fetch_oci(entry: CatalogEntry, environment: Environment, target: _Target, job: Job) -> KernelManifest:
     with system.staging(environment.cache, target.name) as into:
         reference = Reference.parse(entry.image)
-        directory, digest = fetch_oci(reference, entry.arch, into, job, insecure=environment.insecure_registries)
-        return _import([directory], _claims(entry, f"oci:{reference}", digest), target, job)
+        insecure = environment.insecure_registries
+        directories, digest, skipped = fetch_oci(reference, entry.arch, into, job, insecure=insecure)
+        return _import(directories, replace(_claims(entry, f"oci:{reference}", digest), skipped=skipped), target, job)
 
 
 def _claims(entry: CatalogEntry, source: str, release: str) -> Claims:

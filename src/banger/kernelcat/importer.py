@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,7 +37,8 @@ class Claims:
     """What is said about a kernel besides its files, '' where nothing is: by the user, or by the catalog it is from.
 
     `distro` fills in what the files do not tell; `arch` and `kernel_version` must be what the kernel says, and
-    `kernel_version` chooses among several. `source`, `origin` and `revision` are those of the manifest.
+    `kernel_version` chooses among several. `source`, `origin` and `revision` are those of the manifest;
+    `skipped` counts what was left out of the files already.
     """
 
     distro: str = ""
@@ -45,6 +47,7 @@ class Claims:
     source: str = ""
     origin: str = ""
     revision: str = ""
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
 
 def import_kernel(
@@ -179,7 +182,7 @@ def _complete(
         boot_modules=plan.load,
         missing=_missing(kernel, plan),
         unknown=plan.unknown,
-        skipped=_skipped(found.skipped),
+        skipped=_skipped(Counter(found.skipped) + Counter(claims.skipped)),
         files={file.name: sum_file(file, job) for file in sorted(entry.iterdir()) if file.name != layout.VMLINUX},
     )
 

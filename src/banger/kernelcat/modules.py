@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from banger.api.errors import BangerError, Code
+from banger.decompress import compression, decompress
 from banger.kernelcat.confine import confined, read_bounded
-from banger.kernelcat.decompress import compression, decompress
 
 INDEX_LIMIT = 16 << 20  # bytes of modules.dep or modules.builtin
 MODULE_LIMIT = 64 << 20  # bytes of one module, also when decompressed

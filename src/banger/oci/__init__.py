@@ -1,0 +1,1 @@
+"""Images in registries: references, credentials, and a client of the OCI Distribution protocol."""

@@ -1,0 +1,68 @@
+"""References to images, by the rules that docker, podman and containerd share.
+
+Grammar: github.com/distribution/reference, reference.go; digests: OCI Image Specification 1.1, "Digests".
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from banger.api.errors import BangerError, Code
+
+DOCKER_HUB = "docker.io"
+
+_COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9a-fA-F:]+\])"
+_REGISTRY = re.compile(rf"{_HOST}(?::[0-9]{{1,5}})?")
+_REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_REPOSITORY_MAX = 255  # characters
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An image in a registry; `digest` ("sha256:...") wins over `tag`, at least one of them is not ''."""
+
+    registry: str
+    repository: str
+    tag: str
+    digest: str
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Read [REGISTRY/]REPOSITORY[:TAG][@DIGEST]; raises INVALID saying which part is wrong."""
+        rest, at, digest = text.partition("@")
+        if at and not _DIGEST.fullmatch(digest):
+            raise _invalid(text, "the digest must be sha256: and 64 hexadecimal digits")
+        first, slash, below = rest.partition("/")
+        # what looks like a host: with a dot, a port or capital letters, or localhost
+        if slash and (first == "localhost" or "." in first or ":" in first or first != first.lower()):
+            registry, rest = first, below
+        else:
+            registry = DOCKER_HUB
+        if registry in ("index.docker.io", "registry-1.docker.io"):
+            registry = DOCKER_HUB
+        if not _REGISTRY.fullmatch(registry):
+            raise _invalid(text, f"{registry!r} is not a registry")
+        repository, colon, tag = rest.partition(":")
+        if colon and not _TAG.fullmatch(tag):
+            raise _invalid(text, f"{tag!r} is not a tag")
+        if registry == DOCKER_HUB and "/" not in repository:
+            repository = f"library/{repository}"
+        if not _REPOSITORY.fullmatch(repository) or len(repository) > _REPOSITORY_MAX:
+            raise _invalid(text, f"{repository!r} is not a repository: use lower-case letters, digits and . _ - /")
+        return cls(registry, repository, tag or ("" if digest else "latest"), digest)
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        return f"{self.registry}/{self.repository}{tag}" + (f"@{self.digest}" if self.digest else "")
+
+
+def _invalid(text: str, reason: str) -> BangerError:
+    return BangerError(
+        Code.INVALID,
+        f"{text[:300]!r} is not a reference to an image: {reason}",
+        hint="for example ghcr.io/org/kernel:6.12, or ghcr.io/org/kernel@sha256:...",
+    )

@@ -1,0 +1,243 @@
+"""A client of registries: OCI Distribution Specification 1.1, and Docker's token authentication before it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+import re
+import time
+import urllib.parse
+from collections.abc import Collection, Generator
+from dataclasses import dataclass
+
+from banger import download
+from banger.api.errors import BangerError, Code
+from banger.fields import Fields
+from banger.job import Job
+from banger.oci.credentials import Credentials, find_credentials
+from banger.oci.reference import DOCKER_HUB, Reference
+
+_HUB = "registry-1.docker.io"
+_MANIFEST_LIMIT = 4 << 20  # bytes, as the specification asks registries to accept
+_TOKEN_LIMIT = 1 << 20  # bytes
+_TOKEN_SECONDS = 60  # how long a token is good for when the registry does not say (distribution, "token")
+_LAYERS_MAX = 500  # docker refuses more than 127
+
+_INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
+_MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
+_TITLE = "org.opencontainers.image.title"
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """A blob: `digest` is "sha256:...", `size` in bytes, `title` the file name of an artifact's layer, or ''."""
+
+    media_type: str
+    digest: str
+    size: int
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a reference stands for; `digest` is that of the manifest, or of the index that it was chosen from."""
+
+    digest: str
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+
+
+class Registry:
+    """One repository of a registry; keeps the token that it was asked for."""
+
+    def __init__(self, reference: Reference, job: Job, *, insecure: Collection[str] = ()) -> None:
+        host = _HUB if reference.registry == DOCKER_HUB else reference.registry
+        plain = reference.registry in insecure or _is_loopback(reference.registry)
+        self._base = f"{'http' if plain else 'https'}://{host}/v2/{reference.repository}"
+        self._reference = reference
+        self._job = job
+        self._authorization = ""
+        self._expires = 0.0
+        self._challenge = ""
+
+    def resolve(self, arch: str) -> Image:
+        """The image that the reference names, for linux on this architecture; every manifest's digest is checked.
+
+        Raises NOT_FOUND for an unknown image or architecture, DOWNLOAD when the registry does not answer or refuses,
+        CORRUPT and UNSUPPORTED for manifests that are wrong or of kinds that cannot be used.
+        """
+        manifest, digest = self._manifest(self._reference.digest or self._reference.tag)
+        top = digest
+        if _kind(manifest) in _INDEXES:
+            chosen = _choose(manifest.objects("manifests"), arch, str(self._reference))
+            manifest, digest = self._manifest(chosen.digest)
+        if _kind(manifest) not in _MANIFESTS:
+            raise BangerError(
+                Code.UNSUPPORTED,
+                f"{self._reference} is of the type {_kind(manifest)[:120]!r}, which banger does not read",
+                hint="push it again with a current tool: skopeo copy --format oci",
+            )
+        layers = [_descriptor(layer) for layer in manifest.objects("layers")]
+        if len(layers) > _LAYERS_MAX:
+            raise BangerError(Code.CORRUPT, f"{self._reference} has {len(layers)} layers; {_LAYERS_MAX} are possible")
+        for layer in layers:
+            if "foreign" in layer.media_type or "nondistributable" in layer.media_type:
+                raise BangerError(Code.UNSUPPORTED, f"{self._reference} has a layer that registries must not hold")
+            if layer.media_type.endswith("+encrypted"):
+                raise BangerError(Code.UNSUPPORTED, f"{self._reference} has an encrypted layer")
+        return Image(top, _descriptor(manifest.object("config")), tuple(layers))
+
+    def blob(self, descriptor: Descriptor, label: str) -> Generator[bytes, None, None]:
+        """The content of a blob in pieces of at most 1 MiB, checked by size and digest while it streams.
+
+        Close the generator to leave early. Raises as `download.stream` does.
+        """
+        if self._challenge and time.monotonic() >= self._expires:
+            self._authenticate(self._challenge)
+        return download.stream(
+            [f"{self._base}/blobs/{descriptor.digest}"],
+            self._job,
+            label=label,
+            size=descriptor.size,
+            limit=descriptor.size,
+            sha256=descriptor.digest.removeprefix("sha256:"),
+            authorization=self._authorization,
+        )
+
+    def _manifest(self, name: str) -> tuple[Fields, str]:
+        """A manifest by tag or digest, and its digest."""
+        body = self._get(f"manifests/{name}")
+        digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
+        if ":" in name and digest != name:
+            raise BangerError(
+                Code.CORRUPT, f"the registry {self._reference.registry} answers with {digest} when asked for {name}"
+            )
+        return Fields.parse(body, f"the manifest of {self._reference}"), digest
+
+    def _get(self, path: str) -> bytes:
+        url, accept = f"{self._base}/{path}", ", ".join((*_INDEXES, *_MANIFESTS))
+        registry = self._reference.registry
+        for attempt in (1, 2):
+            answer, body = download.ask(
+                url,
+                self._job,
+                label=str(self._reference),
+                limit=_MANIFEST_LIMIT,
+                accept=accept,
+                authorization=self._authorization,
+            )
+            if answer.status == 401 and attempt == 1:
+                self._authenticate(answer.headers.get("www-authenticate", ""))
+                continue
+            if answer.status == 200:
+                return body
+            if answer.status in (401, 403):
+                raise BangerError(
+                    Code.DOWNLOAD,
+                    f"{registry} does not let you read {self._reference}",
+                    hint=f"check the name, or log in: docker login {registry} (or skopeo login {registry})",
+                )
+            if answer.status == 404:
+                raise BangerError(Code.NOT_FOUND, f"the registry has no image {self._reference}", hint="check the name")
+            break
+        raise BangerError(
+            Code.DOWNLOAD,
+            f"the registry {registry} answers {answer.status} when asked for {self._reference}",
+            hint="try again later",
+        )
+
+    def _authenticate(self, challenge: str) -> None:
+        """Obtain what a WWW-Authenticate header asks for (RFC 9110, 11.6.1; distribution's token specification)."""
+        self._challenge = challenge
+        registry = self._reference.registry
+        credentials = find_credentials(registry, self._reference.repository, self._job)
+        scheme, _, rest = challenge.partition(" ")
+        parameters = dict(re.findall(r'(\w{1,32})="([^"\\]{0,2000})"', rest))
+        if scheme.lower() == "basic":
+            if credentials is None or not credentials.user:
+                raise BangerError(
+                    Code.DOWNLOAD,
+                    f"the registry {registry} wants a user name and a password",
+                    hint=f"log in: docker login {registry} (or skopeo login {registry})",
+                )
+            self._authorization, self._expires = _basic(credentials), time.monotonic() + 3600
+            return
+        realm = parameters.get("realm", "")
+        # a token server without TLS would get the password
+        if scheme.lower() != "bearer" or not realm.startswith(("https://", self._base.partition("//")[0] + "//")):
+            raise BangerError(
+                Code.UNSUPPORTED, f"the registry {registry} asks for {challenge[:120]!r}, which banger does not know"
+            )
+        scope = f"repository:{self._reference.repository}:pull"
+        query = {"service": parameters.get("service", ""), "scope": scope}
+        answer, body = download.ask(
+            f"{realm}{'&' if '?' in realm else '?'}{urllib.parse.urlencode(query)}",
+            self._job,
+            label=f"a token of {registry}",
+            limit=_TOKEN_LIMIT,
+            authorization=_basic(credentials) if credentials else "",
+        )
+        if answer.status != 200:
+            raise BangerError(
+                Code.DOWNLOAD,
+                f"{registry} gives no token for {self._reference}: its server answers {answer.status}",
+                hint=f"check the name, or log in again: docker login {registry} (or skopeo login {registry})",
+            )
+        fields = Fields.parse(body, f"the token of {registry}")
+        token = fields.text("token", "") or fields.text("access_token", "")
+        if not token or not token.isascii() or not token.isprintable():
+            raise BangerError(Code.CORRUPT, f"{registry} answers without a token")
+        self._authorization = f"Bearer {token}"
+        # a tenth early, so that it is still good when it arrives
+        self._expires = time.monotonic() + 0.9 * max(_TOKEN_SECONDS, fields.number("expires_in", _TOKEN_SECONDS))
+
+
+def _is_loopback(registry: str) -> bool:
+    """Registries on this host need no TLS, as docker and podman see it too."""
+    host = registry.rpartition(":")[0] if re.search(r":[0-9]+$", registry) else registry
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _basic(credentials: Credentials) -> str:
+    """RFC 7617; an identity token goes as the password of docker's user `<token>`."""
+    pair = f"{credentials.user}:{credentials.password}" if credentials.user else f"<token>:{credentials.token}"
+    return f"Basic {base64.b64encode(pair.encode()).decode()}"
+
+
+def _kind(manifest: Fields) -> str:
+    """The type of a manifest; OCI's may leave it out (Image Specification 1.1, "mediaType")."""
+    kind = manifest.text("mediaType", "")
+    if kind:
+        return kind
+    if manifest.number("schemaVersion", 0) != 2:
+        return "application/vnd.docker.distribution.manifest.v1+json"
+    return _INDEXES[0] if manifest.has("manifests") else _MANIFESTS[0]
+
+
+def _choose(entries: list[Fields], arch: str, reference: str) -> Descriptor:
+    """The manifest for linux on an architecture; one without a platform counts when it is alone."""
+    found: list[str] = []
+    for entry in entries:
+        if not entry.has("platform") and len(entries) == 1:
+            return _descriptor(entry)
+        platform = entry.object("platform")
+        system, machine = platform.text("os", ""), platform.text("architecture", "")
+        if (system, machine) == ("linux", arch):
+            return _descriptor(entry)
+        found.append(f"{system[:20]}/{machine[:20]}")
+    there = ", ".join(sorted(set(found)))[:200] or "nothing"
+    raise BangerError(Code.NOT_FOUND, f"{reference} is for {there!r}, not for linux/{arch}", hint="choose with --arch")
+
+
+def _descriptor(fields: Fields) -> Descriptor:
+    digest = fields.text("digest")
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+        raise fields.wrong("digest", f"sha256: and 64 hexadecimal digits, not {digest[:100]!r}")
+    title = fields.object("annotations").text(_TITLE, "")
+    return Descriptor(fields.text("mediaType", ""), digest, fields.number("size", 0), title)
