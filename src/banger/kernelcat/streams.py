@@ -47,8 +47,8 @@ def open_stream(section: Section, job: Job, limit: int = UNPACKED_LIMIT) -> Iter
     """The content of a section, decompressed when its magic number says so, reporting progress in stored bytes.
 
     What the block leaves unread must be zeros, as archives are padded with. Raises CORRUPT, naming the file, when that
-    is not so, when the data is damaged or cut off, or when more than `limit` bytes come out; so does for the errors
-    of archives that the block raises.
+    is not so, when the data is damaged or cut off, or when more than `limit` bytes come out; what the block itself
+    raises about the content gets the name of the file as well.
     """
     with naming(section.file), open(section.file, "rb", buffering=0) as source:
         source.seek(section.offset)
