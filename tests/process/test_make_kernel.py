@@ -481,8 +481,10 @@ def test_generic_refuses_what_it_cannot_build(
     refused(make("generic", output, *words, "--arch", "amd64"), pattern, output)
 
 
-def test_config_of_the_generic_kernel_builds_in_what_guests_use() -> None:
-    lines = (SCRIPTS / "microvm-amd64.config").read_text().splitlines()
+@pytest.mark.parametrize("arch", ["amd64", "arm64"])
+def test_config_of_the_generic_kernel_builds_in_what_guests_use(arch: str) -> None:
+    files = (SCRIPTS / "microvm.config", SCRIPTS / f"microvm-{arch}.config")
+    lines = [line for file in files for line in file.read_text().splitlines()]
     options = [line.partition("=")[0] for line in lines if line.startswith("CONFIG_")]
     assert sorted(option for option in set(options) if options.count(option) > 1) == []
     built_in = {line.partition("=")[0] for line in lines if re.match(r"CONFIG_\w+=y", line)}
