@@ -398,6 +398,25 @@ def test_data_of_another_size_is_refused(target: Path, data: bytes) -> None:
         Extraction(target, "test.rpm", Job(), rooted=True).take(Listed(regular("vmlinux", 3), data=data))
 
 
+def test_below_lib_and_usr_lib_the_last_wins_too(target: Path) -> None:
+    lib, usr = "lib/modules/v/a", "usr/lib/modules/v/a"
+    assert taken(target / "1", Entry("usr/lib/modules/v/b"), Entry(lib, b"1"), Entry(usr, b"2"))[lib] == b"2"
+    assert taken(target / "2", Entry("lib/modules/v/b"), Entry(usr, b"1"), Entry(lib, b"2"))[lib] == b"2"
+    assert "twice" in refusal(target / "3", Entry(lib), Entry(usr), rooted=False).message
+
+
+def test_a_whiteout_leaves_what_its_own_layer_has(target: Path) -> None:
+    extract(target, pack(Entry("boot/a", b"1")), pack(Entry("boot/a", b"2"), Entry("boot/.wh.a")))
+    assert tree(target) == {"boot/a": b"2"}
+
+
+def test_a_hard_link_to_a_link_is_that_link(target: Path) -> None:
+    hard = Entry("modules/d/hard", kind=LINK, link="modules/soft")
+    soft = Entry("modules/soft", kind=SYMLINK, link="a")
+    files = taken(target, Entry("modules/a", b"1"), Entry("modules/d/a", b"2"), soft, hard)
+    assert files == {"modules/a": b"1", "modules/soft": b"1", "modules/d/a": b"2", "modules/d/hard": b"2"}
+
+
 def test_long_chains_of_links_end(target: Path) -> None:
     chain = [Entry(f"boot/{number}", kind=SYMLINK, link=f"{number + 1}") for number in range(100)]
     assert extract(target, pack(*chain, Entry("boot/100", b"x"))) == {"link": 91}
@@ -605,7 +624,7 @@ def members(draw: st.DrawFn) -> Entry:
     return Entry(name, data, kind, mode=draw(st.sampled_from([0o644, 0o4755, 0o2777, 0])))
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     archives=st.lists(st.lists(members(), max_size=8), min_size=1, max_size=3),
     rooted=st.booleans(),
@@ -631,7 +650,7 @@ def test_arbitrary_archives_give_what_the_model_says(archives: list[list[Entry]]
         assert not any(path.is_symlink() for path in target.rglob("*"))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.binary(max_size=3000), at=st.integers(0, 3000), rooted=st.booleans())
 def test_arbitrary_bytes_are_refused_or_harmless(data: bytes, at: int, rooted: bool) -> None:
     good = pack(Entry("modules/a", b"x" * 600), Entry("modules/b", kind=SYMLINK, link="a"), Entry("vmlinux", b"k"))
