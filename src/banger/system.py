@@ -20,6 +20,7 @@ _RENAME_EXCHANGE = 2  # <linux/fs.h>, renameat2(2)
 _FICLONE = 0x40049409  # <linux/fs.h>, ioctl_ficlone(2)
 
 STAGING_PREFIX = ".staging-"
+_ORPHAN_SECONDS = 10
 
 
 def _libc() -> ctypes.CDLL:
@@ -117,9 +118,20 @@ def remove_tree(path: Path) -> None:
 
 def sweep_staging(parent: Path) -> list[Path]:
     """Remove what interrupted operations left in `parent`; call it only while nothing else builds there."""
+    import time
+
     leftovers = sorted(parent.glob(f"{STAGING_PREFIX}*")) if parent.is_dir() else []
     for leftover in leftovers:
-        remove_tree(leftover)
+        deadline = time.monotonic() + _ORPHAN_SECONDS
+        while True:
+            try:
+                remove_tree(leftover)
+                break
+            except OSError as error:
+                # a command of the process that was killed may still write there, until it finds its input gone
+                if error.errno != errno.ENOTEMPTY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
     return leftovers
 
 

@@ -17,8 +17,9 @@ from banger.api.errors import BangerError, Code
 from banger.guest.bootarchive import boot_archive
 from banger.job import Job, Progress
 from banger.kernelcat import manifest
-from banger.kernelcat.catalog import load_catalog, lookup
-from banger.kernelcat.pull import pull_kernel
+from banger.kernelcat.catalog import CatalogEntry, embedded_catalog, lookup
+from banger.kernelcat.fetch import Environment, fetch
+from banger.kernelcat.modules import DRIVERS
 from tests.unit.guest.test_cpio import read_archives
 
 CLOUD = "linux-image-cloud-amd64"
@@ -27,17 +28,21 @@ NOBODY = 65534
 pytestmark = pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt-get is not installed")
 
 
+def cloud(arch: str = "amd64") -> CatalogEntry:
+    return lookup(embedded_catalog().entries, "debian-cloud", arch)
+
+
 @pytest.fixture(scope="session")
 def pulled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A kernels directory with debian-cloud in it, pulled once for all workers of a test run."""
+    """A kernels directory with debian-cloud in it, and the one for arm64 as `foreign`, pulled once in a test run."""
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "pulled-kernel"
     shared.mkdir(exist_ok=True)
     with open(shared / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / "kernels/debian-cloud").exists():
-            entry = lookup(load_catalog(), "debian-cloud", "amd64")
-            pull_kernel(shared / "kernels", entry, Job(), cache=shared / "cache")
+            for arch, name in (("amd64", "debian-cloud"), ("arm64", "foreign")):
+                fetch(shared / "kernels", name, cloud(arch), Job(), environment=Environment(shared / "cache"))
     return shared / "kernels"
 
 
@@ -51,6 +56,18 @@ def test_manifest_names_the_real_package(pulled: Path) -> None:
     assert kernel.pvh
     assert not (pulled / "debian-cloud/vmlinuz").exists()
     assert (pulled / "debian-cloud/vmlinux").read_bytes()[:4] == b"\x7fELF"
+
+
+def test_kernel_for_arm64(pulled: Path) -> None:
+    """An Image, not an ELF; its modules are those that its own modprobe would load for these drivers."""
+    kernel = manifest.read_local(pulled, "foreign")
+    assert (kernel.distro, kernel.arch, kernel.modules, kernel.missing) == ("debian", "arm64", True, ())
+    assert kernel.kernel_version.endswith("-cloud-arm64")
+    assert (pulled / "foreign/vmlinux").read_bytes()[0x38:0x3C] == b"ARM\x64"
+    read = ["rdsquashfs", "--cat=/modules.builtin", pulled / "foreign/modules.squashfs"]
+    builtin = subprocess.run(read, check=True, capture_output=True, text=True).stdout
+    names = {Path(path).stem.replace("-", "_") for path in [*kernel.boot_modules, *builtin.splitlines()]}
+    assert {driver.module for driver in DRIVERS if driver.needed} - {""} <= names
 
 
 def test_modprobe_finds_modules_and_dependencies(pulled: Path, tmp_path: Path) -> None:
@@ -71,12 +88,13 @@ def test_modprobe_finds_modules_and_dependencies(pulled: Path, tmp_path: Path) -
     assert "udp_tunnel.ko" in loaded
 
 
-def test_boot_modules_load_after_what_they_need(pulled: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["debian-cloud", "foreign"])
+def test_boot_modules_load_after_what_they_need(pulled: Path, tmp_path: Path, name: str) -> None:
     """Checked against what each module itself says that it depends on (modinfo)."""
     agent = tmp_path / "agent"
     agent.write_bytes(b"\x7fELF")
-    archive = boot_archive(pulled / "debian-cloud", agent)
-    half = (pulled / "debian-cloud/boot-modules.cpio").read_bytes()
+    archive = boot_archive(pulled / name, agent)
+    half = (pulled / name / "boot-modules.cpio").read_bytes()
     assert archive.read_bytes().startswith(half)
     (members,) = read_archives(half)
     files = {member.name.decode(): member.data for member in members}
@@ -85,18 +103,18 @@ def test_boot_modules_load_after_what_they_need(pulled: Path, tmp_path: Path) ->
         module = tmp_path / Path(line).name
         module.write_bytes(files[line.lstrip("/")])
         fields = ("-F", "depends", module), ("-F", "name", module)
-        depends, name = (
+        depends, own = (
             subprocess.run(["modinfo", *field], check=True, capture_output=True, text=True).stdout.strip()
             for field in fields
         )
         assert set(depends.split(",")) - {""} <= seen
-        seen.add(name)
+        seen.add(own)
     assert {"virtio_pci", "virtio_blk", "virtio_console", "virtio_net", "overlay", "squashfs"} <= seen
 
 
 def test_taken_name_is_refused_before_any_download(pulled: Path, tmp_path: Path) -> None:
     with pytest.raises(BangerError) as caught:
-        pull_kernel(pulled, lookup(load_catalog(), "debian-cloud", "amd64"), Job(), cache=tmp_path / "cache")
+        fetch(pulled, "debian-cloud", cloud(), Job(), environment=Environment(tmp_path / "cache"))
     assert caught.value.code is Code.EXISTS
     assert not (tmp_path / "cache").exists()
 
@@ -107,9 +125,8 @@ def test_cancelled_pull_leaves_nothing(tmp_path: Path) -> None:
             job.cancel()
 
     job = Job(cancel)
-    entry = lookup(load_catalog(), "debian-cloud", "amd64")
     with pytest.raises(BangerError) as caught:
-        pull_kernel(tmp_path / "kernels", entry, job, cache=tmp_path / "cache")
+        fetch(tmp_path / "kernels", "debian-cloud", cloud(), job, environment=Environment(tmp_path / "cache"))
     assert caught.value.code is Code.CANCELLED
     assert not (tmp_path / "kernels").exists()
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["apt"]
