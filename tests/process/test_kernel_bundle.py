@@ -446,6 +446,18 @@ def test_export_of_what_was_received_has_the_same_bytes(tmp_path: Path) -> None:
     assert export(received) == first
 
 
+def test_export_does_not_depend_on_the_number_of_processors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "_JOB_SIZE", 1 << 20)
+    words = [os.urandom(12) for _ in range(1000)]
+    noise = iter(os.urandom(1 << 19))
+    tmp_path.joinpath("vmlinux").write_bytes(b"".join(words[3 * next(noise)] for _ in range(1 << 18)))
+    exports = set()
+    for processors in (1, 2, 5):
+        monkeypatch.setattr(os, "cpu_count", lambda count=processors: count)
+        exports.add(export(tmp_path))
+    assert len(exports) == 1
+
+
 def test_export_without_modules_and_with_a_bzimage(tmp_path: Path) -> None:
     tmp_path.joinpath("vmlinux").write_bytes(b"elf")
     tmp_path.joinpath("vmlinuz").write_bytes(b"bzimage")
