@@ -295,6 +295,12 @@ class Authority:
 
     def context(self, host: str = _LOOPBACK, *, valid: tuple[int, int] = (-1, 1)) -> ssl.SSLContext:
         """A server's context for a host name or address, with a certificate `valid` between two days from now."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.issue(host, valid=valid))
+        return context
+
+    def issue(self, host: str = _LOOPBACK, *, valid: tuple[int, int] = (-1, 1)) -> Path:
+        """A file with the key and the certificate for such a context."""
         key = ec.generate_private_key(ec.SECP256R1())
         try:
             name: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
@@ -319,6 +325,4 @@ class Authority:
             )
             + made.public_bytes(serialization.Encoding.PEM)
         )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(file)
-        return context
+        return file
