@@ -10,6 +10,7 @@ import lzma
 import os
 import plistlib
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from banger import debian
+from banger.api.errors import BangerError
 from banger.job import Job
 from banger.kernelcat.importer import import_kernel
 from banger.kernelcat.modules import DRIVERS
@@ -151,6 +153,21 @@ def test_void_without_a_mirror_says_how_to_give_one(output: Path, trusted: Path)
     done = make("void", output, "--keys", trusted, VOID_MIRROR="")
     refused(done, "no repository of Void Linux is given", output)
     assert "VOID_MIRROR" in done.stderr
+
+
+def test_void_host_names_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    host_repository = runpy.run_path(str(SCRIPTS / "make-void-kernel"))["host_repository"]
+    own, shipped = tmp_path / "etc", tmp_path / "share"
+    for directory in (own, shipped):
+        directory.mkdir()
+    (shipped / "00-repository-main.conf").write_text("repository=https://example.org/shipped\n")
+    (shipped / "10-repository-nonfree.conf").write_text("repository=https://example.org/nonfree\n")
+    assert host_repository([own, shipped]) == "https://example.org/shipped"
+    (own / "00-repository-main.conf").write_text("# mine\nrepository = https://example.org/own\n")
+    assert host_repository([own, shipped]) == "https://example.org/own"
+    (own / "00-repository-main.conf").write_text("")
+    assert host_repository([own, shipped]) == "https://example.org/nonfree"
 
 
 @pytest.mark.parametrize(
@@ -308,6 +325,18 @@ def test_alpine_control_planted_before_the_signed_one_is_not_used(
     alpine.prefix = gzip.compress(cut_tar([builders.tar_member(".PKGINFO", b"arch = x86_64\n")]))
     alpine.write()
     refused(make_alpine(alpine, output, "--keys", trusted), "its checksum differs", output)
+
+
+def test_alpine_host_names_its_mirror_and_branch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    repository = runpy.run_path(str(SCRIPTS / "make-alpine-kernel"))["repository"]
+    file = tmp_path / "repositories"
+    file.write_text("/media/cdrom/apks\n#https://example.org/old/v3.1/main\nhttps://example.org/alpine/v3.22/main\n")
+    assert repository("", "", file) == ("https://example.org/alpine", "v3.22")
+    assert repository("", "edge", file) == ("https://example.org/alpine", "edge")
+    assert repository("https://example.org/other/", "", file) == ("https://example.org/other", "latest-stable")
+    with pytest.raises(BangerError, match="no mirror of Alpine Linux is given"):
+        repository("", "", tmp_path / "absent")
 
 
 def test_alpine_unknown_branch_is_refused(output: Path, tmp_path: Path) -> None:
