@@ -1,5 +1,6 @@
 """The configuration file: defaults, every key, and what is wrong in it named."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,8 +18,8 @@ def test_missing_and_empty_file_mean_the_defaults(tmp_path: Path) -> None:
 
 def test_every_key_can_be_set(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
-    wanted = Config("img", "krn", 3, 1 << 31, 1 << 30, 1 << 29, 2.5, 60.0, 1, 2, "copy:/mirror", "tcg")
-    lines = [f"{key} = {value!r}".replace("'", '"') for key, value in asdict(wanted).items()]
+    wanted = Config("img", "krn", 3, 1 << 31, 1 << 30, 1 << 29, 2.5, 60.0, 1, 2, "copy:/mirror", "tcg", ("10.0.0.1:5000",))
+    lines = [f"{key} = {json.dumps(value)}" for key, value in asdict(wanted).items()]
     file.write_text("\n".join(lines))
     assert load(file) == wanted
 
@@ -37,6 +38,8 @@ def test_whole_number_serves_for_seconds(tmp_path: Path) -> None:
         ("memory = 1.5", "memory must be of type int"),
         ("vcpu = true", "vcpu must be of type int"),
         ("default_image = 7", "default_image must be of type str"),
+        ('insecure_registries = "a"', "insecure_registries must be of type list of strings"),
+        ("insecure_registries = [1]", "insecure_registries must be of type list of strings"),
         ("stop_grace = false", "stop_grace must be of type float"),
         ("memory = -1", "memory cannot be -1"),
         ("boot_timeout = inf", "boot_timeout cannot be inf"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import contextlib
 import json
 import logging
@@ -126,6 +127,12 @@ async def outcome(work: Awaitable[object]) -> object:
             Code.EXHAUSTED,
             f"a disk of the host is full: {error}",
             hint="free some space: see 'df', 'banger vm prune' and 'banger image rm'",
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+        return BangerError(
+            Code.INVALID,
+            f"{error.filename} cannot be used: {error.strerror}",
+            hint="the state and cache directories must be yours and writable: see 'banger daemon status'",
         )
     _log.error("unexpected failure", exc_info=error)
     return BangerError(

@@ -25,9 +25,9 @@ BANNERS = {
     "Linux version 5.14.0-427.18.1.el9_4.x86_64 (mockbuild@iad1-prod-build001.bld.equ.rockylinux.org) (gcc (GCC) "
     "11.4.1 20231218 (Red Hat 11.4.1-3)": "rocky",
     "Linux version 5.15.0-206.153.7.1.el8uek.x86_64 (mockbuild@host-100-100-224-14) (gcc (GCC) 11.4.1 20230605 "
-    "(Red Hat 11.4.1-2.1.0.1), GNU ld version 2.36.1-4.0.2.el8_6) #2 SMP Wed May 22 20:49:34 PDT 2024": "oracle",
+    "(Red Hat 11.4.1-2.1.0.1), GNU ld version 2.36.1-4.0.2.el8_6) #2 SMP Wed May 22 20:49:34 PDT 2024": "ol",
     "Linux version 4.14.55-84.37.amzn2.x86_64 (mockbuild@ip-10-0-1-79) (gcc version 7.3.1 20180303 (Red Hat 7.3.1-5) "
-    "(GCC)) #1 SMP Wed Jul 25 18:47:15 UTC 2018": "amazon",
+    "(GCC)) #1 SMP Wed Jul 25 18:47:15 UTC 2018": "amzn",
     "Linux version 5.10.180-0-virt (buildozer@build-3-14-x86_64) (gcc (Alpine 10.3.1_git20210424) 10.3.1 20210424, "
     "GNU ld (GNU Binutils) 2.35.2) #1-Alpine SMP Thu, 18 May 2023 08:53:16 +0000": "alpine",
     "Linux version 4.19.78-0-virt (buildozer@build-3-10-x86_64) (gcc version 8.3.0 (Alpine 8.3.0)) #1-Alpine SMP Thu "
