@@ -347,7 +347,8 @@ class Extraction:
         try:
             for directory in sorted(directories):
                 if self._sink(directory) is None:
-                    self._path(directory).mkdir(mode=0o755, exist_ok=True)
+                    self._path(directory).mkdir(exist_ok=True)
+                    self._path(directory).chmod(0o755)  # whatever the umask is
             for path, file in sorted(files.items()):
                 self._job.check()
                 blob = self._blob(file.number)
