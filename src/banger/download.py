@@ -83,16 +83,16 @@ def stream(
     size: int = 0,
     limit: int,
     sha256: str = "",
-    authorization: str = "",
+    authorization: Callable[[], str] = str,
     timeouts: Timeouts = Timeouts(),
 ) -> Generator[bytes, None, None]:
     """The body of the first of `urls` (mirrors, tried in order) that delivers it, in pieces of at most 1 MiB.
 
     `size` is its exact size in bytes when not 0, `limit` the most it may have, `sha256` its digest when not '';
-    `authorization` is the header of that name, which no other server that is redirected to gets to see. An interrupted
-    body is continued, if need be from the next mirror. Close the generator to leave early. Raises DOWNLOAD when no URL
-    delivers, CORRUPT for another size or digest: the latter only at the end, so nothing may be done with the pieces
-    that cannot be undone.
+    `authorization` gives each request its header of that name, '' for none; no other server that is redirected to gets
+    to see it. An interrupted body is continued, if need be from the next mirror. Close the generator to leave early.
+    Raises DOWNLOAD when no URL delivers, CORRUPT for another size or digest: the latter only at the end, so nothing may
+    be done with the pieces that cannot be undone.
     """
     body = _Body(job, label, stage, size, limit, sha256, authorization)
     failures: list[tuple[str, _Failed]] = []
@@ -121,25 +121,30 @@ def ask(
     limit: int,
     accept: str = "",
     authorization: str = "",
+    form: bytes = b"",
     timeouts: Timeouts = Timeouts(),
 ) -> tuple[Answer, bytes]:
     """One request of an API: the answer whatever its status, and its body of at most `limit` bytes.
 
-    Raises DOWNLOAD when none comes, CORRUPT for a larger body. What is worth another attempt gets it, as in `stream`.
+    A `form` (application/x-www-form-urlencoded) is posted, and redirected nowhere. Raises DOWNLOAD when no answer
+    comes, CORRUPT for a larger body. What is worth another attempt gets it, as in `stream`.
     """
     headers = _common_headers(authorization)
     if accept:
         headers["Accept"] = accept
+    if form:
+        headers["Content-Type"] = "application/x-www-form-urlencoded"
     for attempt in range(1, timeouts.attempts + 1):
-        body = _Body(job, label, "ask", 0, limit, "")
+        body = _Body(job, label, "resolve", 0, limit, "")
         body.source = _shown(url)
         pieces: list[bytes] = []
         try:
-            with _exchange(url, headers, timeouts, job) as received:
+            with _exchange(url, headers, timeouts, job, form) as received:
                 answer = next(received)
                 assert isinstance(answer, Answer)
-                if answer.status == 429 or answer.status >= 500:
-                    raise _refused(answer, timeouts)
+                refusal = _refused(answer, timeouts)
+                if refusal.broken and attempt < timeouts.attempts and refusal.pause <= timeouts.retry_after:
+                    raise refusal
                 for piece in received:
                     assert isinstance(piece, bytes)
                     body.take(piece)
@@ -214,7 +219,14 @@ class _Body:
     """What has been taken of a body: counted, hashed, held to its limits, reported. `total` is None while unknown."""
 
     def __init__(
-        self, job: Job, label: str, stage: str, size: int, limit: int, sha256: str, authorization: str = ""
+        self,
+        job: Job,
+        label: str,
+        stage: str,
+        size: int,
+        limit: int,
+        sha256: str,
+        authorization: Callable[[], str] = str,
     ) -> None:
         self.job, self.label, self.stage = job, label, stage
         self.authorization = authorization
@@ -336,7 +348,7 @@ def _from_mirror(url: str, body: _Body, timeouts: Timeouts) -> Iterator[bytes]:
 
 def _headers(body: _Body, validator: str) -> dict[str, str]:
     """The request's headers: the rest of the body is asked for when it can be told that it still belongs to it."""
-    headers = _common_headers(body.authorization)
+    headers = _common_headers(body.authorization())
     if body.done and (validator or body.sha256):
         headers["Range"] = f"bytes={body.done}-"
         if validator:
@@ -418,7 +430,7 @@ def _skip(received: Iterator[Answer | bytes], skip: int, body: _Body) -> Iterato
 
 @contextlib.contextmanager
 def _exchange(
-    url: str, headers: Mapping[str, str], timeouts: Timeouts, job: Job
+    url: str, headers: Mapping[str, str], timeouts: Timeouts, job: Job, form: bytes = b""
 ) -> Iterator[Generator[Answer | bytes, None, None]]:
     """One request, carried out by a thread of its own: it can be left while that waits, also for a name or a handshake.
 
@@ -436,7 +448,7 @@ def _exchange(
 
     def run() -> None:
         try:
-            with contextlib.closing(_request(url, headers, timeouts, connected)) as items:
+            with contextlib.closing(_request(url, headers, timeouts, connected, form)) as items:
                 for item in _gathered(items):
                     arrived.put(item)
                     if left.is_set():
@@ -518,7 +530,7 @@ def _shut(connection: socket.socket) -> None:
 
 
 def _request(
-    url: str, headers: Mapping[str, str], timeouts: Timeouts, connected: Callable[[socket.socket], None]
+    url: str, headers: Mapping[str, str], timeouts: Timeouts, connected: Callable[[socket.socket], None], form: bytes
 ) -> Generator[Answer | bytes, None, None]:
     """The head, then the body of what a URL and its redirects lead to; blocks. Raises _Failed."""
     import httpx
@@ -546,9 +558,16 @@ def _request(
         try:
             with (
                 _client(plain.scheme, timeouts) as client,
-                client.stream("GET", plain, headers=headers, auth=user, extensions={"trace": watch}) as response,
+                client.stream(
+                    "POST" if form else "GET",
+                    plain,
+                    content=form or None,
+                    headers=headers,
+                    auth=user,
+                    extensions={"trace": watch},
+                ) as response,
             ):
-                if response.next_request is None:
+                if form or response.next_request is None:
                     yield Answer(response.status_code, dict(response.headers))
                     yield from response.iter_raw()
                     return

@@ -88,12 +88,13 @@ class Fields:
         return {name: digests.sha256(name) for name in value}
 
     def has(self, key: str) -> bool:
-        """Whether there is such a field."""
-        return key in self._values
+        """Whether there is such a field, and it is not null."""
+        return self._values.get(key) is not None
 
     def object(self, key: str) -> Fields:
-        """One object, an empty one when absent."""
-        return Fields(self._values.get(key, {}), where_key(self.where, key))
+        """One object, an empty one when absent or null."""
+        value = self._values.get(key)
+        return Fields({} if value is None else value, where_key(self.where, key))
 
     def objects(self, key: str) -> list[Fields]:
         """A list of objects."""

@@ -37,7 +37,7 @@ def fetch_oci(
         if layer.size > ARCHIVE_LIMIT:
             raise BangerError(Code.EXHAUSTED, f"{label} has a layer of {layer.size:,} bytes")
         with contextlib.closing(registry.blob(layer, f"layer {number} of {len(image.layers)}")) as pieces:
-            if layer.title and "tar" not in layer.media_type:
+            if layer.title:
                 extraction.take(_SingleFile(layer.title, layer.size, pieces))
             else:
                 take_archive(extraction, pieces, label, job)
@@ -69,7 +69,9 @@ class _SingleFile:
         self._pieces = pieces
 
     def __iter__(self) -> Iterator[Member]:
-        yield Member(self._title.encode(), tar.REGULAR, 0o644, uid=0, gid=0, mtime=0, size=self._size)
+        # JSON can hold halves of surrogate pairs, which are no text
+        name = self._title.encode(errors="surrogatepass")
+        yield Member(name, tar.REGULAR, 0o644, uid=0, gid=0, mtime=0, size=self._size)
         for _ in self._pieces:  # to the end, where the digest is checked
             pass
 

@@ -47,12 +47,13 @@ def find_credentials(registry: str, repository: str, job: Job) -> Credentials | 
 
 
 def _files() -> Iterator[Path]:
-    """In the order of containers-auth.json(5), docker's own file last."""
-    home = Path(os.environ.get("HOME") or "/")
+    """In the order of containers-auth.json(5), docker's own file last; one that is named is the only one."""
     if named := os.environ.get("REGISTRY_AUTH_FILE"):
         yield Path(named)
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        yield Path(runtime, "containers/auth.json")
+        return
+    home = Path(os.environ.get("HOME") or "/")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    yield Path(runtime, "containers/auth.json") if runtime else Path(f"/run/containers/{os.getuid()}/auth.json")
     yield Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config", "containers/auth.json")
     yield Path(os.environ.get("DOCKER_CONFIG") or home / ".docker", "config.json")
 

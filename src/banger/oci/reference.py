@@ -19,6 +19,7 @@ _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _REPOSITORY_MAX = 255  # characters
+_IDENTIFIER = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Reference:
     @classmethod
     def parse(cls, text: str) -> Reference:
         """Read [REGISTRY/]REPOSITORY[:TAG][@DIGEST]; raises INVALID saying which part is wrong."""
+        if _IDENTIFIER.fullmatch(text):
+            raise _invalid(text, "it is an identifier of some local image")
         rest, at, digest = text.partition("@")
         if at and not _DIGEST.fullmatch(digest):
             raise _invalid(text, "the digest must be sha256: and 64 hexadecimal digits")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import ipaddress
+import math
 import re
 import time
 import urllib.parse
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 from banger import download
 from banger.api.errors import BangerError, Code
+from banger.download import Timeouts
 from banger.fields import Fields
 from banger.job import Job
 from banger.oci.credentials import Credentials, find_credentials
@@ -21,17 +23,19 @@ from banger.oci.reference import DOCKER_HUB, Reference
 _HUB = "registry-1.docker.io"
 _MANIFEST_LIMIT = 4 << 20  # bytes, as the specification asks registries to accept
 _TOKEN_LIMIT = 1 << 20  # bytes
-_TOKEN_SECONDS = 60  # how long a token is good for when the registry does not say (distribution, "token")
+_TOKEN_SECONDS = 60  # how long a token is good for when its server does not say, and at least (distribution, "token")
+_TOKEN_SECONDS_MAX = 86400
 _LAYERS_MAX = 500  # docker refuses more than 127
 
 _INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 _MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
-_TITLE = "org.opencontainers.image.title"
+# annotations of layers that are single files, and of those that are archives all the same (ORAS)
+_TITLE, _UNPACK = "org.opencontainers.image.title", "io.deis.oras.content.unpack"
 
 
 @dataclass(frozen=True)
 class Descriptor:
-    """A blob: `digest` is "sha256:...", `size` in bytes, `title` the file name of an artifact's layer, or ''."""
+    """A blob: `digest` is "sha256:...", `size` in bytes, `title` the name of a layer that is one file, else ''."""
 
     media_type: str
     digest: str
@@ -51,12 +55,20 @@ class Image:
 class Registry:
     """One repository of a registry; keeps the token that it was asked for."""
 
-    def __init__(self, reference: Reference, job: Job, *, insecure: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        reference: Reference,
+        job: Job,
+        *,
+        insecure: Collection[str] = (),
+        timeouts: Timeouts | None = None,
+    ) -> None:
         host = _HUB if reference.registry == DOCKER_HUB else reference.registry
         plain = reference.registry in insecure or _is_loopback(reference.registry)
         self._base = f"{'http' if plain else 'https'}://{host}/v2/{reference.repository}"
         self._reference = reference
         self._job = job
+        self._timeouts = timeouts or Timeouts()
         self._authorization = ""
         self._expires = 0.0
         self._challenge = ""
@@ -93,8 +105,6 @@ class Registry:
 
         Close the generator to leave early. Raises as `download.stream` does.
         """
-        if self._challenge and time.monotonic() >= self._expires:
-            self._authenticate(self._challenge)
         return download.stream(
             [f"{self._base}/blobs/{descriptor.digest}"],
             self._job,
@@ -102,7 +112,8 @@ class Registry:
             size=descriptor.size,
             limit=descriptor.size,
             sha256=descriptor.digest.removeprefix("sha256:"),
-            authorization=self._authorization,
+            authorization=self._current_authorization,
+            timeouts=self._timeouts,
         )
 
     def _manifest(self, name: str) -> tuple[Fields, str]:
@@ -116,39 +127,63 @@ class Registry:
         return Fields.parse(body, f"the manifest of {self._reference}"), digest
 
     def _get(self, path: str) -> bytes:
-        url, accept = f"{self._base}/{path}", ", ".join((*_INDEXES, *_MANIFESTS))
         registry = self._reference.registry
-        for attempt in (1, 2):
-            answer, body = download.ask(
-                url,
-                self._job,
-                label=str(self._reference),
-                limit=_MANIFEST_LIMIT,
-                accept=accept,
-                authorization=self._authorization,
+        while True:
+            answer, body = self._ask(
+                f"{self._base}/{path}",
+                str(self._reference),
+                _MANIFEST_LIMIT,
+                accept=", ".join((*_INDEXES, *_MANIFESTS)),
+                authorization=self._current_authorization(),
             )
-            if answer.status == 401 and attempt == 1:
-                self._authenticate(answer.headers.get("www-authenticate", ""))
-                continue
             if answer.status == 200:
                 return body
-            if answer.status in (401, 403):
-                raise BangerError(
-                    Code.DOWNLOAD,
-                    f"{registry} does not let you read {self._reference}",
-                    hint=f"check the name, or log in: docker login {registry} (or skopeo login {registry})",
-                )
-            if answer.status == 404:
-                raise BangerError(Code.NOT_FOUND, f"the registry has no image {self._reference}", hint="check the name")
-            break
-        raise BangerError(
-            Code.DOWNLOAD,
-            f"the registry {registry} answers {answer.status} when asked for {self._reference}",
-            hint="try again later",
+            if answer.status == 400 and self._base.startswith("http:") and not self._challenge:
+                # what servers say that want TLS: on loopback, too, some do
+                self._base = f"https:{self._base.partition(':')[2]}"
+            elif answer.status == 401 and not self._authorization:
+                self._authenticate(answer.headers.get("www-authenticate", ""))
+            else:
+                break
+        if answer.status == 404:
+            raise BangerError(Code.NOT_FOUND, f"the registry has no image {self._reference}", hint="check the name")
+        raise self._refused(answer.status, f"the registry {registry}")
+
+    def _refused(self, status: int, who: str) -> BangerError:
+        """The error for an answer of this status, by `who`."""
+        registry = self._reference.registry
+        message, hint = f"{who} answers {status} when asked for {self._reference}", "try again later"
+        if status in (401, 403):
+            message = f"{registry} does not let you read {self._reference}, or there is no such image"
+            hint = f"check the name, or log in: docker login {registry} (or skopeo login {registry})"
+        elif status == 429:
+            message = f"{who} limits how much can be pulled, and does not answer for {self._reference} now"
+            hint = (
+                f"try again later, or log in for a higher limit: docker login {registry} (or skopeo login {registry})"
+            )
+        return BangerError(Code.DOWNLOAD, message, hint=hint)
+
+    def _ask(
+        self, url: str, label: str, limit: int, *, accept: str = "", authorization: str = "", form: bytes = b""
+    ) -> tuple[download.Answer, bytes]:
+        return download.ask(
+            url,
+            self._job,
+            label=label,
+            limit=limit,
+            accept=accept,
+            authorization=authorization,
+            form=form,
+            timeouts=self._timeouts,
         )
 
+    def _current_authorization(self) -> str:
+        if self._challenge and time.monotonic() >= self._expires:
+            self._authenticate(self._challenge)
+        return self._authorization
+
     def _authenticate(self, challenge: str) -> None:
-        """Obtain what a WWW-Authenticate header asks for (RFC 9110, 11.6.1; distribution's token specification)."""
+        """Obtain what a WWW-Authenticate header asks for (RFC 9110, section 11.6.1)."""
         self._challenge = challenge
         registry = self._reference.registry
         credentials = find_credentials(registry, self._reference.repository, self._job)
@@ -161,36 +196,38 @@ class Registry:
                     f"the registry {registry} wants a user name and a password",
                     hint=f"log in: docker login {registry} (or skopeo login {registry})",
                 )
-            self._authorization, self._expires = _basic(credentials), time.monotonic() + 3600
+            self._authorization, self._expires = _basic(credentials), math.inf
             return
         realm = parameters.get("realm", "")
         # a token server without TLS would get the password
         if scheme.lower() != "bearer" or not realm.startswith(("https://", self._base.partition("//")[0] + "//")):
             raise BangerError(
-                Code.UNSUPPORTED, f"the registry {registry} asks for {challenge[:120]!r}, which banger does not know"
+                Code.UNSUPPORTED,
+                f"the registry {registry} wants logins in a way that banger does not know: {challenge[:200]!r}",
             )
-        scope = f"repository:{self._reference.repository}:pull"
-        query = {"service": parameters.get("service", ""), "scope": scope}
-        answer, body = download.ask(
-            f"{realm}{'&' if '?' in realm else '?'}{urllib.parse.urlencode(query)}",
-            self._job,
-            label=f"a token of {registry}",
-            limit=_TOKEN_LIMIT,
-            authorization=_basic(credentials) if credentials else "",
-        )
+        self._token(realm, parameters.get("service", ""), credentials)
+
+    def _token(self, realm: str, service: str, credentials: Credentials | None) -> None:
+        """Ask an authorization server (distribution, "Token Authentication" and "OAuth2 Token Authentication")."""
+        registry = self._reference.registry
+        query = {"service": service, "scope": f"repository:{self._reference.repository}:pull"}
+        url, form, authorization = realm, b"", ""
+        if credentials and credentials.token:
+            query |= {"grant_type": "refresh_token", "refresh_token": credentials.token, "client_id": "banger"}
+            form = urllib.parse.urlencode(query).encode()
+        else:
+            url += f"{'&' if '?' in realm else '?'}{urllib.parse.urlencode(query)}"
+            authorization = _basic(credentials) if credentials else ""
+        answer, body = self._ask(url, f"a token of {registry}", _TOKEN_LIMIT, authorization=authorization, form=form)
         if answer.status != 200:
-            raise BangerError(
-                Code.DOWNLOAD,
-                f"{registry} gives no token for {self._reference}: its server answers {answer.status}",
-                hint=f"check the name, or log in again: docker login {registry} (or skopeo login {registry})",
-            )
+            raise self._refused(answer.status, f"the token server of {registry}")
         fields = Fields.parse(body, f"the token of {registry}")
         token = fields.text("token", "") or fields.text("access_token", "")
-        if not token or not token.isascii() or not token.isprintable():
-            raise BangerError(Code.CORRUPT, f"{registry} answers without a token")
+        if not re.fullmatch(r"[!-~]+", token):
+            raise BangerError(Code.CORRUPT, f"the token server of {registry} answers without a token")
         self._authorization = f"Bearer {token}"
-        # a tenth early, so that it is still good when it arrives
-        self._expires = time.monotonic() + 0.9 * max(_TOKEN_SECONDS, fields.number("expires_in", _TOKEN_SECONDS))
+        lifetime = min(max(_TOKEN_SECONDS, fields.number("expires_in", 0)), _TOKEN_SECONDS_MAX)
+        self._expires = time.monotonic() + 0.9 * lifetime  # so that it is still good when it arrives
 
 
 def _is_loopback(registry: str) -> bool:
@@ -205,9 +242,8 @@ def _is_loopback(registry: str) -> bool:
 
 
 def _basic(credentials: Credentials) -> str:
-    """RFC 7617; an identity token goes as the password of docker's user `<token>`."""
-    pair = f"{credentials.user}:{credentials.password}" if credentials.user else f"<token>:{credentials.token}"
-    return f"Basic {base64.b64encode(pair.encode()).decode()}"
+    """RFC 7617."""
+    return f"Basic {base64.b64encode(f'{credentials.user}:{credentials.password}'.encode()).decode()}"
 
 
 def _kind(manifest: Fields) -> str:
@@ -239,5 +275,6 @@ def _descriptor(fields: Fields) -> Descriptor:
     digest = fields.text("digest")
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
         raise fields.wrong("digest", f"sha256: and 64 hexadecimal digits, not {digest[:100]!r}")
-    title = fields.object("annotations").text(_TITLE, "")
+    annotations = fields.object("annotations")
+    title = annotations.text(_TITLE, "") if annotations.text(_UNPACK, "") != "true" else ""
     return Descriptor(fields.text("mediaType", ""), digest, fields.number("size", 0), title)
