@@ -63,6 +63,8 @@ def _from_file(config: Fields, registry: str, repository: str, job: Job) -> Cred
     helpers = config.object("credHelpers")
     helper = next((helpers.text(key, "") for key in keys if helpers.text(key, "")), "") or config.text("credsStore", "")
     if helper:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", helper):
+            raise config.wrong("credsStore", "the name of a credential helper, as those of credHelpers")
         found = _from_helper(helper, keys[0], job)
         if found is not None:
             return found
@@ -85,8 +87,6 @@ def _from_file(config: Fields, registry: str, repository: str, job: Job) -> Cred
 
 
 def _from_helper(name: str, server: str, job: Job) -> Credentials | None:
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-        raise BangerError(Code.CORRUPT, f"{name!r} is not the name of a credential helper")
     try:
         output = job.run([f"docker-credential-{name}", "get"], input=server.encode(), code=Code.NOT_FOUND)
     except BangerError as error:

@@ -48,14 +48,16 @@ class Reference:
         if registry in ("index.docker.io", "registry-1.docker.io"):
             registry = DOCKER_HUB
         if not _REGISTRY.fullmatch(registry):
-            raise _invalid(text, f"{registry!r} is not a registry")
+            raise _invalid(text, f"{registry[:100]!r} is not a registry")
         repository, colon, tag = rest.partition(":")
         if colon and not _TAG.fullmatch(tag):
-            raise _invalid(text, f"{tag!r} is not a tag")
+            raise _invalid(text, f"{tag[:150]!r} is not a tag")
         if registry == DOCKER_HUB and "/" not in repository:
             repository = f"library/{repository}"
         if not _REPOSITORY.fullmatch(repository) or len(repository) > _REPOSITORY_MAX:
-            raise _invalid(text, f"{repository!r} is not a repository: use lower-case letters, digits and . _ - /")
+            raise _invalid(
+                text, f"{repository[:300]!r} is not a repository: use lower-case letters, digits and . _ - /"
+            )
         return cls(registry, repository, tag or ("" if digest else "latest"), digest)
 
     def __str__(self) -> str:
