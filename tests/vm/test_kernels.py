@@ -5,14 +5,13 @@ import http.server
 import json
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from banger import debian
 from banger.job import Job
-from tests.registry import running_registry
+from tests.registry import image, oci_layout, packed_layer, running_registry
 from tests.vm.host import KERNEL, Host
 
 
@@ -57,18 +56,15 @@ def staged(kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_image_of_a_registry(host: Host, staged: Path, tmp_path: Path) -> None:
-    layout = tmp_path / "layout"
-    make_image(staged, layout)
+    archive = subprocess.run(["tar", "-C", staged, "-c", "."], check=True, stdout=subprocess.PIPE).stdout
+    layout = oci_layout(tmp_path / "image", [image([packed_layer(archive, "zstd")])])
     with running_registry(tmp_path / "registry") as registry:
-        reference = f"{registry}/org/kernel:6.1"
-        push = ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"oci:{layout}:latest", f"docker://{reference}"]
-        subprocess.run(push, check=True)
+        digest = registry.push(layout, "org/kernel:6.1")
+        reference = f"{registry.address}/org/kernel:6.1"
         host.ok("kernel", "pull", reference, "--as", "from-registry")
         shown = json.loads(host.ok("kernel", "show", "from-registry", "--json"))
         assert shown["source"] == f"oci:{reference}"
-        inspect = ["skopeo", "inspect", "--tls-verify=false", "--format", "{{.Digest}}", f"docker://{reference}"]
-        digest = subprocess.run(inspect, check=True, capture_output=True, text=True).stdout.strip()
-        host.ok("kernel", "pull", f"{registry}/org/kernel@{digest}", "--as", "by-digest")
+        host.ok("kernel", "pull", f"{registry.address}/org/kernel@{digest}", "--as", "by-digest")
     boots(host, "from-registry")
     host.ok("kernel", "rm", "from-registry", "by-digest")
 
@@ -99,13 +95,6 @@ def test_a_signed_bundle(host: Host, tmp_path: Path) -> None:
         assert version == entry["kernel_version"]
         host.ok("vm", "rm", "--force", "keeper")
     host.ok("kernel", "catalog", "rm", "corp")
-
-
-def make_image(tree: Path, layout: Path) -> None:
-    """An OCI layout with `tree` as its one layer (umoci is not everywhere, so skopeo converts an archive)."""
-    layer = layout.parent / "layer.tar"
-    subprocess.run(["tar", "-C", tree, "-cf", layer, "."], check=True)
-    subprocess.run(["skopeo", "copy", "--quiet", f"tarball:{layer}", f"oci:{layout}:latest"], check=True)
 
 
 @functools.cache
