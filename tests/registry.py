@@ -114,7 +114,8 @@ def file_layer(title: str, data: bytes, media_type: str = LAYER) -> Layer:
 
 def image(layers: Sequence[Layer], architecture: str = "amd64") -> Image:
     rootfs = {"type": "layers", "diff_ids": [layer.diff_id for layer in layers]}
-    config = _json({"architecture": architecture, "os": "linux", "config": {}, "rootfs": rootfs})
+    history = [{"created_by": "a test"} for _ in layers]
+    config = _json({"architecture": architecture, "os": "linux", "config": {}, "rootfs": rootfs, "history": history})
     manifest = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
@@ -204,6 +205,7 @@ def running_registry(
         "log": {"level": "info", "accesslog": {"disabled": True}},
         "storage": {"filesystem": {"rootdirectory": str(directory / "storage")}},
         "http": http,
+        "compatibility": {"schema1": {"enabled": True}},
     }
     if password:
         (directory / "htpasswd").write_text(_HTPASSWD)
