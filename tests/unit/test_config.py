@@ -18,7 +18,8 @@ def test_missing_and_empty_file_mean_the_defaults(tmp_path: Path) -> None:
 
 def test_every_key_can_be_set(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
-    wanted = Config("img", "krn", 3, 1 << 31, 1 << 30, 1 << 29, 2.5, 60.0, 1, 2, "copy:/mirror", "tcg", ("10.0.0.1:5000",))
+    sizes = (1 << 31, 1 << 30, 1 << 29)
+    wanted = Config("img", "krn", 3, *sizes, 2.5, 60.0, 1, 2, "copy:/mirror", "tcg", ("10.0.0.1:5000",))
     lines = [f"{key} = {json.dumps(value)}" for key, value in asdict(wanted).items()]
     file.write_text("\n".join(lines))
     assert load(file) == wanted

@@ -39,7 +39,7 @@ _INDEXES_LIMIT = 32 << 20  # bytes of all modules.* files; Debian's generic kern
 _RATIO_MAX = 1000  # of unpacked to packed; a kernel with its modules has 5
 _RATIO_FROM = 64 << 20  # unpacked bytes before the ratio counts: less is no harm
 
-_LEVEL = 19
+_LEVEL = 9  # 19 takes 24 times as long for a seventh less: docs/performance.md
 _WINDOW_LOG = 23  # 8 MiB, the most that every zstd unpacks without being told
 # several jobs of a fixed size: the bytes are the same for any number of threads, and so on any machine
 _JOB_SIZE = 32 << 20

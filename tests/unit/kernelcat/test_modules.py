@@ -63,7 +63,7 @@ def test_what_no_module_tells_is_unknown_without_a_configuration(tmp_path: Path)
 
 
 def test_modules_without_an_index_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BangerError, match="no modules.dep"):
+    with pytest.raises(BangerError, match=r"no modules\.dep"):
         plan_of(tmp_path)
 
 
