@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from banger import system
 from banger.api.errors import BangerError, Code
 from banger.disk import tar
 from banger.disk.tar import Member
@@ -23,41 +25,40 @@ _STEP = 1 << 20
 def fetch_oci(
     reference: Reference, arch: str, into: Path, job: Job, *, insecure: Collection[str] = ()
 ) -> tuple[list[Path], str, dict[str, int]]:
-    """Download the kernel files of an image into directories below `into`.
+    """Download the kernel files of an image into a directory below `into`.
 
-    Returns these directories, as sources to import, the image's digest, and what was skipped, counted by kind. Raises
-    NOT_FOUND for an image without a kernel, and what `Registry`, `Extraction` and `download.stream` raise.
+    Returns this as the sources to import, the digest of what the reference names, and what was skipped, counted by
+    kind. Raises NOT_FOUND for an image without a kernel, and what `Registry`, `Extraction` and `download.stream` raise.
     """
     registry = Registry(reference, job, insecure=insecure)
     image = registry.resolve(arch)
     label = str(reference)
+    if (size := sum(layer.size for layer in image.layers)) > ARCHIVE_LIMIT:
+        limit = system.human_size(ARCHIVE_LIMIT)
+        raise BangerError(Code.EXHAUSTED, f"the layers of {label} have {size:,} bytes, more than {limit}, the limit")
     tree = into / "image"
     extraction = Extraction(tree, label, job, rooted=True)
     for number, layer in enumerate(image.layers, 1):
-        if layer.size > ARCHIVE_LIMIT:
-            raise BangerError(Code.EXHAUSTED, f"{label} has a layer of {layer.size:,} bytes")
         with contextlib.closing(registry.blob(layer, f"layer {number} of {len(image.layers)}")) as pieces:
             if layer.title:
                 extraction.take(_SingleFile(layer.title, layer.size, pieces))
             else:
                 take_archive(extraction, pieces, label, job)
     skipped = extraction.finish()
-    directories = [tree]
-    if (tree / _NESTED).is_file():
-        directories.append(into / "nested")
-        nested = Extraction(directories[1], f"{_NESTED} of {label}", job, rooted=True)
-        with open(tree / _NESTED, "rb") as stream:
-            take_archive(nested, iter(lambda: stream.read(_STEP), b""), f"{_NESTED} of {label}", job)
-        for kind, count in nested.finish().items():
-            skipped[kind] = skipped.get(kind, 0) + count
-        (tree / _NESTED).unlink()
-    if all(discover_paths(directory, "").kernel is None for directory in directories):
+    nested = tree / _NESTED
+    if nested.is_file():
+        extraction = Extraction(tree, f"{_NESTED} of {label}", job, rooted=True)
+        with open(nested, "rb") as stream:
+            take_archive(extraction, iter(lambda: stream.read(_STEP), b""), f"{_NESTED} of {label}", job)
+        skipped = Counter(skipped) + Counter(extraction.finish())
+        nested.unlink()
+    if discover_paths(tree, "").kernel is None:
         raise BangerError(
             Code.NOT_FOUND,
             f"there is no kernel in {label}",
             hint="an image with a kernel has /kernel, /vmlinux or /boot/vmlinu*, and /lib/modules",
         )
-    return directories, image.digest, skipped
+    return [tree], image.digest, skipped
 
 
 class _SingleFile:
