@@ -83,16 +83,16 @@ def stream(
     size: int = 0,
     limit: int,
     sha256: str = "",
-    authorization: Callable[[], str] = str,
+    authorization: Authorization = lambda refused: "",
     timeouts: Timeouts = Timeouts(),
 ) -> Generator[bytes, None, None]:
     """The body of the first of `urls` (mirrors, tried in order) that delivers it, in pieces of at most 1 MiB.
 
     `size` is its exact size in bytes when not 0, `limit` the most it may have, `sha256` its digest when not '';
-    `authorization` gives each request its header of that name, '' for none; no other server that is redirected to gets
-    to see it. An interrupted body is continued, if need be from the next mirror. Close the generator to leave early.
-    Raises DOWNLOAD when no URL delivers, CORRUPT for another size or digest: the latter only at the end, so nothing may
-    be done with the pieces that cannot be undone.
+    `authorization` gives requests their header of that name, which no other server that is redirected to gets to see.
+    An interrupted body is continued, if need be from the next mirror. Close the generator to leave early. Raises
+    DOWNLOAD when no URL delivers, CORRUPT for another size or digest: the latter only at the end, so nothing may be
+    done with the pieces that cannot be undone.
     """
     body = _Body(job, label, stage, size, limit, sha256, authorization)
     failures: list[tuple[str, _Failed]] = []
@@ -226,7 +226,7 @@ class _Body:
         size: int,
         limit: int,
         sha256: str,
-        authorization: Callable[[], str] = str,
+        authorization: Authorization = lambda refused: "",
     ) -> None:
         self.job, self.label, self.stage = job, label, stage
         self.authorization = authorization
@@ -315,17 +315,26 @@ class Answer:
             return 0
 
 
+# gives the header of that name, '' for none; asked again, once, with the answer when that is 401
+Authorization = Callable[[Answer | None], str]
+
+
 def _from_mirror(url: str, body: _Body, timeouts: Timeouts) -> Iterator[bytes]:
     """The rest of the body from one URL, over as many connections as it takes; raises _Failed to leave it."""
     validator = ""  # of this URL's content, once it is part of the body
     reached = body.done
     attempts = 0
+    authorization, renewed = body.authorization(None), False
     while True:
         started = body.done
         try:
-            with _exchange(url, _headers(body, validator), timeouts, body.job) as received:
+            with _exchange(url, _headers(body, validator, authorization), timeouts, body.job) as received:
                 answer = next(received)
                 assert isinstance(answer, Answer)
+                if answer.status == 401 and not renewed:
+                    renewed, before, authorization = True, authorization, body.authorization(answer)
+                    if authorization != before:
+                        continue
                 if body.done == 0:
                     validator = answer.validator
                 skip = _accept(answer, body, validator, timeouts)
@@ -344,11 +353,12 @@ def _from_mirror(url: str, body: _Body, timeouts: Timeouts) -> Iterator[bytes]:
                 raise
             pause = max(failure.pause, timeouts.backoff * 2 ** (attempts - 1))
         _wait(pause, body.job)
+        authorization, renewed = body.authorization(None), renewed and body.done == started
 
 
-def _headers(body: _Body, validator: str) -> dict[str, str]:
+def _headers(body: _Body, validator: str, authorization: str) -> dict[str, str]:
     """The request's headers: the rest of the body is asked for when it can be told that it still belongs to it."""
-    headers = _common_headers(body.authorization())
+    headers = _common_headers(authorization)
     if body.done and (validator or body.sha256):
         headers["Range"] = f"bytes={body.done}-"
         if validator:

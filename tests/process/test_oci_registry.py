@@ -688,6 +688,36 @@ def test_identity_token_is_posted(server: Server, environment: Path) -> None:
         assert other.requests == []
 
 
+def test_token_that_is_refused_in_the_middle(server: Server) -> None:
+    each = layer({"vmlinux": NOISE}, "")
+    built = image([each])
+    address = serve(server, built)
+    realm = server.serve("/token", Reply(b'{"token": "first"}'), Reply(b'{"token": "second"}'))
+    challenge = Reply(status=401, headers={"WWW-Authenticate": f'Bearer realm="{realm}"'})
+    server.serve("/v2/kernel/manifests/1", challenge, Reply(built.manifest))
+    path = f"/v2/kernel/blobs/{digest_of(each.data)}"
+    server.serve(path, Reply(each.data, cut=1_000_000), challenge, Reply(each.data))
+    assert pull(address, "kernel:1")[1] == [each.data]
+    blobs = [(request.headers.get("range"), request.headers["authorization"]) for request in server.asked(path)]
+    assert blobs == [
+        (None, "Bearer first"),
+        ("bytes=1000000-", "Bearer first"),
+        ("bytes=1000000-", "Bearer second"),
+    ]
+
+
+def test_token_that_is_refused_always(server: Server) -> None:
+    each = layer({"vmlinux": b"first"})
+    built = image([each])
+    address = serve(server, built)
+    realm = server.serve("/token", Reply(b'{"token": "first"}'), Reply(b'{"token": "second"}'))
+    challenge = Reply(status=401, headers={"WWW-Authenticate": f'Bearer realm="{realm}"'})
+    path = f"/v2/kernel/blobs/{digest_of(each.data)}"
+    server.serve(path, challenge)
+    assert failure(lambda: pull(address, "kernel:1")).code is Code.DOWNLOAD
+    assert [request.headers.get("authorization") for request in server.asked(path)] == [None, "Bearer first"]
+
+
 def test_titles_of_files(server: Server) -> None:
     each = file_layer("vmlinux", b"first")
     unpacked = replace(each, annotations={**each.annotations, "io.deis.oras.content.unpack": "true"})

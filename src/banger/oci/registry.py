@@ -142,7 +142,7 @@ class Registry:
                 # what servers say that want TLS: on loopback, too, some do
                 self._base = f"https:{self._base.partition(':')[2]}"
             elif answer.status == 401 and not self._authorization:
-                self._authenticate(answer.headers.get("www-authenticate", ""))
+                self._current_authorization(answer)
             else:
                 break
         if answer.status == 404:
@@ -177,8 +177,10 @@ class Registry:
             timeouts=self._timeouts,
         )
 
-    def _current_authorization(self) -> str:
-        if self._challenge and time.monotonic() >= self._expires:
+    def _current_authorization(self, refused: download.Answer | None = None) -> str:
+        if refused:
+            self._authenticate(refused.headers.get("www-authenticate", ""))
+        elif self._challenge and time.monotonic() >= self._expires:
             self._authenticate(self._challenge)
         return self._authorization
 
