@@ -104,7 +104,12 @@ class KernelService:
     async def pull(self, request: m.KernelPull, report: Report) -> m.KernelInfo:
         arch = request.arch or host_arch()
         entry = await self._workers.run(lambda job: self._resolve(request, arch))
-        return self._info(await self._pull(entry, request.save_as or entry.name, request.force, report))
+        try:
+            name = system.validate_name(request.save_as or entry.name, "kernel")
+        except BangerError as error:
+            error.hint = error.hint if request.save_as else "say what it is to be called here: --as NAME"
+            raise
+        return self._info(await self._pull(entry, name, request.force, report))
 
     async def ensure(self, name: str, report: Report) -> KernelManifest:
         """The local kernel of that name, pulled from a catalog when it is missing."""
@@ -123,7 +128,6 @@ class KernelService:
             raise
 
     async def _pull(self, entry: CatalogEntry, name: str, force: bool, report: Report) -> KernelManifest:
-        system.validate_name(name, "kernel")
         refuse_taken(self._layout.kernels, name, force)
         report(Progress(FETCHING, f"the kernel {name}"))
         environment = Environment(
