@@ -216,12 +216,15 @@ def running_registry(
         config["auth"] = {"token": {"realm": realm, "service": _SERVICE, "issuer": _ISSUER, "rootcertbundle": bundle}}
     (directory / "config.yml").write_bytes(_json(config))  # JSON is YAML
     log = directory / "log"
+    # it would take REGISTRY_AUTH_FILE, which is skopeo's, for a part of its configuration
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRY_")}
     with open(log, "xb") as output:
         process = subprocess.Popen(
             ["docker-registry", "serve", directory / "config.yml"],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            env=environment,
             start_new_session=True,
         )
     try:

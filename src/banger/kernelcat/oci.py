@@ -38,19 +38,21 @@ def fetch_oci(
         raise BangerError(Code.EXHAUSTED, f"the layers of {label} have {size:,} bytes, more than {limit}, the limit")
     tree = into / "image"
     extraction = Extraction(tree, label, job, rooted=True)
-    for number, layer in enumerate(image.layers, 1):
-        with contextlib.closing(registry.blob(layer, f"layer {number} of {len(image.layers)}")) as pieces:
+    # all else is no part of a filesystem: signatures, attestations
+    layers = [layer for layer in image.layers if layer.title or "tar" in layer.media_type]
+    for number, layer in enumerate(layers, 1):
+        with contextlib.closing(registry.blob(layer, f"layer {number} of {len(layers)}")) as pieces:
             if layer.title:
                 extraction.take(_SingleFile(layer.title, layer.size, pieces))
             else:
                 take_archive(extraction, pieces, label, job)
-    skipped = extraction.finish()
+    skipped = Counter(extraction.finish()) + Counter(layer=len(image.layers) - len(layers))
     nested = tree / _NESTED
     if nested.is_file():
         extraction = Extraction(tree, f"{_NESTED} of {label}", job, rooted=True)
         with open(nested, "rb") as stream:
             take_archive(extraction, iter(lambda: stream.read(_STEP), b""), f"{_NESTED} of {label}", job)
-        skipped = Counter(skipped) + Counter(extraction.finish())
+        skipped += Counter(extraction.finish())
         nested.unlink()
     if discover_paths(tree, "").kernel is None:
         raise BangerError(
