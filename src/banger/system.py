@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -89,10 +90,16 @@ def fsync_directory(directory: Path) -> None:
 
 
 def remove_entry(target: Path) -> None:
-    """Remove a published directory so that a crash never leaves half of it: rename away, then delete."""
-    with staging(target.parent, "removed") as graveyard:
-        os.rename(target, graveyard / "entry")
+    """Remove a published directory so that a crash never leaves half of it: rename away, then delete.
+
+    It takes no space: a full disk has none, not even for another directory.
+    """
+    removed = target.with_name(f"{STAGING_PREFIX}removed-{os.urandom(8).hex()}")
+    os.rename(target, removed)
+    try:
         fsync_directory(target.parent)
+    finally:
+        remove_tree(removed)
 
 
 def remove_tree(path: Path) -> None:
@@ -159,6 +166,18 @@ def write_file_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace a small file so that readers and crashes see the old content or the new one."""
     with staged_file(path, mode) as stream:
         stream.write(data)
+
+
+def open_regular(path: str, flags: int) -> int:
+    """An `opener` for open() that takes nothing but regular files, and never waits for the other end of a pipe.
+
+    Raises OSError, EINVAL for other files.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
+    return descriptor
 
 
 def copy_file_prefer_clone(source: Path, target: Path) -> None:

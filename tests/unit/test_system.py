@@ -53,6 +53,18 @@ def test_publish_new_and_replaced(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == [target]
 
 
+def test_removal_makes_nothing_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk has no room for a directory."""
+    tree(tmp_path / "entry", "old")
+
+    def full(path: str, *arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    monkeypatch.setattr(os, "mkdir", full)
+    system.remove_entry(tmp_path / "entry")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_failed_build_leaves_nothing(tmp_path: Path) -> None:
     with contextlib.suppress(ValueError), system.staging(tmp_path / "deep/er", "entry") as staged:
         tree(staged / "x", "half")
@@ -365,3 +377,16 @@ def test_errors_of_system_calls_carry_path_and_number(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="missing") as caught:
         system.rename_exchange(tmp_path, tmp_path / "missing")
     assert caught.value.errno == errno.ENOENT
+
+
+def test_regular_files_only(tmp_path: Path) -> None:
+    """Opening a pipe would wait for its other end."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    (tmp_path / "file").write_bytes(b"content")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match="not a regular file") as caught:
+            open(tmp_path / name, "rb", opener=system.open_regular)
+        assert (caught.value.errno, caught.value.filename) == (errno.EINVAL, str(tmp_path / name))
+    with open(tmp_path / "file", "rb", opener=system.open_regular) as stream:
+        assert stream.read() == b"content"

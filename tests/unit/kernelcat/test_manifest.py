@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from banger import entries, system
 from banger.api.errors import BangerError, Code
 from banger.job import Job
 from banger.kernelcat import manifest
@@ -161,3 +163,48 @@ def test_any_json_is_read_or_refused(changes: dict[str, object]) -> None:
     except BangerError:
         return
     assert manifest.parse_manifest(parsed.to_json()) == parsed
+
+
+def test_what_is_no_entry_hides_no_other(tmp_path: Path) -> None:
+    """Pipes, devices, links to nowhere and to themselves."""
+    install(tmp_path, GOOD)
+    for name in ("pipe", "zero", "loop", "directory", "huge"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "pipe/manifest.json")
+    (tmp_path / "zero/manifest.json").symlink_to("/dev/zero")
+    (tmp_path / "loop/manifest.json").symlink_to("manifest.json")
+    (tmp_path / "directory/manifest.json").mkdir()
+    (tmp_path / "huge/manifest.json").write_text(f'{{"name": "{"x" * (1 << 21)}"}}')
+    (tmp_path / "me").symlink_to("me")
+    (tmp_path / "nowhere").symlink_to("absent")
+    (tmp_path / "etc").symlink_to("/etc")
+    (tmp_path / "file").touch()
+    good, broken = manifest.list_local(tmp_path)
+    assert good == [GOOD]
+    assert [entry.name for entry in broken] == ["directory", "etc", "huge", "loop", "pipe", "zero"]
+    assert "not a regular file" in broken[-1].reason
+    with pytest.raises(BangerError, match="there is no kernel 'me'"):
+        manifest.read_local(tmp_path, "me")
+
+
+def test_replaced_while_it_is_read(tmp_path: Path) -> None:
+    """What is read is that of one entry, and what is gone is absent, not broken."""
+    old = install(tmp_path, GOOD)
+    new = install(tmp_path / "other", replace(GOOD, distro="new"))
+    seen: list[bytes] = []
+
+    def read(entry: Path) -> bytes:
+        first = (entry / "manifest.json").read_bytes()
+        seen.append(first)
+        if len(seen) == 1:
+            system.publish(new, old)
+            system.remove_tree(new)
+            raise OSError("some file of the old one is gone")
+        return first
+
+    result = entries.steadily(old, read)
+    assert (result, len(seen)) == ((old / "manifest.json").read_bytes(), 2)
+    assert b"new" in seen[1]
+    assert entries.steadily(old, system.remove_tree) is None
+    assert entries.steadily(old, read) is None
+    assert len(seen) == 2
