@@ -561,7 +561,7 @@ def _request(
                 connected(connection)
 
     for _ in range(_REDIRECTS + 1):
-        if target.scheme not in ("http", "https") or not target.host:
+        if target.scheme not in ("http", "https") or not target.raw_host:
             raise _Failed("only http and https URLs can be downloaded")
         user = (target.username, target.password) if target.userinfo else None
         plain = target.copy_with(userinfo=b"", fragment=None)
@@ -588,6 +588,8 @@ def _request(
             raise _explained(error, plain, peer, timeouts) from error
         except httpx.InvalidURL as error:
             raise _Failed("it redirects to an invalid URL") from error
+        except UnicodeError as error:  # of IDNA, in httpx or in the resolver
+            raise _Failed("it has, or redirects to, a host name that is not valid") from error
     raise _Failed(f"it redirects more than {_REDIRECTS} times")
 
 

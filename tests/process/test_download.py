@@ -562,6 +562,13 @@ def test_invalid_urls(url: str) -> None:
     assert "\x1b" not in message
 
 
+@pytest.mark.parametrize("host", ["xn--a.com", "a..com", ".com", "a" * 64 + ".com", "xn--7o8h.com"])
+def test_invalid_host_names(server: Server, host: str) -> None:
+    url = f"http://{host}/x"
+    assert "a host name that is not valid" in reason(url)
+    assert "a host name that is not valid" in reason(server.serve("/x", Reply(status=302, headers={"Location": url})))
+
+
 def test_tls(tls: Server) -> None:
     url = tls.serve("/kernel", CUT, replace(CUT, cut=500_000), GOOD)
     assert download(url, sha256=SHA256) == BODY
