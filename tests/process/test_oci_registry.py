@@ -300,6 +300,14 @@ def test_credential_helper(
     assert len(pull(private.address, "kernel:1")[1]) == 1
     program.write_text("#!/bin/sh\ncat >/dev/null; echo credentials not found in native keychain; exit 1\n")
     assert "wants a user name" in failure(lambda: pull(private.address, "kernel:1")).message
+    program.write_text('#!/bin/sh\ncat >/dev/null; echo \'{"Username": "", "Secret": ""}\'\n')
+    assert "wants a user name" in failure(lambda: pull(private.address, "kernel:1")).message
+    program.write_text("#!/bin/sh\ncat >/dev/null; printf '\\033[2Jthe keychain is locked'; exit 1\n")
+    error = failure(lambda: pull(private.address, "kernel:1"))
+    assert error.code is Code.DOWNLOAD
+    assert "docker-credential-test gives no login" in error.message
+    assert "the keychain is locked" in error.message
+    assert f"echo {private.address} | docker-credential-test get" in error.hint
     program.write_text("#!/bin/sh\ncat >/dev/null; echo nonsense\n")
     error = failure(lambda: pull(private.address, "kernel:1"))
     assert error.code is Code.CORRUPT
@@ -308,6 +316,7 @@ def test_credential_helper(
     error = failure(lambda: pull(private.address, "kernel:1"))
     assert error.code is Code.MISSING_TOOL
     assert "docker-credential-test" in error.message
+    assert str(file) in error.hint
 
 
 def test_tokens(environment: Path, tmp_path: Path, small: Built, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,6 +483,8 @@ def test_manifest_without_a_type(server: Server) -> None:
         {**PLAIN, "layers": [{**BLOB, "annotations": []}]},
         {**PLAIN, "layers": [{**BLOB, "annotations": {"org.opencontainers.image.title": 1}}]},
         {**PLAIN, "config": None},
+        {**PLAIN, "manifests": []},
+        {**PLAIN, "mediaType": INDEX, "manifests": [{**BLOB, "platform": {"os": "linux", "architecture": "amd64"}}]},
         {**PLAIN, "config": 1},
         {"schemaVersion": 2, "mediaType": INDEX},
         {"schemaVersion": 2, "mediaType": INDEX, "manifests": [{"platform": {"os": 1, "architecture": []}}]},

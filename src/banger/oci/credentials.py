@@ -10,6 +10,7 @@ import base64
 import binascii
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from banger.job import Job
 from banger.oci.reference import DOCKER_HUB
 
 _FILE_LIMIT = 1 << 20  # bytes
+_NOT_FOUND = b"credentials not found in native keychain"  # what helpers say where there is none
 _HUB_KEY = "https://index.docker.io/v1/"  # docker's name for its hub in these files
 
 
@@ -59,13 +61,15 @@ def _files() -> Iterator[Path]:
 
 
 def _from_file(config: Fields, registry: str, repository: str, job: Job) -> Credentials | None:
-    keys = [_HUB_KEY, "docker.io", "index.docker.io"] if registry == DOCKER_HUB else [registry, f"https://{registry}"]
+    # docker login may have been given a URL, and keeps it
+    urls = [f"https://{registry}{path}" for path in ("", "/", "/v1/", "/v2/")]
+    keys = [_HUB_KEY, "docker.io", "index.docker.io"] if registry == DOCKER_HUB else [registry, *urls]
     helpers = config.object("credHelpers")
     helper = next((helpers.text(key, "") for key in keys if helpers.text(key, "")), "") or config.text("credsStore", "")
     if helper:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", helper):
             raise config.wrong("credsStore", "the name of a credential helper, as those of credHelpers")
-        found = _from_helper(helper, keys[0], job)
+        found = _from_helper(f"docker-credential-{helper}", keys[0], config.where, job)
         if found is not None:
             return found
     auths = config.object("auths")
@@ -86,13 +90,25 @@ def _from_file(config: Fields, registry: str, repository: str, job: Job) -> Cred
     return None
 
 
-def _from_helper(name: str, server: str, job: Job) -> Credentials | None:
+def _from_helper(program: str, server: str, where: str, job: Job) -> Credentials | None:
     try:
-        output = job.run([f"docker-credential-{name}", "get"], input=server.encode(), code=Code.NOT_FOUND)
+        with job.popen([program, "get"], stdin=subprocess.PIPE) as child:
+            output, _ = child.communicate(server.encode())
     except BangerError as error:
-        if error.code is Code.NOT_FOUND:  # it has none for this registry
-            return None
+        if error.code is Code.MISSING_TOOL:
+            error.hint = f"{where} names it for logins: install it, or take its name out there"
         raise
-    answer = Fields.parse(output, f"the answer of docker-credential-{name}")
+    if child.returncode and output.strip() != _NOT_FOUND:
+        # helpers say on standard output what went wrong
+        raise BangerError(
+            Code.DOWNLOAD,
+            f"{program} gives no login for {server}: {output[:200].decode(errors='replace').strip()!r}",
+            hint=f"see what it wants: echo {server} | {program} get",
+        )
+    if child.returncode:
+        return None
+    answer = Fields.parse(output, f"the answer of {program}")
     user, secret = answer.text("Username", ""), answer.text("Secret", "")
+    if not secret:  # so docker-credential-pass says that there is none
+        return None
     return Credentials(token=secret) if user == "<token>" else Credentials(user, secret)

@@ -124,7 +124,11 @@ class Registry:
             raise BangerError(
                 Code.CORRUPT, f"the registry {self._reference.registry} answers with {digest} when asked for {name}"
             )
-        return Fields.parse(body, f"the manifest of {self._reference}"), digest
+        manifest = Fields.parse(body, f"the manifest of {self._reference}")
+        if manifest.has("manifests") and (manifest.has("layers") or manifest.has("config")):
+            # under one digest it would be another image to others (CVE-2021-41190)
+            raise BangerError(Code.CORRUPT, f"{self._reference} is both an image and an index of images")
+        return manifest, digest
 
     def _get(self, path: str) -> bytes:
         registry = self._reference.registry

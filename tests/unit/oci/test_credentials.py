@@ -74,8 +74,9 @@ def test_names_of_the_hub(home: Path, name: str) -> None:
     assert find("docker.io") == Credentials("me", "secret")
 
 
-def test_old_logins_have_urls(home: Path) -> None:
-    write(home / ".docker/config.json", {"https://example.org": auth("me", "secret")})
+@pytest.mark.parametrize("path", ["", "/", "/v1/", "/v2/"])
+def test_old_logins_have_urls(home: Path, path: str) -> None:
+    write(home / ".docker/config.json", {f"https://example.org{path}": auth("me", "secret")})
     assert find("example.org") == Credentials("me", "secret")
 
 
