@@ -25,3 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.vm)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(_GUEST_TIMEOUT_SECONDS))
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Names for data by argument and number: compressed data may differ from one worker of a test run to the next."""
+    return argname if isinstance(val, bytes) and len(val) > 16 else None

@@ -53,13 +53,14 @@ class ModuleDirectory:
 class Driver:
     """A part of the kernel that guests use.
 
-    `module` is the name with underscores, '' for what can only be built in. A kernel without a `needed` one is refused
-    unless it has `instead`.
+    `module` is the name with underscores, '' for what can only be built in. That a kernel lacks a `needed` one is told,
+    and without an `essential` one it is refused unless it has `instead`.
     """
 
     module: str
     option: str
     needed: bool = True
+    essential: bool = True
     instead: str = ""
 
     def __str__(self) -> str:
@@ -72,17 +73,17 @@ DRIVERS = (
     Driver("", "CONFIG_BLK_DEV_INITRD"),
     Driver("", "CONFIG_DEVTMPFS"),
     Driver("virtio_pci", "CONFIG_VIRTIO_PCI", instead="virtio_mmio"),  # QEMU's pc, q35 and virt
-    Driver("virtio_mmio", "CONFIG_VIRTIO_MMIO", needed=False),  # Firecracker, QEMU's microvm
+    Driver("virtio_mmio", "CONFIG_VIRTIO_MMIO", instead="virtio_pci"),  # Firecracker, QEMU's microvm
     Driver("virtio_console", "CONFIG_VIRTIO_CONSOLE", instead="vmw_vsock_virtio_transport"),
     Driver("virtio_blk", "CONFIG_VIRTIO_BLK"),
-    Driver("virtio_rng", "CONFIG_HW_RANDOM_VIRTIO", needed=False),
+    Driver("virtio_rng", "CONFIG_HW_RANDOM_VIRTIO", essential=False),
     Driver("squashfs", "CONFIG_SQUASHFS"),
     Driver("", "CONFIG_SQUASHFS_LZ4"),
     Driver("crc32c_generic", "CONFIG_CRYPTO_CRC32C", needed=False),
     Driver("ext4", "CONFIG_EXT4_FS"),
     Driver("overlay", "CONFIG_OVERLAY_FS"),
     Driver("virtio_net", "CONFIG_VIRTIO_NET"),
-    Driver("vmw_vsock_virtio_transport", "CONFIG_VIRTIO_VSOCKETS", needed=False),
+    Driver("vmw_vsock_virtio_transport", "CONFIG_VIRTIO_VSOCKETS", instead="virtio_console"),
     Driver("virtio_balloon", "CONFIG_VIRTIO_BALLOON", needed=False),
     Driver("pvpanic_pci", "CONFIG_PVPANIC_PCI", needed=False),
 )
@@ -127,7 +128,8 @@ def boot_plan(modules: ModuleTree | None, config: str | None) -> BootPlan:
             present = False if builtin is not None and driver.module else None
         found[driver.module or driver.option] = present
     absent = [driver for driver in DRIVERS if driver.needed and found[driver.module or driver.option] is False]
-    fatal = [driver for driver in absent if not driver.instead or found[driver.instead] is False]
+    essential = [driver for driver in absent if driver.essential]
+    fatal = [driver for driver in essential if not driver.instead or found[driver.instead] is False]
     unknown = [driver for driver in DRIVERS if driver.needed and found[driver.module or driver.option] is None]
     return BootPlan(tuple(load), tuple(map(str, absent)), tuple(map(str, fatal)), tuple(map(str, unknown)))
 

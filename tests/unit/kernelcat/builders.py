@@ -90,10 +90,12 @@ VIRTIO = {
     "kernel/virtio/virtio.ko": [],
     "kernel/virtio/virtio_ring.ko": [],
     "kernel/virtio/virtio_pci.ko": ["kernel/virtio/virtio.ko", "kernel/virtio/virtio_ring.ko"],
+    "kernel/virtio/virtio_mmio.ko": ["kernel/virtio/virtio.ko", "kernel/virtio/virtio_ring.ko"],
     "kernel/block/virtio_blk.ko": ["kernel/virtio/virtio.ko", "kernel/virtio/virtio_ring.ko"],
     "kernel/char/virtio_console.ko": ["kernel/virtio/virtio.ko", "kernel/virtio/virtio_ring.ko"],
     "kernel/char/virtio-rng.ko": ["kernel/virtio/virtio.ko"],
     "kernel/net/virtio_net.ko": ["kernel/virtio/virtio.ko"],
+    "kernel/net/vmw_vsock_virtio_transport.ko": ["kernel/virtio/virtio.ko"],
     "kernel/fs/overlay.ko": [],
 }
 BUILTIN = ("fs/squashfs/squashfs", "fs/ext4/ext4")

@@ -77,9 +77,14 @@ def test_configuration_decides_for_a_bare_kernel() -> None:
 
 def test_optional_drivers_are_not_missed() -> None:
     config = ALL_YES
-    for option in ("CONFIG_VIRTIO_BALLOON", "CONFIG_HW_RANDOM_VIRTIO", "CONFIG_PVPANIC_PCI"):
+    for option in ("CONFIG_VIRTIO_BALLOON", "CONFIG_CRYPTO_CRC32C", "CONFIG_PVPANIC_PCI"):
         config = without(option, config)
     assert boot_plan(None, config).missing == ()
+
+
+def test_entropy_is_missed_but_not_insisted_on() -> None:
+    plan = boot_plan(None, without("CONFIG_HW_RANDOM_VIRTIO"))
+    assert (plan.missing, plan.fatal) == (("virtio_rng (CONFIG_HW_RANDOM_VIRTIO)",), ())
 
 
 def test_firecracker_kernel_lacks_what_qemu_needs_but_is_usable() -> None:
@@ -87,7 +92,8 @@ def test_firecracker_kernel_lacks_what_qemu_needs_but_is_usable() -> None:
     plan = boot_plan(None, config)
     assert plan.missing == ("virtio_pci (CONFIG_VIRTIO_PCI)", "virtio_console (CONFIG_VIRTIO_CONSOLE)")
     assert plan.fatal == ()
-    assert boot_plan(None, without("CONFIG_VIRTIO_MMIO", config)).fatal == ("virtio_pci (CONFIG_VIRTIO_PCI)",)
+    transports = ("virtio_pci (CONFIG_VIRTIO_PCI)", "virtio_mmio (CONFIG_VIRTIO_MMIO)")
+    assert boot_plan(None, without("CONFIG_VIRTIO_MMIO", config)).fatal == transports
 
 
 @pytest.mark.parametrize("path", ["../outside.ko", "/outside.ko", "kernel/../../outside.ko", "link.ko", "gone.ko"])
