@@ -410,8 +410,7 @@ def test_cancelled_pull_leaves_nothing(server: Server, state: State) -> None:
 def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
     with running_daemon(tmp_path / "daemon", variables={"REGISTRY_AUTH_FILE": str(tmp_path / "auth.json")}) as daemon:
         yield daemon
-        caches = [path.name for path in daemon.layout.cache.glob("*")]
-        assert not [name for name in caches if "staging" in name]
+        assert not list(daemon.layout.cache.rglob(".staging-*"))
 
 
 def banger(daemon: DaemonProcess, *argv: str, status: int = 0) -> str:
@@ -466,6 +465,28 @@ def test_what_the_user_is_told(registry: RunningRegistry, daemon: DaemonProcess,
     assert f"there is no kernel in {registry.address}/told/arm64:1" in other
     banger(daemon, "kernel", "pull", f"{registry.address}/told/arm64:1", "--arch", "arm64")
     assert shown(daemon, "arm64-1").arch == "arm64"
+
+
+def test_killed_daemon_leaves_the_old_kernel(server: Server, daemon: DaemonProcess) -> None:
+    """In the middle of the second layer of what was to replace it."""
+    old = image([layer({LINK: KERNEL})])
+    banger(daemon, "kernel", "pull", serve(server, old), "--as", "mine")
+    noise = layer({"lib/modules/noise": hashlib.shake_256(b"noise").digest(1 << 20)})
+    new = image([layer({LINK: builders.elf(extra=b"new")}), noise])
+    reference = serve(server, new)
+    server.serve(f"/v2/org/kernel/blobs/{digest_of(noise.data)}", Reply(noise.data, stall=500_000), Reply(noise.data))
+    command = [sys.executable, "-m", "banger.cli", "kernel", "pull", reference, "--as", "mine", "--force"]
+    with subprocess.Popen(command, env=daemon.environment, stderr=subprocess.DEVNULL) as pulling:
+        server.stalled.get(timeout=TIMEOUT)
+        daemon.kill()
+        assert pulling.wait(TIMEOUT) != 0
+    assert list(daemon.layout.cache.rglob(".staging-*"))
+    daemon.start()
+    assert not list(daemon.layout.state.rglob(".staging-*"))
+    assert shown(daemon, "mine").sha256 == hashlib.sha256(KERNEL).hexdigest()
+    assert daemon.client.call(op.KERNEL_VERIFY, m.KernelVerify()).kernels == [m.KernelCheck("mine")]
+    banger(daemon, "kernel", "pull", reference, "--as", "mine", "--force")
+    assert shown(daemon, "mine").sha256 == hashlib.sha256(builders.elf(extra=b"new")).hexdigest()
 
 
 def test_login_is_asked_for_and_used(daemon: DaemonProcess, modules: Files, tmp_path: Path) -> None:
