@@ -114,11 +114,10 @@ def open_decompressed(path: Path, job: Job, stage: str) -> Iterator[BinaryIO]:
 
 
 class PieceReader(io.RawIOBase):
-    """A file to read of bytes that come in pieces, at most `limit` of them (else CORRUPT)."""
+    """A file to read of bytes that come in pieces."""
 
-    def __init__(self, pieces: Iterator[bytes], limit: int | None = None) -> None:
+    def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
-        self._left = limit
         self._piece = memoryview(b"")
 
     def readable(self) -> bool:
@@ -129,10 +128,6 @@ class PieceReader(io.RawIOBase):
             piece = next(self._pieces, None)
             if piece is None:
                 return 0
-            if self._left is not None:
-                self._left -= len(piece)
-                if self._left < 0:
-                    raise BangerError(Code.CORRUPT, "the compressed data unpacks to more than is allowed")
             self._piece = memoryview(piece)
         target = memoryview(buffer).cast("B")
         count = min(len(target), len(self._piece))

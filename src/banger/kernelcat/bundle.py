@@ -7,6 +7,7 @@ modules/ what belongs into /lib/modules/<version>. A tar of a staged directory, 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import queue
 import tempfile
@@ -16,13 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import IO, BinaryIO, cast
+from typing import BinaryIO
 
 import zstandard
 
 from banger import system
 from banger.api.errors import BangerError, Code
-from banger.decompress import MAGIC_SIZE, chunks, compression
+from banger.decompress import MAGIC_SIZE, PieceReader, chunks, compression
 from banger.disk import tar
 from banger.disk.tar import Member, TarReader
 from banger.job import Job, command_failed
@@ -32,6 +33,7 @@ from banger.kernelcat.modules import INDEX_LIMIT, MODULE_LIMIT, ModuleTree
 from banger.kernelcat.packer import ModulePacker, pack_modules
 from banger.kernelcat.sources import Found, discover_paths
 
+_BUFFER = 1 << 17  # bytes
 _AHEAD = 16  # pieces that arrive while earlier ones are unpacked
 _KERNELS = (layout.VMLINUZ, layout.VMLINUX, "bzImage", "Image", "kernel")  # a vmlinux is in the vmlinuz beside it
 _KEPT = ("modules.dep", "modules.builtin")  # what boot_plan asks for
@@ -145,7 +147,7 @@ def receive_bundle(pieces: Iterable[bytes], label: str, modules_output: Path, sc
 def take_archive(extraction: Extraction, pieces: Iterable[bytes], label: str, job: Job) -> None:
     """Lay out a tar that arrives in `pieces`, perhaps compressed; all are taken, and what they raise passes."""
     with _read_ahead(pieces) as arriving:
-        stream = _Stream(_bounded(arriving, label, job))
+        stream = _reader(_bounded(arriving, label, job))
         extraction.take(TarReader(stream, label, ARCHIVE_LIMIT))
         while rest := stream.read(tar.CHUNK):
             if rest.strip(b"\0"):
@@ -182,31 +184,8 @@ def write_bundle(entry: Path, output: BinaryIO, job: Job) -> None:
     output.write(compressor.flush())
 
 
-class _Stream:
-    """Gives bytes that come in pieces in the amounts that are asked for."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._piece = b""
-        self._at = 0
-
-    def read(self, size: int) -> bytes:
-        """`size` bytes; fewer at the end only."""
-        end = self._at + size
-        if end <= len(self._piece):
-            data = self._piece[self._at : end]
-            self._at = end
-            return data
-        parts = [self._piece[self._at :]]
-        missing = size - len(parts[0])
-        self._piece, self._at = b"", 0
-        while missing and (piece := next(self._pieces, None)) is not None:
-            if len(piece) > missing:
-                self._piece, self._at = piece, missing
-                piece = piece[:missing]
-            parts.append(piece)
-            missing -= len(piece)
-        return b"".join(parts)
+def _reader(pieces: Iterator[bytes]) -> io.BufferedReader:
+    return io.BufferedReader(PieceReader(pieces), _BUFFER)
 
 
 def _bounded(arriving: Iterator[bytes], label: str, job: Job) -> Iterator[bytes]:
@@ -225,7 +204,7 @@ def _bounded(arriving: Iterator[bytes], label: str, job: Job) -> Iterator[bytes]
         head += piece
     kind = compression(head)
     pieces = chain([head], pieces)
-    contents = chunks(cast(IO[bytes], _Stream(pieces)), kind, concatenated=True, name=label) if kind else pieces
+    contents = chunks(_reader(pieces), kind, concatenated=True, name=label) if kind else pieces
     unpacked = 0
     for piece in contents:
         job.check()
