@@ -78,16 +78,12 @@ def discover_paths(directory: Path, kernel_version: str) -> Found:
         return Found(modules=confined(directory, any_root, where, "directory") if any_root else None)
     chosen = max(candidates, key=lambda candidate: candidate.rank(kernel_version))
     root = chosen.root or any_root
-
-    def first(paths: Iterable[str]) -> Path | None:
-        return next((confined(directory, path, where) for path in paths if (directory / path).is_file()), None)
-
     return Found(
         kernel=confined(directory, chosen.kernel, where),
-        initrd=first(_initrds(chosen)),
+        initrd=_first(directory, _initrds(chosen)),
         # of several versions the importer takes the one that the kernel itself names
         modules=confined(directory, root, where, "directory") if root else None,
-        config=first(_configs(chosen)),
+        config=_first(directory, _configs(chosen)),
     )
 
 
@@ -158,6 +154,11 @@ def _belongs(tree: Path, version: str, mark: str) -> bool:
     return pkgbase.is_file() and read_bounded(pkgbase, _PKGBASE_LIMIT).decode(errors="replace").strip() == mark
 
 
+def _first(directory: Path, paths: Iterable[str]) -> Path | None:
+    where = f"the directory {directory.name!r}"
+    return next((confined(directory, path, where) for path in paths if (directory / path).is_file()), None)
+
+
 def _initrds(kernel: _Candidate) -> Iterator[str]:
     for name in _names(kernel):
         for kind in ("initramfs", "initrd.img", "initrd"):
@@ -193,10 +194,14 @@ def _by_metadata(directory: Path) -> Found:
     kernel_version = fields.text("kernel_version", "")
     if kernel_version and not is_version(kernel_version):
         raise fields.wrong("kernel_version", "a kernel release as 'uname -r' prints it")
+    kernel = path("kernel", "file", None)
+    named = _KERNEL_NAME.fullmatch(Path(fields.text("kernel")).name)
+    candidate = _Candidate(fields.text("kernel"), (named and named[1]) or "", kernel_version)
     return Found(
-        kernel=path("kernel", "file", None),
+        kernel=kernel,
         initrd=path("initrd", "file"),
         modules=path("modules", "directory"),
+        config=_first(directory, _configs(candidate)),
         distro=fields.text("distro", ""),
         arch=fields.arch(default=""),
         kernel_version=kernel_version,

@@ -186,6 +186,13 @@ def test_metadata_comes_first(tmp_path: Path) -> None:
     assert (parts.distro, parts.arch, parts.kernel_version) == ("void", "arm64", "6.1")
 
 
+@pytest.mark.parametrize("kernel", ["boot/vmlinuz-6.1", "boot/vmlinuz", "out/vmlinux"])
+def test_metadata_leaves_the_configuration_to_be_found(tmp_path: Path, kernel: str) -> None:
+    lay_out(tmp_path, kernel, "boot/config-6.1", "boot/config-9.9")
+    (tmp_path / "metadata.json").write_text(json.dumps({"kernel": kernel, "kernel_version": "6.1"}))
+    assert found(tmp_path) == (kernel, "", "", "boot/config-6.1")
+
+
 @pytest.mark.parametrize(
     "part", [f"boot/vmlinuz-{V}", "boot", "lib", "lib/modules", f"boot/config-{V}", f"boot/initrd.img-{V}"]
 )
