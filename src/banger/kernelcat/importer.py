@@ -221,8 +221,22 @@ def _index_modules(found: Path, version: str, scratch: Path, job: Job) -> Path:
             f"the kernel is {version!r}, but the modules are for {present or 'nothing'!r}",
             hint="give the kernel and the modules of one version",
         )
-    root = scratch / "indexed"
-    target = root / "lib/modules" / version
+    if source.is_relative_to(scratch) and source.parts[-3:] == ("lib", "modules", version):
+        root, target = source.parents[2], source  # unpacked a moment ago, and nobody else's
+    else:
+        root = scratch / "indexed"
+        target = root / "lib/modules" / version
+        _link_files(source, target, job)
+    if not (target / "modules.dep").exists() or not (target / "modules.dep.bin").exists():
+        job.progress("index", version)
+        # the PATH of ordinary users may lack the directory of depmod
+        environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+        job.run(["depmod", "-b", root, version], env=environment)
+    return target
+
+
+def _link_files(source: Path, target: Path, job: Job) -> None:
+    """Give `target` the regular files of a directory, whatever else is in it."""
     for directory, _, files in os.walk(source):
         inside = target / Path(directory).relative_to(source)
         inside.mkdir(parents=True)
@@ -231,12 +245,6 @@ def _index_modules(found: Path, version: str, scratch: Path, job: Job) -> Path:
             path = Path(directory, file)
             if path.is_file() and not path.is_symlink():
                 system.link_or_copy(path, inside / file)
-    if not (target / "modules.dep").exists() or not (target / "modules.dep.bin").exists():
-        job.progress("index", version)
-        # the PATH of ordinary users may lack the directory of depmod
-        environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
-        job.run(["depmod", "-b", root, version], env=environment)
-    return target
 
 
 def _pack(modules: Path, output: Path, job: Job) -> None:
