@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -206,6 +207,32 @@ def test_failure_is_shared(daemon: DaemonProcess, server: BundleServer) -> None:
     assert server.requests == ["/edge.tar.zst"]
 
 
+def test_forced_pull_does_not_fail_with_one_that_it_joined(daemon: DaemonProcess, server: BundleServer) -> None:
+    request = serve(server, "edge.tar.zst", bundle(padding=1 << 20))
+    other = serve(server, "other.tar.zst", bundle(marker=b"other"))
+    server.hold = True
+    results: dict[bool, m.KernelInfo | Code] = {}
+
+    def waiter(force: bool) -> None:
+        try:
+            results[force] = pull(daemon, m.KernelPull(request.name, sha256=request.sha256, force=force))
+        except BangerError as error:
+            results[force] = error.code
+
+    threads = [threading.Thread(target=waiter, args=(force,)) for force in (False, True)]
+    threads[0].start()
+    assert server.half_sent.wait(TIMEOUT)
+    threads[1].start()
+    wait_until(lambda: daemon.client.call(op.DAEMON_STATUS, m.Empty()).busy >= 2)
+    server.hold = False
+    pull(daemon, m.KernelPull(other.name, save_as="edge", sha256=other.sha256))
+    server.gate.set()
+    for thread in threads:
+        thread.join(TIMEOUT)
+    assert results == {False: Code.EXISTS, True: daemon.client.call(op.KERNEL_SHOW, m.NameRequest("edge"))}
+    assert daemon.client.call(op.KERNEL_SHOW, m.NameRequest("edge")).source == f"pull:{request.name}"
+
+
 def test_http_errors_are_one_line(daemon: DaemonProcess, server: BundleServer) -> None:
     said = banger(daemon, "kernel", "pull", f"{server.address}/absent.tar.zst", "--sha256", "0" * 64, status=1)
     assert "404" in said
@@ -227,6 +254,10 @@ def test_verify_names_what_changed(daemon: DaemonProcess, server: BundleServer) 
     assert "vmlinux is missing" in checks["third"]
     banger(daemon, "kernel", "verify", "first")
     banger(daemon, "kernel", "verify", "second", status=1)
+    (daemon.layout.kernels / "odd name").mkdir()
+    assert "odd name: manifest.json cannot be read" in "".join(
+        f"{check.name}: {check.problem}" for check in daemon.client.call(op.KERNEL_VERIFY, m.KernelVerify()).kernels
+    )
     assert "there is no kernel 'fourth'" in banger(daemon, "kernel", "verify", "fourth", status=1)
 
 
@@ -269,6 +300,61 @@ def test_export_is_reproducible_and_can_be_pulled(daemon: DaemonProcess, server:
     original, copy = (daemon.layout.kernels / name for name in ("edge", "published"))
     for file in ("vmlinux", "boot-modules.cpio"):
         assert (copy / file).read_bytes() == (original / file).read_bytes()
+    assert left_behind(daemon) == []
+
+
+def test_export_replaces_nothing_but_files(daemon: DaemonProcess, server: BundleServer, tmp_path: Path) -> None:
+    pull(daemon, serve(server, "edge.tar.zst", bundle()))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for output in (pipe, Path("/dev/full"), tmp_path):
+        with pytest.raises(BangerError, match="is not a regular file") as caught:
+            daemon.client.call(op.KERNEL_EXPORT, m.KernelExport("edge", str(output), force=True))
+        assert caught.value.code is Code.INVALID
+    assert pipe.is_fifo()
+    for output in ("/a\0b", "/\ud800", "relative"):
+        with pytest.raises(BangerError) as caught:
+            daemon.client.call(op.KERNEL_EXPORT, m.KernelExport("edge", output, force=True))
+        assert caught.value.code is Code.INVALID
+    assert left_behind(daemon) == []
+
+
+def test_answers_while_kernels_come_and_go(daemon: DaemonProcess, server: BundleServer, tmp_path: Path) -> None:
+    """Every question about a kernel that is replaced and removed all the time is about a whole one, or none."""
+    requests = [serve(server, f"{number}.tar.zst", bundle(marker=b"%d" % number)) for number in range(2)]
+    stop = threading.Event()
+    wrong: list[object] = []
+
+    def change() -> None:
+        for number in range(20):
+            request = requests[number % 2]
+            pull(daemon, m.KernelPull(request.name, save_as="edge", sha256=request.sha256, force=True))
+            if number % 3 == 2:
+                daemon.client.call(op.KERNEL_DELETE, m.KernelDelete("edge"))
+
+    def ask(number: int) -> None:
+        output = str(tmp_path / f"{number}.tar.zst")
+        while not stop.is_set():
+            try:
+                wrong.extend(k for k in daemon.client.call(op.KERNEL_LIST, m.Empty()).kernels if k.problem)
+                checks = daemon.client.call(op.KERNEL_VERIFY, m.KernelVerify()).kernels
+                wrong.extend(check for check in checks if check.problem)
+                daemon.client.call(op.KERNEL_SHOW, m.NameRequest("edge"))
+                daemon.client.call(op.KERNEL_EXPORT, m.KernelExport("edge", output, force=True))
+            except BangerError as error:
+                if error.code is not Code.NOT_FOUND:
+                    wrong.append(error)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        change()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(TIMEOUT)
+    assert wrong == []
     assert left_behind(daemon) == []
 
 

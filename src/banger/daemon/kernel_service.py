@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +16,7 @@ from banger.api.errors import BangerError, Code
 from banger.api.operations import FETCHING
 from banger.config import Config
 from banger.daemon.jobs import Report, Shared, Workers
-from banger.entries import sum_file
+from banger.entries import Listing, steadily, sum_file
 from banger.imagecat.manifest import images_with_kernel
 from banger.job import Job, Progress
 from banger.kernelcat import catalog, catalogs
@@ -54,18 +56,18 @@ class KernelService:
         self._publication = publication
         self._users = users
         self._pulls: Shared[KernelManifest] = Shared(workers)
+        self._listing = Listing(layout.kernels, lambda entry: self._info(kernels.read_at(entry, entry.name)))
 
     async def list(self, request: m.Empty, report: Report) -> m.KernelList:
         def work(job: Job) -> m.KernelList:
-            good, broken = kernels.list_local(self._layout.kernels)
-            entries = [self._info(manifest) for manifest in good]
-            entries += [m.KernelInfo(entry.name, problem=entry.reason) for entry in broken]
-            return m.KernelList(sorted(entries, key=lambda entry: entry.name))
+            good, broken = self._listing.read()
+            infos = good + [m.KernelInfo(entry.name, problem=entry.reason) for entry in broken]
+            return m.KernelList(sorted(infos, key=lambda info: info.name))
 
         return await self._workers.run(work)
 
     async def show(self, request: m.NameRequest, report: Report) -> m.KernelInfo:
-        return self._info(kernels.read_local(self._layout.kernels, request.name))
+        return await self._workers.run(lambda job: self._info(kernels.read_local(self._layout.kernels, request.name)))
 
     async def delete(self, request: m.KernelDelete, report: Report) -> m.Empty:
         vms = self._users.vms_with_kernel(request.name)
@@ -133,19 +135,24 @@ class KernelService:
         environment = Environment(
             self._layout.cache, self._config.debian_mirror, tuple(self._config.insecure_registries)
         )
-        return await self._pulls.run(
-            f"{name} {entry!r}",
-            lambda job: fetch(
-                self._layout.kernels,
-                name,
-                entry,
-                job,
-                environment=environment,
-                replace=force,
-                publishing=lambda: self._publication,
-            ),
-            report,
-        )
+        while True:
+            try:
+                return await self._pulls.run(
+                    f"{name} {entry!r}",
+                    lambda job: fetch(
+                        self._layout.kernels,
+                        name,
+                        entry,
+                        job,
+                        environment=environment,
+                        replace=force,
+                        publishing=lambda: self._publication,
+                    ),
+                    report,
+                )
+            except BangerError as error:
+                if not (force and error.code is Code.EXISTS):  # of a pull without force that this one joined
+                    raise
 
     def _resolve(self, request: m.KernelPull, arch: str) -> CatalogEntry:
         """What is to be pulled, by the form of its name: a URL, a name in a catalog, or an OCI reference."""
@@ -184,21 +191,31 @@ class KernelService:
         return debian.candidate(entry.package, entry.suite, entry.arch, self._layout.cache)
 
     async def verify(self, request: m.KernelVerify, report: Report) -> m.KernelChecks:
-        def work(job: Job) -> m.KernelChecks:
-            names = request.names
-            if not names:
-                good, broken = kernels.list_local(self._layout.kernels)
-                names = sorted([manifest.name for manifest in good] + [entry.name for entry in broken])
+        return await self._workers.run(lambda job: self._verify(request.names, job), report)
+
+    def _verify(self, names: Sequence[str], job: Job) -> m.KernelChecks:
+        if names:
             return m.KernelChecks(
                 [m.KernelCheck(name, kernels.verify_local(self._layout.kernels, name, job)) for name in names]
             )
-
-        return await self._workers.run(work, report)
+        good, broken = kernels.list_local(self._layout.kernels)
+        checks = [m.KernelCheck(entry.name, entry.reason) for entry in broken]
+        for manifest in good:
+            try:
+                problem = kernels.verify_local(self._layout.kernels, manifest.name, job)
+            except BangerError as error:
+                if error.code is not Code.NOT_FOUND:  # else it was removed meanwhile
+                    raise
+            else:
+                checks.append(m.KernelCheck(manifest.name, problem))
+        return m.KernelChecks(sorted(checks, key=lambda check: check.name))
 
     async def export(self, request: m.KernelExport, report: Report) -> m.BundleEntry:
         output = _absolute(request.output)
 
         def work(job: Job) -> m.BundleEntry:
+            if output.exists() and not output.is_file():
+                raise BangerError(Code.INVALID, f"{output} is not a regular file")
             if output.exists() and not request.force:
                 raise BangerError(Code.EXISTS, f"{output} exists already", hint="replace it with --force")
             with system.staging(self._layout.kernels, "export") as held:
@@ -209,7 +226,10 @@ class KernelService:
                     with system.staged_file(output, mode=0o644) as stream:
                         write_bundle(held, stream, job)
                 except OSError as error:
-                    raise BangerError(Code.INVALID, f"{output} cannot be written: {error.strerror}") from error
+                    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                    raise BangerError(
+                        Code.EXHAUSTED if full else Code.INVALID, f"{output} cannot be written: {error.strerror}"
+                    ) from error
             return m.BundleEntry(
                 name=manifest.name,
                 kind="bundle",
@@ -252,7 +272,6 @@ class KernelService:
         return m.CatalogList([_origin_info(origin) for origin in catalogs.list_all(self._layout.kernel_catalogs)])
 
     def _info(self, manifest: KernelManifest) -> m.KernelInfo:
-        entry = self._layout.kernels / manifest.name
         return m.KernelInfo(
             name=manifest.name,
             distro=manifest.distro,
@@ -262,7 +281,7 @@ class KernelService:
             source=manifest.source,
             origin=manifest.origin,
             imported_at=manifest.imported_at,
-            size_bytes=sum(file.stat().st_blocks * 512 for file in os.scandir(entry) if file.is_file()),
+            size_bytes=steadily(self._layout.kernels / manifest.name, _disk_usage) or 0,
             modules=manifest.modules,
             missing=[*manifest.missing],
             unknown=[*manifest.unknown],
@@ -321,6 +340,10 @@ def _in_use(name: str, vms: list[str], images: list[str]) -> BangerError:
     )
 
 
+def _disk_usage(entry: Path) -> int:
+    return sum(file.stat().st_blocks * 512 for file in os.scandir(entry) if file.is_file())
+
+
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
@@ -332,4 +355,9 @@ def _source(path: str) -> Path:
 def _absolute(path: str) -> Path:
     if not path.startswith("/"):
         raise BangerError(Code.INVALID, f"{path!r} is not an absolute path", hint="the daemon has no working directory")
+    try:
+        if b"\0" in os.fsencode(path):
+            raise ValueError
+    except ValueError as error:
+        raise BangerError(Code.INVALID, f"{path!r} cannot be a path") from error
     return Path(path)

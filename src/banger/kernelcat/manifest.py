@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from banger import entries, system
 from banger.api.errors import BangerError, Code
@@ -75,7 +75,7 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> KernelManifest:
     if not is_version(manifest.kernel_version):
         raise fields.wrong("kernel_version", "a kernel release as 'uname -r' prints it")
     for path in manifest.boot_modules:
-        if path.startswith("/") or ".." in PurePosixPath(path).parts:
+        if path.startswith("/") or ".." in path.split("/"):
             raise fields.wrong("boot_modules", f"paths inside the module directory, not {path!r}")
     return manifest
 
@@ -116,18 +116,26 @@ def validate_name(name: str) -> str:
 def verify_local(kernels_dir: Path, name: str, job: Job) -> str:
     """Read a kernel again, all of it: what is wrong with it, '' when nothing is. Raises NOT_FOUND."""
     try:
-        manifest = read_local(kernels_dir, name)
-        for file, digest in {VMLINUX: manifest.sha256, **manifest.files}.items():
-            job.progress("verify", f"{name}/{file}")
-            found = sum_file(kernels_dir / name / file, job)
-            if found != digest:
-                return f"{file} has changed: its SHA-256 is {found}, not {digest}"
+        while True:
+            read_local(kernels_dir, name)
+            problem = entries.steadily(kernels_dir / name, lambda entry: _changed(entry, job))
+            if problem is not None:
+                return problem
     except BangerError as error:
         if error.code is not Code.CORRUPT:
             raise
         return error.message
     except OSError as error:
         return f"{error.filename} cannot be read: {error.strerror}"
+
+
+def _changed(entry: Path, job: Job) -> str:
+    manifest = _load(entry)
+    for file, digest in {VMLINUX: manifest.sha256, **manifest.files}.items():
+        job.progress("verify", f"{entry.name}/{file}")
+        found = sum_file(entry / file, job)
+        if found != digest:
+            return f"{file} has changed: its SHA-256 is {found}, not {digest}"
     return ""
 
 
