@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shlex
 import signal
@@ -15,6 +16,8 @@ from typing import IO
 
 from banger import hostpackages
 from banger.api.errors import BangerError, Code
+
+_PIPE_SIZE = 1 << 20  # bytes; what users may ask for, proc(5), pipe-max-size
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,12 @@ class Job:
         if child.returncode != 0:
             raise command_failed(argv, child.returncode, err, code)
         return out
+
+
+def widen_pipe(stream: IO[bytes]) -> None:
+    """Let 1 MiB fit into the pipe to or from a command: with the usual 64 KiB both ends keep waiting for each other."""
+    with contextlib.suppress(OSError):  # refused to users above their pipe-user-pages-soft, pipe(7)
+        fcntl.fcntl(stream, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
 
 
 def command_failed(argv: Sequence[str | Path], status: int, stderr: bytes, code: Code = Code.CORRUPT) -> BangerError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import os
 import tempfile
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from banger import hostpackages
 from banger.api.errors import BangerError, Code
 from banger.decompress import MAGIC_SIZE, PieceReader, chunks, compression
-from banger.job import Job, command_failed
+from banger.job import Job, command_failed, widen_pipe
 from banger.system import human_size
 
 if TYPE_CHECKING:
@@ -152,8 +151,7 @@ def _xz(source: io.FileIO, job: Job) -> Iterator[io.BufferedIOBase]:
     argv = ["xz", "--decompress", "--stdout", "--threads=0", "--single-stream", f"--memlimit-decompress={_XZ_MEMORY}"]
     with tempfile.TemporaryFile() as errors, job.popen(argv, stdin=source, stderr=errors) as child:
         assert child.stdout is not None
-        with contextlib.suppress(OSError):  # refused to users above their pipe-user-pages-soft, pipe(7)
-            fcntl.fcntl(child.stdout, fcntl.F_SETPIPE_SZ, _STEP)
+        widen_pipe(child.stdout)
         yield cast(io.BufferedIOBase, child.stdout)
         status = child.wait()
         job.check()
