@@ -258,19 +258,23 @@ def test_image_without_a_kernel(
 # damage
 
 
+@pytest.mark.parametrize("titled", [False, True])
 @pytest.mark.parametrize("damage", ["changed", "shorter", "longer", "gone"])
 def test_damaged_layer_leaves_the_old_kernel(
-    registry: RunningRegistry, state: State, modules: Files, tmp_path: Path, damage: str
+    registry: RunningRegistry, state: State, modules: Files, tmp_path: Path, damage: str, titled: bool
 ) -> None:
-    reference = f"{registry.address}/damaged/{damage}:1"
-    push(registry, tmp_path, f"damaged/{damage}:1", image(plain(modules)))
+    name = f"damaged/{damage}-{titled}:1".lower()
+    reference = f"{registry.address}/{name}"
+    push(registry, tmp_path, name, image(plain(modules)))
     old = state.pull(reference)
-    # nothing may be taken over from the end of a layer that is not what the manifest says
-    new = layer({"boot/vmlinux": builders.elf(extra=b"new"), **modules, "tail": damage.encode()}, "")
-    push(registry, tmp_path, f"damaged/{damage}:1", image([new]))
+    vmlinux = builders.elf(extra=b"new" + name.encode())
+    # damaged after all that is wanted, or in a file that is one layer
+    tailed = layer({"boot/vmlinux": vmlinux, **modules, "tail": name.encode()}, "")
+    new = file_layer("vmlinux", vmlinux) if titled else tailed
+    push(registry, tmp_path, name, image([new]))
     blob = registry.blob(digest_of(new.data))
     good = blob.read_bytes()
-    at = good.rindex(damage.encode())
+    at = good.rindex(name.encode())
     match damage:
         case "changed":
             blob.write_bytes(good[:at] + b"x" + good[at + 1 :])
@@ -285,7 +289,7 @@ def test_damaged_layer_leaves_the_old_kernel(
     assert kernels.read_local(state.kernels, "kernel") == old
     assert kernels.verify_local(state.kernels, "kernel", Job()) == ""
     blob.write_bytes(good)
-    assert state.pull(reference, force=True).sha256 == hashlib.sha256(builders.elf(extra=b"new")).hexdigest()
+    assert state.pull(reference, force=True).sha256 == hashlib.sha256(vmlinux).hexdigest()
 
 
 def test_broken_connection_is_continued(
@@ -374,11 +378,13 @@ def test_hundreds_of_layers(server: Server, state: State) -> None:
     assert state.vmlinux() == KERNEL
 
 
-def test_layers_of_no_filesystem_are_passed_over(server: Server, state: State) -> None:
+def test_layers_that_are_not_needed_are_not_downloaded(server: Server, state: State) -> None:
     signature = Layer(b'{"signed": "by somebody"}', "", "application/vnd.dev.cosign.simplesigning.v1+json")
-    kernel = state.pull(serve(server, image([signature, layer({LINK: KERNEL})])))
+    readme = file_layer("README.md", b"# A kernel")
+    kernel = state.pull(serve(server, image([signature, readme, layer({LINK: KERNEL})])))
     assert (kernel.skipped, state.vmlinux()) == (("1 layer",), KERNEL)
-    assert not server.asked(f"/v2/org/kernel/blobs/{digest_of(signature.data)}")
+    for unused in (signature, readme):
+        assert not server.asked(f"/v2/org/kernel/blobs/{digest_of(unused.data)}")
 
 
 def test_cancelled_pull_leaves_nothing(server: Server, state: State) -> None:

@@ -53,7 +53,6 @@ def fetch_oci(
         with open(nested, "rb") as stream:
             take_archive(extraction, iter(lambda: stream.read(_STEP), b""), f"{_NESTED} of {label}", job)
         skipped += Counter(extraction.finish())
-        nested.unlink()
     if discover_paths(tree, "").kernel is None:
         raise BangerError(
             Code.NOT_FOUND,
@@ -64,7 +63,7 @@ def fetch_oci(
 
 
 class _SingleFile:
-    """A layer that is one file, not an archive, as the artifacts that ORAS pushes have them."""
+    """A layer that is one file, as the artifacts that ORAS pushes have them; not downloaded where it is not wanted."""
 
     def __init__(self, title: str, size: int, pieces: Iterable[bytes]) -> None:
         self._title = title
@@ -75,8 +74,6 @@ class _SingleFile:
         # JSON can hold halves of surrogate pairs, which are no text
         name = self._title.encode(errors="surrogatepass")
         yield Member(name, tar.REGULAR, 0o644, uid=0, gid=0, mtime=0, size=self._size)
-        for _ in self._pieces:  # to the end, where the digest is checked
-            pass
 
     def data(self) -> Iterator[bytes]:
         yield from self._pieces
