@@ -33,13 +33,13 @@ class ModulePacker:
     def add(self, path: str, size: int, pieces: Iterable[bytes]) -> None:
         """Pack a regular file of `size` bytes; its directories are made. A path may be given once only."""
         self._make_directories(path)
-        self._unchecked += size
-        if self._unchecked >= _CHECK_FREE_EVERY:
-            self._unchecked = 0
-            if shutil.disk_usage(self._output.parent).free < _FREE_RESERVE:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(self._output))
         self._header(os.fsencode(path), tar.REGULAR, 0o644, size)
         for piece in pieces:
+            self._unchecked += len(piece)
+            if self._unchecked >= _CHECK_FREE_EVERY:
+                self._unchecked = 0
+                if shutil.disk_usage(self._output.parent).free < _FREE_RESERVE:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(self._output))
             self._stream.write(piece)
         self._stream.write(bytes(-size % tar.BLOCK))
 
