@@ -209,6 +209,11 @@ def _index_modules(found: Path, version: str, scratch: Path, job: Job) -> Path:
 
     Packages carry no modules.dep: it is the business of depmod, which runs when they are installed.
     """
+
+    def link(file: Path, name: Path) -> None:
+        job.check()
+        system.link_or_copy(file, name)
+
     is_tree = (found / "kernel").is_dir() or (found / "modules.dep").is_file()
     if is_tree:
         source = found
@@ -226,25 +231,15 @@ def _index_modules(found: Path, version: str, scratch: Path, job: Job) -> Path:
     else:
         root = scratch / "indexed"
         target = root / "lib/modules" / version
-        _link_files(source, target, job)
+        target.parent.mkdir(parents=True)
+        system.copy_dir_contents(source, target, link)
+        target.chmod(0o755)  # for depmod
     if not (target / "modules.dep").exists() or not (target / "modules.dep.bin").exists():
         job.progress("index", version)
         # the PATH of ordinary users may lack the directory of depmod
         environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
         job.run(["depmod", "-b", root, version], env=environment)
     return target
-
-
-def _link_files(source: Path, target: Path, job: Job) -> None:
-    """Give `target` the regular files of a directory, whatever else is in it."""
-    for directory, _, files in os.walk(source):
-        inside = target / Path(directory).relative_to(source)
-        inside.mkdir(parents=True)
-        for file in files:
-            job.check()
-            path = Path(directory, file)
-            if path.is_file() and not path.is_symlink():
-                system.link_or_copy(path, inside / file)
 
 
 def _pack(modules: Path, output: Path, job: Job) -> None:
