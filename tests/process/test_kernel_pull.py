@@ -64,7 +64,7 @@ def test_kernel_for_arm64(pulled: Path) -> None:
     assert (kernel.distro, kernel.arch, kernel.modules, kernel.missing) == ("debian", "arm64", True, ())
     assert kernel.kernel_version.endswith("-cloud-arm64")
     assert (pulled / "foreign/vmlinux").read_bytes()[0x38:0x3C] == b"ARM\x64"
-    read = ["rdsquashfs", "--cat=/modules.builtin", pulled / "foreign/modules.squashfs"]
+    read: list[str | Path] = ["rdsquashfs", "--cat=/modules.builtin", pulled / "foreign/modules.squashfs"]
     builtin = subprocess.run(read, check=True, capture_output=True, text=True).stdout
     names = {Path(path).stem.replace("-", "_") for path in [*kernel.boot_modules, *builtin.splitlines()]}
     assert {driver.module for driver in DRIVERS if driver.needed} - {""} <= names

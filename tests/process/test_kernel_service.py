@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -284,6 +286,94 @@ def test_entries_filled_by_hand_are_listed(daemon: DaemonProcess, server: Bundle
     assert (finished.problem, finished.modules) == ("", True)
 
 
+def test_links_in_an_entry_filled_by_hand_are_exported(daemon: DaemonProcess, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(builders.elf())
+    entry = daemon.layout.kernels / "linked"
+    entry.mkdir()
+    (entry / "vmlinux").symlink_to(image)
+    fields = {"name": "linked", "distro": "mine", "arch": "amd64", "kernel_version": builders.VERSION}
+    fields |= {"sha256": sha256(builders.elf()), "source": "my own", "imported_at": "2026-01-31T12:00:00Z"}
+    (entry / "manifest.json").write_text(json.dumps(fields))
+    banger(daemon, "kernel", "export", "linked", "-o", str(tmp_path / "bundle"))
+    banger(daemon, "kernel", "import", "copy", "--from", str(tmp_path / "bundle"))
+    assert (daemon.layout.kernels / "copy/vmlinux").read_bytes() == builders.elf()
+
+
+def test_what_is_known_of_a_kernel_is_shown(daemon: DaemonProcess, tmp_path: Path) -> None:
+    root = builders.kernel_directory(tmp_path / "root")
+    (root / "boot/vmlinux-6.1.0-9-test").write_bytes(builders.elf(pvh=False))
+    names = [str(path.relative_to(root)) for path in sorted(root.rglob("*")) if path.is_file()]
+    members = [builders.tar_member(f"./{name}", (root / name).read_bytes()) for name in names]
+    members.append(builders.tar_member("./boot/console", kind=tarfile.CHRTYPE))
+    archive = tmp_path / "kernel.tar"
+    archive.write_bytes(builders.tar(members))
+    imported = banger(daemon, "kernel", "import", "odd", "--from", str(archive))
+    assert imported.startswith(f"imported odd: {builders.VERSION} amd64")
+    shown = dict(line.split(": ", 1) for line in banger(daemon, "kernel", "show", "odd").splitlines())
+    assert "CONFIG_PVH" in shown["missing"]
+    assert "CONFIG_DEVTMPFS" in shown["unknown"]
+    assert shown["skipped"].strip() == "1 device"
+    assert shown["source"].strip() == f"import:{archive}"
+    document = json.loads(banger(daemon, "kernel", "show", "odd", "--json"))
+    assert document["skipped"] == ["1 device"]
+    # no claim that everything is built in: nothing tells
+    banger(daemon, "kernel", "import", "bare", "--from", str(root / "boot/vmlinux-6.1.0-9-test"))
+    assert "modules:  no\n" in banger(daemon, "kernel", "show", "bare")
+
+
+def test_full_disk_and_unwritable_state(daemon: DaemonProcess, server: BundleServer, small_disk: Path) -> None:
+    """One line, exit code 1, nothing left; the kernels that were there stay."""
+    kept = pull(daemon, serve(server, "kept.tar.zst", bundle()))
+    package = small_disk.parent / "linux.deb"
+    package.write_bytes(builders.deb(builders.kernel_deb_members()))
+    kernels = daemon.layout.kernels
+    shutil.copytree(kernels, small_disk, dirs_exist_ok=True)
+    subprocess.run(["mount", "--bind", small_disk, kernels], check=True)
+    try:
+        large = serve(server, "large.tar.zst", bundle(padding=40 << 20))
+        digest = ["--sha256", large.sha256]
+        for argv in (
+            ["pull", large.name, *digest],
+            ["pull", large.name, *digest, "--as", "kept", "--force"],
+        ):
+            said = banger(daemon, "kernel", *argv, status=1)
+            assert "No space left on device" in said
+            assert len([line for line in said.splitlines() if line.startswith("error:")]) == 1
+        assert left_behind(daemon) == []
+        subprocess.run(["mount", "-o", "remount,bind,ro", kernels], check=True)
+        for argv in (["import", "other", "--from", str(package)], ["rm", "kept"], ["pull", large.name, *digest]):
+            assert "Read-only file system" in banger(daemon, "kernel", *argv, status=1)
+        assert [kernel.name for kernel in daemon.client.call(op.KERNEL_LIST, m.Empty()).kernels] == ["kept"]
+        assert daemon.client.call(op.KERNEL_VERIFY, m.KernelVerify()).kernels == [m.KernelCheck("kept")]
+        assert daemon.client.call(op.KERNEL_SHOW, m.NameRequest("kept")).sha256 == kept.sha256
+    finally:
+        subprocess.run(["umount", kernels], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of 32 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small filesystem needs root")
+    mount = tmp_path / "small"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", mount], check=True)
+    yield mount
+    subprocess.run(["umount", mount], check=True)
+
+
+def test_a_catalog_that_cannot_be_used_is_named(daemon: DaemonProcess, tmp_path: Path) -> None:
+    file = tmp_path / "corp.json"
+    file.write_text(json.dumps({"version": 1, "entries": []}))
+    banger(daemon, "kernel", "catalog", "add", str(file))
+    (daemon.layout.kernel_catalogs / "corp/catalog.json").write_text("{")
+    said = banger(daemon, "kernel", "pull", "corp/edge", status=1)
+    assert "the catalog 'corp'" in said
+    assert "banger kernel catalog refresh corp" in said
+    assert "debian" in banger(daemon, "kernel", "list", "--available")
+
+
 def test_export_is_reproducible_and_can_be_pulled(daemon: DaemonProcess, server: BundleServer, tmp_path: Path) -> None:
     pull(daemon, serve(server, "edge.tar.zst", bundle()))
     first, second = tmp_path / "first.tar.zst", tmp_path / "second.tar.zst"
@@ -312,9 +402,9 @@ def test_export_replaces_nothing_but_files(daemon: DaemonProcess, server: Bundle
             daemon.client.call(op.KERNEL_EXPORT, m.KernelExport("edge", str(output), force=True))
         assert caught.value.code is Code.INVALID
     assert pipe.is_fifo()
-    for output in ("/a\0b", "/\ud800", "relative"):
+    for text in ("/a\0b", "/\ud800", "relative"):
         with pytest.raises(BangerError) as caught:
-            daemon.client.call(op.KERNEL_EXPORT, m.KernelExport("edge", output, force=True))
+            daemon.client.call(op.KERNEL_EXPORT, m.KernelExport("edge", text, force=True))
         assert caught.value.code is Code.INVALID
     assert left_behind(daemon) == []
 
@@ -361,7 +451,7 @@ def test_answers_while_kernels_come_and_go(daemon: DaemonProcess, server: Bundle
 def test_catalog_from_a_file_with_states(daemon: DaemonProcess, server: BundleServer, tmp_path: Path) -> None:
     data = bundle()
     server.content["edge.tar.zst"] = data
-    entry = {"name": "edge", "distro": "mine", "arch": "amd64", "kernel_version": builders.VERSION}
+    entry: dict[str, object] = {"name": "edge", "distro": "mine", "arch": "amd64", "kernel_version": builders.VERSION}
     entry |= {"tarball_url": f"{server.address}/edge.tar.zst", "tarball_sha256": sha256(data), "size_bytes": len(data)}
     file = tmp_path / "corp.json"
     file.write_text(json.dumps({"version": 1, "updated": "2026-01-01T00:00:00Z", "entries": [entry]}))
@@ -369,7 +459,7 @@ def test_catalog_from_a_file_with_states(daemon: DaemonProcess, server: BundleSe
 
     def state() -> str:
         catalog = json.loads(banger(daemon, "kernel", "list", "--available", "--json"))["entries"]
-        return next(found["state"] for found in catalog if (found["origin"], found["name"]) == ("corp", "edge"))
+        return next(str(found["state"]) for found in catalog if (found["origin"], found["name"]) == ("corp", "edge"))
 
     assert state() == "available"
     banger(daemon, "kernel", "pull", "corp/edge")

@@ -244,7 +244,7 @@ def print_kernel(kernel: m.KernelInfo, as_json: bool) -> None:
             ("size", human_size(kernel.size_bytes)),
             ("source", kernel.source),
             ("catalog", kernel.origin),
-            ("modules", "yes" if kernel.modules else "no: everything built in"),
+            ("modules", "yes" if kernel.modules else "no"),
             ("missing", ", ".join(kernel.missing)),
             ("unknown", ", ".join(kernel.unknown)),
             ("skipped", ", ".join(kernel.skipped)),

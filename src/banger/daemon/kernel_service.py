@@ -175,7 +175,12 @@ class KernelService:
         return entry
 
     def _find(self, name: str, arch: str) -> CatalogEntry:
-        entries, _ = catalogs.merged(self._layout.kernel_catalogs)
+        entries, broken = catalogs.merged(self._layout.kernel_catalogs)
+        for origin in broken:
+            if name.startswith(f"{origin.name}/"):
+                raise BangerError(
+                    Code.CORRUPT, origin.problem, hint=f"try 'banger kernel catalog refresh {origin.name}'"
+                )
         return catalog.lookup(entries, name, arch)
 
     async def catalog(self, request: m.Empty, report: Report) -> m.KernelCatalog:
@@ -218,10 +223,10 @@ class KernelService:
                 raise BangerError(Code.INVALID, f"{output} is not a regular file")
             if output.exists() and not request.force:
                 raise BangerError(Code.EXISTS, f"{output} exists already", hint="replace it with --force")
-            with system.staging(self._layout.kernels, "export") as held:
+            with system.staging(self._layout.kernels, "export") as staged:
+                held = staged / "entry"
                 with self._publication:
-                    manifest = kernels.read_local(self._layout.kernels, request.name)
-                    system.copy_dir_contents(self._layout.kernels / manifest.name, held, system.link_or_copy)
+                    manifest = kernels.hold(self._layout.kernels, request.name, held)
                 try:
                     with system.staged_file(output, mode=0o644) as stream:
                         write_bundle(held, stream, job)
