@@ -81,10 +81,10 @@ def chunks(stream: IO[bytes], kind: str, *, concatenated: bool = False, name: st
 
 
 def decompress(data: bytes, limit: int) -> bytes:
-    """Decompress by the data's own magic number to at most `limit` bytes (else CORRUPT)."""
+    """Data, decompressed to at most `limit` bytes (else CORRUPT) when its magic number says that it is compressed."""
     kind = compression(data)
     if kind is None:
-        raise BangerError(Code.CORRUPT, "the data is not compressed with gzip, xz, lzma, bzip2, lz4 or zstd")
+        return data
     output = bytearray()
     for piece in chunks(io.BytesIO(data), kind):
         output += piece

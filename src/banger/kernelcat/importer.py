@@ -14,6 +14,7 @@ from pathlib import Path
 
 from banger import system
 from banger.api.errors import BangerError, Code
+from banger.decompress import decompress
 from banger.entries import sum_file
 from banger.guest.bootarchive import write_boot_modules
 from banger.job import Job
@@ -147,7 +148,8 @@ def _complete(
     if found.initrd:
         system.copy_file_prefer_clone(found.initrd, entry / layout.INITRD)
     if found.config:
-        config: str | None = read_bounded(found.config, _CONFIG_LIMIT).decode("ascii", "replace")
+        data = read_bounded(found.config, _CONFIG_LIMIT)  # compressed in /proc/config.gz
+        config: str | None = decompress(data, _CONFIG_LIMIT).decode("ascii", "replace")
     else:
         config = embedded_config(entry / layout.VMLINUX)
     if config is not None:

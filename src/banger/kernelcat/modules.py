@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from banger.api.errors import BangerError, Code
-from banger.decompress import compression, decompress
+from banger.decompress import decompress
 from banger.kernelcat.confine import confined, read_bounded
 
 INDEX_LIMIT = 16 << 20  # bytes of modules.dep or modules.builtin
@@ -136,9 +136,7 @@ def boot_plan(modules: ModuleTree | None, config: str | None) -> BootPlan:
 
 def read_module(modules: ModuleTree, path: str, kernel_version: str) -> bytes:
     """The decompressed content of a module (.ko[.gz|.xz|.zst]); raises INVALID for one of another kernel."""
-    data = modules.read(path)
-    if compression(data) is not None:
-        data = decompress(data, MODULE_LIMIT)
+    data = decompress(modules.read(path), MODULE_LIMIT)
     if not data.startswith(b"\x7fELF"):
         raise BangerError(Code.CORRUPT, f"the module {path!r} is not an ELF file")
     # '\0vermagic=6.1.0-49-cloud-amd64 SMP preempt mod_unload modversions\0', include/linux/vermagic.h

@@ -33,8 +33,8 @@ _STEP = 1 << 20
 # tags of the signature header, which has numbers of its own
 _SIG_SHA1, _SIG_SHA256, _SIG_MD5 = 269, 273, 1004
 # tags of the header
-_NAME, _DISTRIBUTION, _VENDOR, _ARCH = 1000, 1010, 1011, 1022
-_FILE_SIZES, _FILE_MODES, _FILE_LINKS, _FILE_FLAGS, _FILE_DEVICES, _FILE_INODES = 1028, 1030, 1036, 1037, 1095, 1096
+_DISTRIBUTION, _VENDOR, _ARCH = 1010, 1011, 1022
+_FILE_SIZES, _FILE_MODES, _FILE_FLAGS, _FILE_DEVICES, _FILE_INODES = 1028, 1030, 1037, 1095, 1096
 _DIRECTORY_INDEXES, _BASE_NAMES, _DIRECTORY_NAMES, _LONG_FILE_SIZES = 1116, 1117, 1118, 5008
 _PAYLOAD_FORMAT, _PAYLOAD_DIGEST, _PAYLOAD_DIGEST_ALGORITHM = 1124, 5092, 5093
 _FLAG_GHOST = 1 << 6  # named by the package, but not in it
@@ -63,7 +63,6 @@ _KINDS = {
 class RpmPackage:
     """What an RPM package says about itself, and its payload: a cpio archive, perhaps compressed."""
 
-    name: str
     arch: str
     vendor: str
     distribution: str
@@ -152,7 +151,6 @@ def _read(package: Path, stream: IO[bytes], job: Job) -> RpmPackage:
         message = f"{package.name} has a payload of the unsupported format {header.text(_PAYLOAD_FORMAT)[:40]!r}"
         raise BangerError(Code.UNSUPPORTED, message, hint="give the whole binary package")
     return RpmPackage(
-        name=header.text(_NAME),
         arch=header.text(_ARCH),
         vendor=header.text(_VENDOR),
         distribution=header.text(_DISTRIBUTION),

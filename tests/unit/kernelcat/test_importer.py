@@ -1,13 +1,14 @@
 """Kernels are imported from packages, directories and files; hostile ones leave nothing behind."""
 
 import contextlib
+import gzip
 import itertools
 import json
 import multiprocessing
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,15 @@ def test_links_in_a_directory_do_not_lead_out(tmp_path: Path) -> None:
         path.unlink()
         outside.rename(path)
     import_one(tmp_path, directory)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_configuration_answers_what_modules_do_not(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    directory = builders.kernel_directory(tmp_path / "stage")
+    options = b"CONFIG_BLK_DEV_INITRD=y\nCONFIG_DEVTMPFS=y\nCONFIG_SQUASHFS_LZ4=y\n"
+    (directory / f"boot/config-{builders.VERSION}").write_bytes(pack(options))
+    assert import_one(tmp_path, directory).unknown == ()
+    assert (tmp_path / "kernels/mine/config").read_bytes() == options
 
 
 def test_bare_kernel_files(tmp_path: Path) -> None:
