@@ -98,7 +98,7 @@ class Listing(Generic[T]):
         """What `load_entry` makes of the usable entries, by name, and the others with the reason."""
         known: dict[str, tuple[_Mark, T]] = {}
         broken: list[BrokenEntry] = []
-        for name in _names(self._catalog):
+        for name in names(self._catalog):
             try:
                 item = steadily(self._catalog / name, self._read)
             except (BangerError, OSError) as error:
@@ -188,12 +188,13 @@ def _find(catalog: Path, kind: Kind, name: str) -> Path:
 
 
 def _absent(catalog: Path, kind: Kind, name: str) -> BangerError:
-    near = system.nearest(name, _names(catalog))
+    near = system.nearest(name, names(catalog))
     hint = f"did you mean {near!r}?" if near else f"see 'banger {kind} list' and 'banger {kind} list --available'"
     return BangerError(Code.NOT_FOUND, f"there is no {kind} {name!r}", hint=hint)
 
 
-def _names(catalog: Path) -> list[str]:
+def names(catalog: Path) -> list[str]:
+    """The names of all entries, usable or not."""
     if not catalog.is_dir():
         return []
     # of a link that leads to itself DirEntry.is_dir raises an error

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from banger import download, minisign, system
+from banger import download, entries, minisign, system
 from banger.api.errors import BangerError, Code
 from banger.fields import Fields
 from banger.job import Job
@@ -60,13 +60,13 @@ class _Source:
 
 def merged(directory: Path) -> tuple[list[CatalogEntry], list[Origin]]:
     """The entries of the embedded and all further catalogs by name, and the catalogs that cannot be used."""
-    entries, broken = embedded_catalog().entries, []
+    found, broken = embedded_catalog().entries, []
     for name in names(directory):
         origin, own = _read(directory, name)
-        entries += own
+        found += own
         if origin.problem:
             broken.append(origin)
-    return sorted(entries, key=lambda entry: (entry.name, entry.arch, entry.origin != EMBEDDED, entry.origin)), broken
+    return sorted(found, key=lambda entry: (entry.name, entry.arch, entry.origin != EMBEDDED, entry.origin)), broken
 
 
 def list_all(directory: Path) -> list[Origin]:
@@ -77,9 +77,7 @@ def list_all(directory: Path) -> list[Origin]:
 
 def names(directory: Path) -> list[str]:
     """The names of the further catalogs, usable or not."""
-    if not directory.is_dir():
-        return []
-    return sorted(entry.name for entry in os.scandir(directory) if entry.is_dir() and not entry.name.startswith("."))
+    return entries.names(directory)
 
 
 def add(directory: Path, location: str, name: str, public_key: str, job: Job) -> Origin:

@@ -233,6 +233,7 @@ def test_a_broken_catalog_hides_no_other(tmp_path: Path, directory: Path, damage
 def test_directories_made_by_hand_with_names_that_cannot_be(tmp_path: Path, directory: Path, name: str) -> None:
     add(directory, write(tmp_path / "corp.json", "mine"))
     (directory / "corp").rename(directory / name)
+    (directory / "loop").symlink_to("loop")
     entries, broken = catalogs.merged(directory)
     assert [origin.name for origin in broken] == [name]
     assert entries == catalogs.merged(tmp_path / "none")[0]
