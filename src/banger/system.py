@@ -124,22 +124,28 @@ def remove_tree(path: Path) -> None:
 
 
 def sweep_staging(parent: Path) -> list[Path]:
-    """Remove what interrupted operations left in `parent`; call it only while nothing else builds there."""
+    """Remove what interrupted operations left in `parent`; call it only while nothing else builds there.
+
+    Returns what was removed: files of other users may have to stay.
+    """
     import time
 
-    leftovers = sorted(parent.glob(f"{STAGING_PREFIX}*")) if parent.is_dir() else []
-    for leftover in leftovers:
+    removed = []
+    for leftover in sorted(parent.glob(f"{STAGING_PREFIX}*")) if parent.is_dir() else []:
         deadline = time.monotonic() + _ORPHAN_SECONDS
         while True:
             try:
                 remove_tree(leftover)
+                removed.append(leftover)
+                break
+            except PermissionError:
                 break
             except OSError as error:
                 # a command of the process that was killed may still write there, until it finds its input gone
                 if error.errno != errno.ENOTEMPTY or time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
-    return leftovers
+    return removed
 
 
 @contextlib.contextmanager

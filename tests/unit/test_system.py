@@ -119,6 +119,21 @@ def test_sweep_removes_files_and_directories_of_staging_only(tmp_path: Path) -> 
     assert system.sweep_staging(tmp_path / "missing") == []
 
 
+def test_sweep_leaves_what_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (".staging-a", ".staging-b", ".staging-c"):
+        tree(tmp_path / name, "x")
+    remove = system.remove_tree
+
+    def refuse(path: Path) -> None:
+        if path.name == ".staging-b":
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), os.fspath(path))
+        remove(path)
+
+    monkeypatch.setattr(system, "remove_tree", refuse)
+    assert [path.name for path in system.sweep_staging(tmp_path)] == [".staging-a", ".staging-c"]
+    assert [path.name for path in tmp_path.iterdir()] == [".staging-b"]
+
+
 def test_write_file_atomically_sets_mode_and_cleans_up(tmp_path: Path) -> None:
     system.write_file_atomically(tmp_path / "file", b"one")
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
