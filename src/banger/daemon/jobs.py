@@ -17,18 +17,21 @@ class Workers:
     """The threads that blocking work runs on."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=32, thread_name_prefix="job")
+        self._long = ThreadPoolExecutor(max_workers=32, thread_name_prefix="long")
+        self._short = ThreadPoolExecutor(max_workers=32, thread_name_prefix="short")
         self._jobs: set[Job] = set()
 
-    async def run(self, work: Callable[[Job], T], report: Report = lambda progress: None) -> T:
+    async def run(self, work: Callable[[Job], T], report: Report | None = None) -> T:
         """Run `work` in a thread; `report` is called on the event loop.
 
+        Work that reports its progress can take long, and so has threads of its own: no number of downloads that hang
+        keeps other questions waiting.
         When the waiting coroutine is cancelled the job is cancelled too, and its end awaited.
         """
         loop = asyncio.get_running_loop()
-        job = Job(lambda progress: _call_soon(loop, report, progress))
+        job = Job(lambda progress: _call_soon(loop, report, progress)) if report else Job()
         self._jobs.add(job)
-        future = loop.run_in_executor(self._pool, work, job)
+        future = loop.run_in_executor(self._long if report else self._short, work, job)
         future.add_done_callback(lambda ended: self._jobs.discard(job))
         try:
             return await asyncio.shield(future)
@@ -41,7 +44,8 @@ class Workers:
         """Cancel what is running, wait for its end, and end the threads."""
         for job in self._jobs:
             job.cancel()
-        self._pool.shutdown(cancel_futures=True)
+        for pool in (self._long, self._short):
+            pool.shutdown(cancel_futures=True)
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, report: Report, progress: Progress) -> None:

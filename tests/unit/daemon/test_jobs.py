@@ -199,12 +199,23 @@ def test_cancelled_before_a_thread_was_free(tmp_path: Path) -> None:
             job.check()
             touched.touch()
 
-        task = asyncio.create_task(workers.run(work))
+        task = asyncio.create_task(workers.run(work, lambda progress: None))
         await asyncio.sleep(0)
         for waiting in (task, *blockers):
             waiting.cancel()
         results = await asyncio.gather(task, *blockers, return_exceptions=True)
         assert all(isinstance(result, asyncio.CancelledError) for result in results)
         assert not touched.exists()
+
+    run(test)
+
+
+def test_questions_are_answered_while_all_long_work_hangs() -> None:
+    async def test(workers: Workers) -> None:
+        blockers = [await begun(lambda report: workers.run(Endless(), report)) for _ in range(32)]
+        assert await workers.run(lambda job: "answer") == "answer"
+        for waiting in blockers:
+            waiting.cancel()
+        await asyncio.gather(*blockers, return_exceptions=True)
 
     run(test)
