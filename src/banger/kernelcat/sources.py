@@ -11,6 +11,7 @@ from banger.decompress import compression, decompress
 from banger.job import Job
 from banger.kernelcat.confine import read_bounded
 from banger.kernelcat.host import host_kernel
+from banger.kernelcat.manifest import MODULES
 from banger.kernelcat.packages import unpack
 from banger.kernelcat.staged import METADATA, Found, discover_paths, kernels, newest
 
@@ -33,8 +34,10 @@ def discover(sources: list[Path], scratch: Path, kernel_version: str, job: Job) 
         if source == HOST:
             found = _merge(found, _plain_config(host_kernel(), scratch))
         elif source.is_dir():
-            found = _merge(found, discover_paths(source, kernel_version))
+            found = _merge(found, _with_packed_modules(discover_paths(source, kernel_version), source, scratch, job))
         elif not source.is_file():
+            if source.exists():
+                raise BangerError(Code.INVALID, f"{str(source)!r} is neither a regular file nor a directory")
             raise BangerError(Code.NOT_FOUND, f"there is no file or directory {str(source)!r}")
         else:
             before = kernels(packages)
@@ -91,6 +94,16 @@ def _twice(part: str, first: object, second: object) -> BangerError:
         f"two sources hold a {part}: {first} and {second}",
         hint="give only the sources of one kernel",
     )
+
+
+def _with_packed_modules(found: Found, source: Path, scratch: Path, job: Job) -> Found:
+    """The same with the modules of an entry of the local catalog, which keeps them packed."""
+    packed = source / MODULES
+    if found.modules is not None or found.kernel is None or not packed.is_file():
+        return found
+    modules = scratch / "entry-modules"
+    job.run(["rdsquashfs", "--unpack-path=/", f"--unpack-root={modules}", "--quiet", packed])
+    return replace(found, modules=modules)
 
 
 def _plain_config(found: Found, scratch: Path) -> Found:

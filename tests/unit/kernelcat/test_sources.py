@@ -2,6 +2,7 @@
 
 import gzip
 import lzma
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from banger import system
 from banger.api.errors import BangerError, Code
 from banger.job import Job, Progress
-from banger.kernelcat import sources
+from banger.kernelcat import importer, sources
 from banger.kernelcat.sources import HOST, Found, discover
 from tests.unit.kernelcat import builders
 from tests.unit.kernelcat import builders_packages as packages
@@ -155,3 +156,21 @@ def test_unpacking_can_be_cancelled(tmp_path: Path) -> None:
     with pytest.raises(BangerError) as caught:
         found(tmp_path, builders.deb(MEMBERS), job=job)
     assert caught.value.code is Code.CANCELLED
+
+
+def test_modules_of_an_entry_are_unpacked(tmp_path: Path) -> None:
+    """Nothing is lost when an entry of the local catalog is imported again."""
+    root = builders.kernel_directory(tmp_path / "root")
+    importer.import_kernel(tmp_path / "kernels", "first", [root], Job())
+    parts = found(tmp_path, tmp_path / "kernels/first")
+    assert parts.modules is not None
+    assert (parts.modules / "modules.dep").is_file()
+    names = {path.relative_to(parts.modules) for path in parts.modules.rglob("*.ko")}
+    tree = root / "lib/modules" / builders.VERSION
+    assert names == {path.relative_to(tree) for path in tree.rglob("*.ko")} != set()
+
+
+def test_devices_and_pipes_are_no_sources(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        assert "neither a regular file nor a directory" in refused(tmp_path, path).message
