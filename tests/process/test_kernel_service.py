@@ -98,6 +98,13 @@ def test_other_schemes_are_refused(daemon: DaemonProcess, url: str) -> None:
     assert caught.value.code is Code.INVALID
 
 
+def test_a_catalog_that_is_gone_is_not_looked_for_in_registries(daemon: DaemonProcess) -> None:
+    with pytest.raises(BangerError, match="there is no catalog 'corp'") as caught:
+        pull(daemon, m.KernelPull("corp/edge"))
+    assert caught.value.code is Code.NOT_FOUND
+    assert "docker.io/corp/edge" in caught.value.hint
+
+
 def test_failed_replacement_leaves_the_old_kernel(daemon: DaemonProcess, server: BundleServer) -> None:
     old = pull(daemon, serve(server, "edge.tar.zst", bundle()))
     for damaged in (bundle(marker=b"new")[:-40], b"no archive", bundle(marker=b"new") + b"garbage"):

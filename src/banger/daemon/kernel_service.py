@@ -164,6 +164,13 @@ class KernelService:
         if in_catalog and ":" not in name and "@" not in name:
             entry = self._find(name, arch)
         else:
+            if ":" not in name and "@" not in name and "." not in name.partition("/")[0]:
+                # never what strangers publish under the name of a catalog that is not there
+                raise BangerError(
+                    Code.NOT_FOUND,
+                    f"there is no catalog {origin!r}",
+                    hint=f"see 'banger kernel catalog list'; for an image say 'docker.io/{name}'",
+                )
             reference = Reference.parse(name)
             entry = CatalogEntry(_local_name(reference), "", arch, "", "oci", image=str(reference), origin="")
         if sha256 and sha256 != catalog.revision(entry).removeprefix("sha256:"):
