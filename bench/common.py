@@ -53,7 +53,8 @@ class Host:
 def scratch_host() -> Iterator[Host]:
     """A daemon on a scratch state with the usual kernel and image: the user's own if he has them, else pulled."""
     with empty_host(("kernels", KERNEL), ("images", IMAGE)) as host:
-        _pull(host.client)
+        pull_kernel(host.client)
+        _pull_image(host.client)
         yield host
 
 
@@ -86,13 +87,17 @@ def _link(entry: Path, target: Path) -> None:
         system.link_or_copy(file, target / file.name)
 
 
-def _pull(client: Client) -> None:
+def pull_kernel(client: Client) -> None:
+    """Have the usual kernel."""
     try:
         client.call(op.KERNEL_SHOW, m.NameRequest(KERNEL))
     except BangerError as error:
         if error.code is not Code.NOT_FOUND:
             raise
         client.call(op.KERNEL_PULL, m.KernelPull(KERNEL))
+
+
+def _pull_image(client: Client) -> None:
     try:
         client.call(op.IMAGE_SHOW, m.NameRequest(IMAGE))
     except BangerError as error:

@@ -13,11 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common import KERNEL, Host, empty_host, in_turn, load, report, seconds
+from common import KERNEL, Host, empty_host, in_turn, load, pull_kernel, report, seconds
 
 from banger.api import models as m
 from banger.api import operations as op
-from banger.api.errors import BangerError, Code
 from banger.kernelcat import manifest as kernels
 
 ROUNDS = 7
@@ -26,12 +25,7 @@ NAME = "bundle"
 
 def make_bundle(host: Host, directory: Path) -> tuple[Path, int]:
     """Debian's cloud kernel and its modules as other tools pack them; the bundle, and the bytes of its tree."""
-    try:
-        host.client.call(op.KERNEL_SHOW, m.NameRequest(KERNEL))
-    except BangerError as error:
-        if error.code is not Code.NOT_FOUND:
-            raise
-        host.client.call(op.KERNEL_PULL, m.KernelPull(KERNEL))
+    pull_kernel(host.client)
     entry, tree = host.layout.kernels / KERNEL, directory / "tree"
     (tree / "modules").mkdir(parents=True)
     shutil.copyfile(entry / kernels.VMLINUX, tree / kernels.VMLINUX)
