@@ -31,7 +31,7 @@ from banger.kernelcat import manifest as layout
 from banger.kernelcat.archive import ARCHIVE_LIMIT, Extraction
 from banger.kernelcat.modules import INDEX_LIMIT, MODULE_LIMIT, ModuleTree
 from banger.kernelcat.packer import ModulePacker, pack_modules
-from banger.kernelcat.sources import Found, discover_paths
+from banger.kernelcat.staged import Found, discover_paths
 
 _BUFFER = 1 << 17  # bytes
 _AHEAD = 16  # pieces that arrive while earlier ones are unpacked

@@ -25,7 +25,8 @@ from banger.kernelcat.confine import confined, read_bounded
 from banger.kernelcat.manifest import KernelManifest
 from banger.kernelcat.modules import BootPlan, ModuleDirectory, ModuleTree, boot_plan, read_module
 from banger.kernelcat.packer import pack_modules
-from banger.kernelcat.sources import Found, discover, newest
+from banger.kernelcat.sources import discover
+from banger.kernelcat.staged import Found, newest
 
 _CONFIG_LIMIT = 4 << 20  # bytes
 _STEP = 1 << 20

@@ -14,7 +14,7 @@ from banger.disk.tar import Member
 from banger.job import Job
 from banger.kernelcat.archive import ARCHIVE_LIMIT, Extraction
 from banger.kernelcat.bundle import take_archive
-from banger.kernelcat.sources import discover_paths
+from banger.kernelcat.staged import discover_paths
 from banger.oci.reference import Reference
 from banger.oci.registry import Registry
 

@@ -7,19 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from banger.api.errors import BangerError, Code
-from banger.decompress import compression, decompress
 from banger.job import Job
-from banger.kernelcat.confine import read_bounded
 from banger.kernelcat.host import host_kernel
 from banger.kernelcat.manifest import MODULES
 from banger.kernelcat.packages import unpack
-from banger.kernelcat.staged import METADATA, Found, discover_paths, kernels, newest
-
-__all__ = ["HOST", "Found", "discover", "discover_paths", "newest"]
+from banger.kernelcat.staged import METADATA, Found, discover_paths, kernels
 
 HOST = Path("host")  # the one relative path that may be given: the running host's kernel
-
-_CONFIG_LIMIT = 4 << 20  # bytes
 
 
 def discover(sources: list[Path], scratch: Path, kernel_version: str, job: Job) -> Found:
@@ -32,7 +26,7 @@ def discover(sources: list[Path], scratch: Path, kernel_version: str, job: Job) 
     packages = scratch / "packages"
     for number, source in enumerate(sources):
         if source == HOST:
-            found = _merge(found, _plain_config(host_kernel(), scratch))
+            found = _merge(found, host_kernel())
         elif source.is_dir():
             found = _merge(found, _with_packed_modules(discover_paths(source, kernel_version), source, scratch, job))
         elif not source.is_file():
@@ -104,15 +98,3 @@ def _with_packed_modules(found: Found, source: Path, scratch: Path, job: Job) ->
     modules = scratch / "entry-modules"
     job.run(["rdsquashfs", "--unpack-path=/", f"--unpack-root={modules}", "--quiet", packed])
     return replace(found, modules=modules)
-
-
-def _plain_config(found: Found, scratch: Path) -> Found:
-    """The same with a configuration that can be read: the running kernel's own one is /proc/config.gz."""
-    if found.config is None:
-        return found
-    data = read_bounded(found.config, _CONFIG_LIMIT)
-    if compression(data) is None:
-        return found
-    plain = scratch / "config"
-    plain.write_bytes(decompress(data, _CONFIG_LIMIT))
-    return replace(found, config=plain)

@@ -13,7 +13,8 @@ from banger import system
 from banger.api.errors import BangerError, Code
 from banger.job import Job, Progress
 from banger.kernelcat import importer, sources
-from banger.kernelcat.sources import HOST, Found, discover
+from banger.kernelcat.sources import HOST, discover
+from banger.kernelcat.staged import Found
 from tests.unit.kernelcat import builders
 from tests.unit.kernelcat import builders_packages as packages
 
@@ -135,15 +136,12 @@ def test_skipped_members_of_all_packages_are_counted(tmp_path: Path) -> None:
     assert parts.skipped["device"] == 2
 
 
-def test_configuration_of_the_running_kernel_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "config.gz").write_bytes(gzip.compress(b"CONFIG_SMP=y\n"))
+def test_the_host_is_a_whole_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "vmlinuz").write_bytes(builders.elf())
-    on_host = Found(kernel=tmp_path / "vmlinuz", config=tmp_path / "config.gz", distro="debian")
+    on_host = Found(kernel=tmp_path / "vmlinuz", distro="debian")
     monkeypatch.setattr(sources, "host_kernel", lambda: on_host)
     parts = found(tmp_path, HOST)
-    assert parts.config is not None
-    assert parts.config.read_text() == "CONFIG_SMP=y\n"
-    assert parts.distro == "debian"
+    assert (parts.kernel, parts.distro) == (on_host.kernel, "debian")
     assert "two sources" in refused(tmp_path, HOST, builders.elf()).message
 
 

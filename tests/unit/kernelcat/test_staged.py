@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from banger.api.errors import BangerError, Code
-from banger.kernelcat.sources import discover_paths, newest
+from banger.kernelcat.staged import discover_paths, newest
 
 
 def lay_out(root: Path, *paths: str) -> Path:
