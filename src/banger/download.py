@@ -547,7 +547,7 @@ def _request(
 
     try:
         target = httpx.URL(url)
-    except httpx.InvalidURL as error:
+    except (httpx.InvalidURL, UnicodeError) as error:  # the latter: halves of surrogate pairs
         raise _Failed("it is not a valid URL") from error
     peer = ""
 
@@ -599,7 +599,8 @@ def _client(scheme: str, timeouts: Timeouts) -> httpx.Client:
 
     # with the 64 KiB that it reads otherwise, half of the time goes into its parser
     httpcore.HTTP11Connection.READ_NUM_BYTES = _READ
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log whole URLs, and their queries may be secret
+    for library in ("httpx", "httpcore"):  # they would log whole URLs and headers, which may be secret
+        logging.getLogger(library).setLevel(logging.WARNING)
     # reading the certificates of all authorities takes longer than a small download
     trust = ssl.create_default_context() if scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:

@@ -98,6 +98,23 @@ def test_other_schemes_are_refused(daemon: DaemonProcess, url: str) -> None:
     assert caught.value.code is Code.INVALID
 
 
+def test_passwords_in_urls_are_not_shown(daemon: DaemonProcess, server: BundleServer) -> None:
+    request = serve(server, "edge.tar.zst?token=secret", bundle())
+    url = request.name.replace("http://", "http://user:secret@")
+    argv = [sys.executable, "-m", "banger.cli", "kernel", "pull", url, "--sha256"]
+    for digest in (request.sha256, "0" * 64):
+        ended = subprocess.run([*argv, digest, "--force"], env=daemon.environment, capture_output=True, text=True)
+        assert "edge" in ended.stderr
+        assert "secret" not in ended.stdout + ended.stderr
+    assert "secret" not in banger(daemon, "kernel", "show", "edge", "--json") + daemon.log
+
+
+def test_urls_that_cannot_be_encoded(daemon: DaemonProcess) -> None:
+    with pytest.raises(BangerError, match="not a valid URL") as caught:
+        pull(daemon, m.KernelPull("http://127.0.0.1:1/\ud800", sha256="0" * 64, save_as="edge"))
+    assert caught.value.code is Code.DOWNLOAD
+
+
 def test_a_catalog_that_is_gone_is_not_looked_for_in_registries(daemon: DaemonProcess) -> None:
     with pytest.raises(BangerError, match="there is no catalog 'corp'") as caught:
         pull(daemon, m.KernelPull("corp/edge"))
@@ -409,7 +426,7 @@ def test_export_replaces_nothing_but_files(daemon: DaemonProcess, server: Bundle
             daemon.client.call(op.KERNEL_EXPORT, m.KernelExport("edge", str(output), force=True))
         assert caught.value.code is Code.INVALID
     assert pipe.is_fifo()
-    for text in ("/a\0b", "/\ud800", "relative"):
+    for text in ("/a\0b", "/\ud800", "relative", f"/{'a' * 300}", "/dev/null/a"):
         with pytest.raises(BangerError) as caught:
             daemon.client.call(op.KERNEL_EXPORT, m.KernelExport("edge", text, force=True))
         assert caught.value.code is Code.INVALID

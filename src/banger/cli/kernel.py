@@ -121,8 +121,17 @@ def pull(name: str, sha256: str, save_as: str | None, arch: str | None, force: b
     """Fetch a kernel: a catalog's NAME (or CATALOG/NAME), an image REF of an OCI registry, or the URL of a bundle."""
     request = m.KernelPull(name=name, save_as=save_as or "", sha256=sha256, arch=arch or "", force=force)
     with Display() as display:
-        kernel = ensure_daemon().call(op.KERNEL_PULL, request, display.reporter(f"pulling {save_as or name}"))
+        kernel = ensure_daemon().call(op.KERNEL_PULL, request, display.reporter(f"pulling {save_as or _shown(name)}"))
     print_arrived(kernel, as_json, "pulled")
+
+
+def _shown(name: str) -> str:
+    """What is pulled, without passwords and tokens in URLs: terminals are recorded."""
+    if "://" not in name:
+        return name
+    from banger.download import public_url  # a large module that few commands need
+
+    return public_url(name)
 
 
 @click.command(

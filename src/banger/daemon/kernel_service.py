@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -226,10 +227,7 @@ class KernelService:
         output = _absolute(request.output)
 
         def work(job: Job) -> m.BundleEntry:
-            if output.exists() and not output.is_file():
-                raise BangerError(Code.INVALID, f"{output} is not a regular file")
-            if output.exists() and not request.force:
-                raise BangerError(Code.EXISTS, f"{output} exists already", hint="replace it with --force")
+            _refuse_output(output, request.force)
             with system.staging(self._layout.kernels, "export") as staged:
                 held = staged / "entry"
                 with self._publication:
@@ -238,10 +236,7 @@ class KernelService:
                     with system.staged_file(output, mode=0o644) as stream:
                         write_bundle(held, stream, job)
                 except OSError as error:
-                    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-                    raise BangerError(
-                        Code.EXHAUSTED if full else Code.INVALID, f"{output} cannot be written: {error.strerror}"
-                    ) from error
+                    raise _not_written(output, error) from error
             return m.BundleEntry(
                 name=manifest.name,
                 kind="bundle",
@@ -350,6 +345,26 @@ def _in_use(name: str, vms: list[str], images: list[str]) -> BangerError:
         f"the kernel {name!r} is used by {' and '.join(users)}",
         hint=f"they keep their own copies: remove it all the same with 'banger kernel rm --force {name}'",
     )
+
+
+def _refuse_output(output: Path, replace: bool) -> None:
+    """Raise an error when a file cannot be written there, or not without replacing what is there."""
+    try:
+        mode = output.stat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _not_written(output, error) from error
+    if not stat.S_ISREG(mode):
+        raise BangerError(Code.INVALID, f"{output} is not a regular file")
+    if not replace:
+        raise BangerError(Code.EXISTS, f"{output} exists already", hint="replace it with --force")
+
+
+def _not_written(output: Path, error: OSError) -> BangerError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    code = Code.EXHAUSTED if full else Code.INVALID
+    return BangerError(code, f"{output} cannot be written: {error.strerror}")
 
 
 def _disk_usage(entry: Path) -> int:
