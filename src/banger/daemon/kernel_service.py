@@ -300,7 +300,11 @@ def _url_entry(url: str, sha256: str, arch: str) -> CatalogEntry:
     """What stands for a catalog entry when a bundle is pulled by its address; `arch` '' accepts any."""
     shown = download.public_url(url)
     if not url.startswith(("http://", "https://")):
-        raise BangerError(Code.INVALID, f"{shown!r} is not an http or https URL")
+        raise BangerError(
+            Code.INVALID,
+            f"{shown!r} is not an http or https URL",
+            hint="write images without a scheme, as ghcr.io/org/kernel:6.12, and give files to 'banger kernel import'",
+        )
     if len(sha256) != 64 or sha256.strip("0123456789abcdef"):
         raise BangerError(
             Code.INVALID,
