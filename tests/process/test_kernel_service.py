@@ -395,7 +395,44 @@ def test_a_catalog_that_cannot_be_used_is_named(daemon: DaemonProcess, tmp_path:
     said = banger(daemon, "kernel", "pull", "corp/edge", status=1)
     assert "the catalog 'corp'" in said
     assert "banger kernel catalog refresh corp" in said
-    assert "debian" in banger(daemon, "kernel", "list", "--available")
+
+
+def test_what_can_be_pulled_is_a_table(daemon: DaemonProcess, tmp_path: Path) -> None:
+    entry = {
+        "name": "img",
+        "kind": "oci",
+        "distro": "mine",
+        "arch": "arm64",
+        "kernel_version": "6.6.1",
+        "image": "a/b:c",
+    }
+    later = entry | {"name": "later", "kind": "unheard-of"}
+    (tmp_path / "corp.json").write_text(json.dumps({"version": 1, "entries": [entry, later]}))
+    banger(daemon, "kernel", "catalog", "add", str(tmp_path / "corp.json"))
+    header, *rows = (line.split() for line in banger(daemon, "kernel", "list", "--available").splitlines())
+    assert header == ["NAME", "CATALOG", "STATE", "ARCH", "DISTRO", "VERSION", "SIZE", "DESCRIPTION"]
+    assert ["debian", "banger", "available", "amd64", "debian", "6.1", "71", "MB"] in [row[:8] for row in rows]
+    assert [row[:6] for row in rows[-2:]] == [
+        [name, "corp", "available", "arm64", "mine", "6.6.1"] for name in ("img", "later")
+    ]
+    said = banger(daemon, "kernel", "pull", "later", "--arch", "arm64", status=1)
+    assert "'unheard-of', which this banger cannot pull" in said
+    (tmp_path / "next.json").write_text(json.dumps({"version": 2, "entries": []}))
+    assert "needs a newer banger" in banger(daemon, "kernel", "catalog", "add", str(tmp_path / "next.json"), status=1)
+
+
+def test_what_is_not_one_kernel_is_refused(daemon: DaemonProcess, tmp_path: Path) -> None:
+    (tmp_path / "vmlinux").write_bytes(builders.elf())
+    several = ["--from", "host", "--from", str(tmp_path / "vmlinux")]
+    assert "use --from host alone" in banger(daemon, "kernel", "import", "mine", *several, status=1)
+    foreign = tmp_path / "Image"
+    foreign.write_bytes(builders.arm64_image())
+    said = banger(daemon, "kernel", "import", "mine", "--from", str(foreign), "--arch", "amd64", status=1)
+    assert "is 'arm64', not 'amd64'" in said
+    builders.module_tree(tmp_path / "root/lib/modules/6.6.6", builders.VIRTIO, builders.BUILTIN)
+    pair = ["--from", str(tmp_path / "vmlinux"), "--from", str(tmp_path / "root")]
+    assert "the modules are for '6.6.6'" in banger(daemon, "kernel", "import", "mine", *pair, status=1)
+    assert left_behind(daemon) == []
 
 
 def test_export_is_reproducible_and_can_be_pulled(daemon: DaemonProcess, server: BundleServer, tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def _shown(name: str) -> str:
     type=KERNEL_SOURCE,
     multiple=True,
     required=True,
-    help="A package, a directory or a kernel file; can be given several times. `host` is the running kernel.",
+    help="A package, archive, directory or kernel file; can be given several times. `host` is the running kernel.",
 )
 @click.option("--distro", default="", help="Distribution that it comes from, where the files do not tell.")
 @click.option("--arch", type=click.Choice(ARCHITECTURES), help="Architecture that it must have.")
@@ -175,7 +175,7 @@ def import_kernel(
 @click.option("--force", is_flag=True, help="Also when images or VMs refer to it; they keep their own copies.")
 @json_option
 def remove(names: tuple[str, ...], force: bool, as_json: bool) -> int:
-    """Remove local kernels. VMs keep their own copies."""
+    """Remove local kernels. VMs and images keep their own copies."""
     client = ensure_daemon()
 
     def delete(name: str) -> m.NameRequest:
@@ -236,7 +236,7 @@ def print_arrived(kernel: m.KernelInfo, as_json: bool, verb: str) -> None:
         if kernel.skipped:
             note(f"skipped what kernels have no use for: {', '.join(kernel.skipped)}")
         if kernel.missing:
-            note(f"not on every kind of VM: it lacks {', '.join(kernel.missing)}")
+            note(f"it lacks what some VMs need: {', '.join(kernel.missing)}")
 
 
 def print_kernel(kernel: m.KernelInfo, as_json: bool) -> None:
