@@ -159,7 +159,10 @@ def missing_tool(tool: str) -> BangerError:
 
 
 def _kill_group(child: subprocess.Popen[bytes]) -> None:
-    """Kill a command unless it has been waited for: its number may be another's by then."""
-    if child.poll() is None:
+    """Kill a command and what it started, unless it has been waited for: its number may be another's by then.
+
+    Not asked by poll(), which waits: of a command that has ended, something may live on and hold a pipe open.
+    """
+    if child.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)

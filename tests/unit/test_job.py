@@ -72,6 +72,31 @@ def test_cancel_kills_the_whole_process_group() -> None:
     assert [failure.code for failure in failures] == [Code.CANCELLED]
 
 
+def test_cancel_reaches_what_a_command_left_behind() -> None:
+    """The command has ended; what it started still holds its output."""
+    job = Job()
+    reader, writer = os.pipe()
+    failures: list[BangerError] = []
+
+    def work() -> None:
+        try:
+            job.run(["sh", "-c", f"sleep 1000 & echo $$ >/proc/{os.getpid()}/fd/{writer}"])
+        except BangerError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    with open(reader, "rb") as stream:
+        command = int(stream.readline())
+    os.close(writer)
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PID, command, os.WEXITED | os.WNOWAIT)
+    job.cancel()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert [failure.code for failure in failures] == [Code.CANCELLED]
+
+
 def test_cancelled_job_starts_nothing(tmp_path: Path) -> None:
     job = Job()
     job.cancel()
