@@ -61,8 +61,7 @@ class _Source:
 def merged(directory: Path) -> tuple[list[CatalogEntry], list[Origin]]:
     """The entries of the embedded and all further catalogs by name, and the catalogs that cannot be used."""
     found, broken = embedded_catalog().entries, []
-    for name in names(directory):
-        origin, own = _read(directory, name)
+    for origin, own in _read_all(directory):
         found += own
         if origin.problem:
             broken.append(origin)
@@ -72,7 +71,7 @@ def merged(directory: Path) -> tuple[list[CatalogEntry], list[Origin]]:
 def list_all(directory: Path) -> list[Origin]:
     """The embedded catalog and the further ones by name, also those that cannot be used."""
     embedded = Origin(EMBEDDED, "", "", len(embedded_catalog().entries))
-    return [embedded, *(_read(directory, name)[0] for name in names(directory))]
+    return [embedded, *(origin for origin, _ in _read_all(directory))]
 
 
 def names(directory: Path) -> list[str]:
@@ -99,7 +98,7 @@ def add(directory: Path, location: str, name: str, public_key: str, job: Job) ->
     with _locked(directory):
         _refuse_taken(directory, name)
         _write(directory, name, content, source)
-    return _read(directory, name)[0]
+        return _read(directory / name)[0]
 
 
 def remove(directory: Path, name: str) -> None:
@@ -133,7 +132,8 @@ def refresh(directory: Path, which: Sequence[str], job: Job) -> None:
 
 
 def _refresh(directory: Path, name: str, job: Job) -> None:
-    source = replace(_read_source(_find(directory, name), name), refreshed_at=_now())
+    with _locked(directory):
+        source = replace(_read_source(_find(directory, name), name), refreshed_at=_now())
     content = _fetch(name, source, job)
     with _locked(directory):
         entry = _find(directory, name)
@@ -212,14 +212,23 @@ def _refuse_rollback(name: str, source: _Source, old: bytes, new: bytes) -> None
         )
 
 
-def _read(directory: Path, name: str) -> tuple[Origin, list[CatalogEntry]]:
+def _read_all(directory: Path) -> Iterator[tuple[Origin, list[CatalogEntry]]]:
+    """The catalogs at hand by name, without those that are removed meanwhile."""
+    for name in names(directory):
+        found = entries.steadily(directory / name, _read)
+        if found is not None:
+            yield found
+
+
+def _read(directory: Path) -> tuple[Origin, list[CatalogEntry]]:
     """A catalog at hand and its entries: none when something is wrong with it, which the Origin tells."""
+    name = directory.name
     origin = Origin(name, "", "")
     try:
         _check_name(name)
-        source = _read_source(directory / name, name)
+        source = _read_source(directory, name)
         origin = Origin(name, download.public_url(source.location), source.public_key, refreshed_at=source.refreshed_at)
-        content = _read_file(directory / name / _CATALOG, _CATALOG_LIMIT)
+        content = _read_file(directory / _CATALOG, _CATALOG_LIMIT)
         catalog = parse_catalog(content, f"the catalog {name!r}", origin=name, location=source.location)
     except BangerError as error:
         return replace(origin, problem=error.message), []

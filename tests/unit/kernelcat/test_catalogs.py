@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -268,3 +269,29 @@ def test_nobody_else_can_read_where_catalogs_come_from(tmp_path: Path, directory
     """A URL may hold a password."""
     add(directory, write(tmp_path / "corp.json", "mine"))
     assert directory.stat().st_mode & 0o077 == 0
+
+
+def test_catalogs_that_come_and_go_are_whole_or_absent(tmp_path: Path, directory: Path) -> None:
+    file = write(tmp_path / "corp.json", "mine")
+    ended = threading.Event()
+
+    def change() -> None:
+        try:
+            for _ in range(60):
+                add(directory, file)
+                catalogs.remove(directory, "corp")
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    problems: list[str] = []
+    while not ended.is_set():
+        problems += [origin.problem for origin in catalogs.list_all(directory) if origin.problem]
+        try:
+            catalogs.refresh(directory, [], Job())
+        except BangerError as error:
+            if error.code is not Code.NOT_FOUND:
+                problems.append(error.message)
+    thread.join()
+    assert problems == []
