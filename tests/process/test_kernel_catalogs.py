@@ -333,6 +333,7 @@ def test_a_broken_catalog_is_listed(daemon: DaemonProcess, tmp_path: Path) -> No
         (["add", "absent.json"], "there is no file"),
         (["add", "http://127.0.0.1/", "--name", "a/b"], "not a valid catalog name"),
         (["add"], "missing argument"),
+        (["add", "http://127.0.0.1/", "--public-key", "absent.pub"], "'absent.pub' is neither a file nor a minisign"),
         (["rm"], "missing argument"),
         (["refersh"], "did you mean 'banger kernel catalog refresh'"),
     ],
@@ -343,3 +344,13 @@ def test_wrong_usage(arguments: list[str], complaint: str) -> None:
     )
     assert ended.returncode == 2
     assert complaint in ended.stderr
+
+
+def test_a_file_that_is_no_public_key_is_named_and_not_shown(tmp_path: Path) -> None:
+    secret = tmp_path / "minisign.key"
+    secret.write_text("untrusted comment: minisign encrypted secret key\nRWQAAEIyAAAA\n")
+    arguments = ["kernel", "catalog", "add", "http://127.0.0.1/", "--public-key", str(secret)]
+    ended = subprocess.run([sys.executable, "-m", "banger.cli", *arguments], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert f"{secret} is not a minisign public key" in ended.stderr
+    assert "RWQAAE" not in ended.stderr

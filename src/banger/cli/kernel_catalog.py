@@ -8,15 +8,17 @@ import click
 
 from banger.api import models as m
 from banger.api import operations as op
+from banger.api.errors import BangerError
 from banger.cli.connect import ensure_daemon
 from banger.cli.errors import UsageFault
 from banger.cli.lazy import Command, Entry, LazyGroup
 from banger.cli.many import for_each
-from banger.cli.options import NameType, json_option
+from banger.cli.options import FileName, NameType, json_option
 from banger.cli.progress import Display
 from banger.cli.render import age, plain, print_json, print_table
 
 _KEY_LIMIT = 4096  # characters
+_KEY_HINT = "give the .pub file that 'minisign -G' wrote, or the line in it that starts with RW"
 
 CATALOG = NameType("catalog")
 
@@ -38,7 +40,7 @@ CATALOG_GROUP = LazyGroup(
 )
 
 
-class Location(click.ParamType[str]):
+class Location(FileName):
     """A URL, or an existing file made absolute for the daemon."""
 
     name = "url|file"
@@ -49,15 +51,8 @@ class Location(click.ParamType[str]):
             return text
         path = Path(text).expanduser().absolute()
         if not path.is_file():
-            raise UsageFault(f"there is no file {path}", "give the URL or the file of a catalog")
+            raise UsageFault(f"there is no file {path}", "give the file of a catalog, or its URL with https://")
         return str(path)
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[click.shell_completion.CompletionItem]:
-        from click.shell_completion import CompletionItem
-
-        return [CompletionItem(incomplete, type="file")]
 
 
 @click.command(
@@ -72,6 +67,7 @@ class Location(click.ParamType[str]):
 @click.option(
     "--public-key",
     metavar="KEY|FILE",
+    type=FileName(),
     default="",
     help="minisign's key, or its .pub file: refuse what it did not sign.",
 )
@@ -145,7 +141,7 @@ def _print(catalogs: m.CatalogList, as_json: bool) -> None:
                 "yes" if catalog.public_key else "",
                 age(catalog.updated),
                 age(catalog.refreshed_at),
-                catalog.location,
+                catalog.location or "comes with banger",
                 catalog.problem,
             ]
             for catalog in catalogs.catalogs
@@ -159,12 +155,20 @@ def _kernels(catalog: m.CatalogInfo) -> str:
 
 
 def _key(text: str) -> str:
-    """A public key given as such or as the name of its file."""
+    """A public key given as such or as the name of its file; what a file holds is never shown, it may be secret."""
+    from banger.minisign import PublicKey
+
+    if not text:
+        return ""
     path = Path(text).expanduser()
+    key, problem = text, f"{text!r} is neither a file nor a minisign public key"
     try:
-        if not text or not path.is_file():
-            return text
-        with open(path, errors="replace") as stream:
-            return stream.read(_KEY_LIMIT)
+        if path.is_file():
+            with open(path, errors="replace") as stream:
+                key, problem = stream.read(_KEY_LIMIT), f"{path} is not a minisign public key"
     except OSError as error:
         raise UsageFault(f"--public-key: {path} cannot be read: {error.strerror}") from error
+    try:
+        return str(PublicKey.parse(key))
+    except BangerError as error:
+        raise UsageFault(f"--public-key: {problem}", _KEY_HINT) from error

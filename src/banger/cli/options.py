@@ -118,7 +118,20 @@ class NameType(click.ParamType[str]):
         return complete_names(self.name, incomplete)
 
 
-class LocalPath(click.ParamType[str]):
+class FileName(click.ParamType[str]):
+    """Something that may be the name of a file, and is completed as one."""
+
+    name = "file"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
+
+
+class LocalPath(FileName):
     """An existing file or directory of this host, made absolute for the daemon."""
 
     name = "path"
@@ -128,13 +141,6 @@ class LocalPath(click.ParamType[str]):
         if not path.exists():
             raise UsageFault(f"{_where(param)}: there is no {path}")
         return str(path)
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[click.shell_completion.CompletionItem]:
-        from click.shell_completion import CompletionItem
-
-        return [CompletionItem(incomplete, type="file")]
 
 
 class KernelSource(LocalPath):
@@ -146,10 +152,8 @@ class KernelSource(LocalPath):
         return "host" if value == "host" else super().convert(value, param, ctx)
 
 
-class NewFile(click.ParamType[str]):
+class NewFile(FileName):
     """A file to write, made absolute for the daemon; its directory exists."""
-
-    name = "file"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         path = Path(str(value)).expanduser().absolute()
