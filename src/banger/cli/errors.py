@@ -54,7 +54,9 @@ def report_usage(error: click.UsageError) -> None:
     message = re.sub(r"is not a valid (integer|float)( range)?$", r"is not a number", message)
     if not hint and error.ctx is not None:
         hint = f"see '{error.ctx.command_path} --help'"
-    report(message[:1].lower() + message[1:], hint)
+    if not message[1:2].isupper():  # the name of an argument stays as the help shows it
+        message = message[:1].lower() + message[1:]
+    report(message, hint)
 
 
 @contextlib.contextmanager

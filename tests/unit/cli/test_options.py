@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from banger.cli.errors import UsageFault
+from banger.cli.main import run
 from banger.cli.options import check_publish, parse_size, resolve_env
 from banger.cli.vm_copy import Place, parse_place
 
@@ -108,3 +109,8 @@ def test_ends_of_a_copy(text: str, place: Place) -> None:
 def test_what_is_no_end_of_a_copy(text: str) -> None:
     with pytest.raises(UsageFault):
         parse_place(text)
+
+
+def test_an_argument_is_called_as_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["kernel", "pull", ""]) == 2
+    assert capsys.readouterr().err.startswith("error: NAME|REF|URL is empty\n")
