@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from banger.job import Progress
 
 _PACE_AFTER = 0.5  # seconds
+_BAR = 30  # columns
+_BESIDE_TEXT = 14  # columns: the spinner, the spaces between the parts, and what is left of the bar at least
 
 
 class Display:
@@ -34,7 +36,8 @@ class Display:
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
         self._lines: dict[str, str] = {}
-        self._starts: dict[str, tuple[float, int]] = {}  # of the step that a line tells about: when, and what was done
+        self._stages: dict[str, tuple[str, int | None, str]] = {}
+        self._starts: dict[str, tuple[float, int]] = {}  # of the stage: when, and what was done by then
 
     def __enter__(self) -> Display:
         return self
@@ -48,7 +51,7 @@ class Display:
 
     def show(self, label: str, step: Progress) -> None:
         """Show the latest step of one operation."""
-        text = plain(f"{label}: {step.stage} {step.message}".rstrip())
+        text = plain(f"{label}: {step.stage} {_without_subject(label, step.message)}".rstrip())
         with self._lock:
             if self._terminal:
                 self._show_bar(label, text, step)
@@ -64,21 +67,25 @@ class Display:
                 self._bars = None
                 self._tasks = {}
                 self._lines = {}
+                self._stages = {}
 
     def _show_bar(self, label: str, text: str, step: Progress) -> None:
         if self._bars is None:
             self._bars = _start_bars()
         now = time.monotonic()
-        if self._lines.get(label) != text:
+        stage = step.stage, step.total, step.unit  # not the message: that may be the file of the moment
+        begins = self._stages.get(label) != stage
+        self._stages[label] = stage
+        if begins:
             self._starts[label] = now, step.done or 0
         amount = _amount(step) + _pace(step, now, *self._starts[label])
+        text = _shortened(text, self._bars.console.width - len(amount) - _BESIDE_TEXT)
         task = self._tasks.get(label)
         if task is None:
             task = self._tasks[label] = self._bars.add_task(text, total=step.total, amount=amount)
-        elif self._lines[label] != text:
-            self._bars.reset(task, total=step.total, description=text, amount=amount)
-        self._lines[label] = text
-        self._bars.update(task, completed=step.done or 0, total=step.total, amount=amount)
+        elif begins:
+            self._bars.reset(task, total=step.total, amount=amount)
+        self._bars.update(task, completed=step.done or 0, total=step.total, description=text, amount=amount)
 
 
 def _start_bars() -> Bars:
@@ -89,7 +96,7 @@ def _start_bars() -> Bars:
     bars = Bars(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=30),
+        BarColumn(bar_width=_BAR),
         TextColumn("{task.fields[amount]}", markup=False),
         console=Console(stderr=True),
         transient=True,
@@ -98,6 +105,16 @@ def _start_bars() -> Bars:
     )
     bars.start()
     return bars
+
+
+def _without_subject(label: str, message: str) -> str:
+    """The message without the name at its end that the label has already: `pulling edge: download edge`."""
+    subject = " " + label.rpartition(" ")[2]
+    return f" {message}".removesuffix(subject).strip()
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
 
 
 def _pace(step: Progress, now: float, started: float, begun_at: int) -> str:
