@@ -303,6 +303,9 @@ def test_entries_filled_by_hand_are_listed(daemon: DaemonProcess, server: Bundle
     assert [*listed] == ["by-hand", "empty", "good", "unfinished"]
     assert (listed["by-hand"].problem, listed["by-hand"].distro, listed["good"].problem) == ("", "mine", "")
     assert "manifest.json" in listed["empty"].problem
+    rows = {line.split()[0]: line for line in banger(daemon, "kernel", "list").splitlines()}
+    assert "broken: manifest.json cannot be read" in rows["empty"]
+    assert rows["good"].split()[1:4] == [builders.VERSION, "amd64", "unknown"]
     fix = f"banger kernel import unfinished --from {unfinished} --force"
     assert fix in listed["unfinished"].problem
     banger(daemon, *fix.split()[1:])

@@ -73,7 +73,7 @@ def list_images(available: bool, as_json: bool) -> None:
                 human_size(image.size_bytes),
                 age(image.imported_at),
                 image.kernel_ref,
-                image.problem,
+                image.problem and f"broken: {image.problem}",
             ]
             for image in local.images
         ],

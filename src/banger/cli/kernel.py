@@ -86,7 +86,7 @@ def list_kernels(available: bool, as_json: bool) -> None:
                 kernel.distro,
                 human_size(kernel.size_bytes),
                 age(kernel.imported_at),
-                kernel.problem,
+                kernel.problem and f"broken: {kernel.problem}",
             ]
             for kernel in local.kernels
         ],
