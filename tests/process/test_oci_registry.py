@@ -312,6 +312,8 @@ def test_credential_helper(
     error = failure(lambda: pull(private.address, "kernel:1"))
     assert error.code is Code.CORRUPT
     assert "docker-credential-test is not valid JSON" in error.message
+    program.write_text("#!/bin/sh\nexec cat /dev/zero\n")
+    assert "more than 64 KiB" in failure(lambda: pull(private.address, "kernel:1")).message
     program.unlink()
     error = failure(lambda: pull(private.address, "kernel:1"))
     assert error.code is Code.MISSING_TOOL

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ from banger.job import Job
 from banger.oci.reference import DOCKER_HUB
 
 _FILE_LIMIT = 1 << 20  # bytes
+_ANSWER_LIMIT = 64 << 10  # bytes
 _NOT_FOUND = b"credentials not found in native keychain"  # what helpers say where there is none
 _HUB_KEY = "https://index.docker.io/v1/"  # docker's name for its hub in these files
 
@@ -92,8 +94,15 @@ def _from_file(config: Fields, registry: str, repository: str, job: Job) -> Cred
 
 def _from_helper(program: str, server: str, where: str, job: Job) -> Credentials | None:
     try:
-        with job.popen([program, "get"], stdin=subprocess.PIPE) as child:
-            output, _ = child.communicate(server.encode())
+        with job.popen([program, "get"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            with contextlib.suppress(BrokenPipeError), child.stdin as stdin:
+                stdin.write(server.encode())
+            output = child.stdout.read(_ANSWER_LIMIT + 1)
+            if len(output) > _ANSWER_LIMIT:
+                raise BangerError(Code.CORRUPT, f"{program} answers with more than {_ANSWER_LIMIT >> 10} KiB")
+            child.wait()
     except BangerError as error:
         if error.code is Code.MISSING_TOOL:
             error.hint = f"{where} names it for logins: install it, or take its name out there"
