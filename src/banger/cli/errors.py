@@ -79,8 +79,10 @@ def report_bug(kind: type[BaseException], error: BaseException, trace: Traceback
     """An excepthook: one line for what nobody expected, with the traceback only when debugging."""
     if os.environ.get("BANGER_LOG_LEVEL", "").lower() == "debug":
         sys.__excepthook__(kind, error, trace)
-    refused = isinstance(error, OSError) and error.strerror  # a full disk under our output, say
-    report(
-        f"the system refused: {error}" if refused else f"banger has a bug: {kind.__name__}: {error}",
-        "set BANGER_LOG_LEVEL=debug to see where it happened",
-    )
+    hint = "set BANGER_LOG_LEVEL=debug to see where it happened"
+    if not isinstance(error, OSError) or not error.strerror:
+        report(f"banger has a bug: {kind.__name__}: {error}", hint)
+    elif isinstance(error.filename, str):  # a path of the user's, mostly
+        report(f"the system refuses {error.filename!r}: {error.strerror}")
+    else:  # a full disk under our output, say
+        report(f"the system refused: {error}", hint)

@@ -1,12 +1,13 @@
 """Sizes, ports and environment entries, before any daemon is asked."""
 
 import contextlib
+import errno
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from banger.cli.errors import UsageFault
+from banger.cli.errors import UsageFault, report_bug
 from banger.cli.main import run
 from banger.cli.options import check_publish, parse_size, resolve_env
 from banger.cli.vm_copy import Place, parse_place
@@ -109,6 +110,12 @@ def test_ends_of_a_copy(text: str, place: Place) -> None:
 def test_what_is_no_end_of_a_copy(text: str) -> None:
     with pytest.raises(UsageFault):
         parse_place(text)
+
+
+def test_a_path_that_must_not_be_read_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    error = PermissionError(errno.EACCES, "Permission denied", "/root/edge.deb")
+    report_bug(type(error), error, None)
+    assert capsys.readouterr().err == "error: the system refuses '/root/edge.deb': Permission denied\n"
 
 
 def test_an_argument_is_called_as_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
