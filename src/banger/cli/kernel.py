@@ -112,8 +112,8 @@ def show(name: str, as_json: bool) -> None:
     """,
 )
 @click.argument("name", metavar="NAME|REF|URL", type=PULLABLE)
-@click.option("--sha256", default="", help="SHA-256 that the bundle must have; required for a URL.")
-@click.option("--as", "save_as", type=KERNEL, help="Local name, instead of the one it has there.")
+@click.option("--sha256", metavar="DIGEST", default="", help="SHA-256 that the bundle must have; required for a URL.")
+@click.option("--as", "save_as", metavar="NAME", type=KERNEL, help="Local name, instead of the one it has there.")
 @click.option("--arch", type=click.Choice(ARCHITECTURES), help="Architecture, instead of this host's.")
 @click.option("--force", is_flag=True, help="Replace a local kernel of that name, once the new one is complete.")
 @json_option
@@ -153,9 +153,13 @@ def _shown(name: str) -> str:
     required=True,
     help="A package, archive, directory or kernel file; can be given several times. `host` is the running kernel.",
 )
-@click.option("--distro", default="", help="Distribution that it comes from, where the files do not tell.")
+@click.option(
+    "--distro", metavar="NAME", default="", help="Distribution that it comes from, where the files do not tell."
+)
 @click.option("--arch", type=click.Choice(ARCHITECTURES), help="Architecture that it must have.")
-@click.option("--kernel-version", default="", help="Version that it must have; chooses among several.")
+@click.option(
+    "--kernel-version", metavar="VERSION", default="", help="Version that it must have; chooses among several."
+)
 @click.option("--force", is_flag=True, help="Replace a local kernel of that name.")
 @json_option
 def import_kernel(
@@ -215,7 +219,9 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
 )
 @click.argument("name", type=KERNEL)
 @click.option("-o", "--output", required=True, type=NEW_FILE, help="The bundle to write.")
-@click.option("--url", default="", help="Where it will be published, instead of its file name, for the entry.")
+@click.option(
+    "--url", metavar="URL", default="", help="Where it will be published, instead of its file name, for the entry."
+)
 @click.option("--force", is_flag=True, help="Replace the file.")
 @click.option("--json", "as_json", is_flag=True, hidden=True)  # the output is JSON in any case
 def export(name: str, output: str, url: str, force: bool, as_json: bool) -> None:
@@ -237,6 +243,11 @@ def print_arrived(kernel: m.KernelInfo, as_json: bool, verb: str) -> None:
             note(f"skipped what kernels have no use for: {', '.join(kernel.skipped)}")
         if kernel.missing:
             note(f"it lacks what some VMs need: {', '.join(kernel.missing)}")
+        if kernel.unknown and not kernel.modules:
+            note(
+                "it came without modules, and nothing tells what it has built in:"
+                f" VMs boot only if that includes what 'banger kernel show {kernel.name}' lists as unknown"
+            )
 
 
 def print_kernel(kernel: m.KernelInfo, as_json: bool) -> None:
