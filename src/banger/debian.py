@@ -280,8 +280,11 @@ def _download_failed(argv: Sequence[str | Path], status: int, output: bytes) -> 
 
 
 def _environment() -> dict[str, str]:
-    """The caller's, which may name proxies, with messages that can be parsed."""
-    return {**os.environ, "LC_ALL": "C"}
+    """The caller's, with messages that can be parsed, and with its proxies in the one spelling that apt reads."""
+    proxies = {
+        name.lower(): os.environ[name] for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY") if name in os.environ
+    }
+    return {**proxies, **os.environ, "LC_ALL": "C"}
 
 
 def _downloaded(directory: Path, package: str) -> Path:

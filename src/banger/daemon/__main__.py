@@ -50,8 +50,11 @@ def main() -> int:
     if isinstance(failure, BangerError):
         logging.getLogger(__name__).error("%s", failure)
         tell(json.dumps(encode_error(failure)))
-        return 1
-    return 0
+    try:
+        sys.stderr.flush()
+    except OSError:  # a full disk: what is left of the log would be tried again at the end, which then fails
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    return 1 if isinstance(failure, BangerError) else 0
 
 
 if __name__ == "__main__":

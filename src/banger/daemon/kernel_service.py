@@ -76,7 +76,8 @@ class KernelService:
         def work(job: Job) -> None:
             with self._publication:
                 images = images_with_kernel(self._layout.images, request.name)
-                if (vms or images) and not request.force:
+                exists = (self._layout.kernels / request.name).exists()  # they may name one that is gone
+                if exists and (vms or images) and not request.force:
                     raise _in_use(request.name, vms, images)
                 kernels.delete_local(self._layout.kernels, request.name)
 
@@ -343,7 +344,11 @@ def _origin_info(origin: catalogs.Origin) -> m.CatalogInfo:
 
 
 def _in_use(name: str, vms: list[str], images: list[str]) -> BangerError:
-    users = [f"the {what} {_listed(names)}" for what, names in (("VMs", vms), ("images", images)) if names]
+    users = [
+        f"the {what}{'s' if len(names) > 1 else ''} {_listed(names)}"
+        for what, names in (("VM", vms), ("image", images))
+        if names
+    ]
     return BangerError(
         Code.IN_USE,
         f"the kernel {name!r} is used by {' and '.join(users)}",

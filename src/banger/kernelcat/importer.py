@@ -193,7 +193,11 @@ def _complete(
 def _agree(what: str, actual: str, *claims: str) -> None:
     for claim in claims:
         if claim and claim != actual:
-            raise BangerError(Code.INVALID, f"the {what} of this kernel is {actual!r}, not {claim!r}")
+            raise BangerError(
+                Code.INVALID,
+                f"the {what} of this kernel is {actual!r}, not {claim!r}",
+                hint="what is said of it (by an option, metadata.json or a catalog) must agree with the kernel itself",
+            )
 
 
 def _missing(kernel: Kernel, plan: BootPlan) -> tuple[str, ...]:

@@ -167,15 +167,17 @@ def read_at(directory: Path, name: str) -> KernelManifest:
 
 
 def _load(entry: Path, name: str = "") -> KernelManifest:
-    fix = f"finish it with 'banger kernel import {entry.name} --from {entry} --force'"
-    if (entry / VMLINUX).exists() and not (entry / MANIFEST).exists():
-        raise BangerError(Code.CORRUPT, f"it has no {MANIFEST}; {fix}")
+    finish = f"banger kernel import {entry.name} --from {entry} --force"
+    fix, hint = f"finish it with '{finish}'", f"run '{finish}'"
+    by_hand = any((entry / kernel).exists() for kernel in (VMLINUX, VMLINUZ, "bzImage", "Image", "kernel", "boot"))
+    if by_hand and not (entry / MANIFEST).exists():
+        raise BangerError(Code.CORRUPT, f"it has no {MANIFEST}; {fix}", hint)
     manifest = entries.load(entry, "kernel", parse_manifest, name)
     needed = {VMLINUX, *manifest.files}
     if manifest.modules:
         needed.add(MODULES)
     elif (entry / "modules").is_dir():
-        raise BangerError(Code.CORRUPT, f"its modules are not packed yet; {fix}")
+        raise BangerError(Code.CORRUPT, f"its modules are not packed yet; {fix}", hint)
     if manifest.boot_modules:
         needed.add(BOOT_MODULES)
     present = {file.name for file in os.scandir(entry) if file.is_file()}
