@@ -272,7 +272,8 @@ class KernelService:
     async def catalog_refresh(self, request: m.CatalogRefresh, report: Report) -> m.CatalogList:
         def work(job: Job) -> m.CatalogList:
             catalogs.refresh(self._layout.kernel_catalogs, request.names, job)
-            return self._origins()
+            listed = self._origins().catalogs
+            return m.CatalogList([catalog for catalog in listed if not request.names or catalog.name in request.names])
 
         return await self._workers.run(work, report)
 
