@@ -308,7 +308,7 @@ def test_catalogs_on_the_command_line(publisher: Publisher, daemon: DaemonProces
     publisher.publish("evil", updated=NOON)
     assert "differs from the copy at hand" in banger(daemon, "catalog", "refresh", status=1)
     publisher.publish("mine", updated=LATER)
-    assert json.loads(banger(daemon, "catalog", "refresh", "corp", "--json"))["catalogs"][1]["entries"] == 1
+    assert json.loads(banger(daemon, "catalog", "refresh", "corp", "--json"))["catalogs"][0]["entries"] == 1
 
     assert "there is a catalog 'corp' already" in banger(
         daemon, "catalog", "add", publisher.location, "--name", "corp", status=1
