@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import email.utils
 import hashlib
-import logging
 import os
-import queue
 import re
-import socket
-import ssl
 import stat
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from banger import __version__
 from banger.api.errors import BangerError, Code
+from banger.exchange import POLL, USUAL, Answer, Failed, Timeouts, exchange
 from banger.job import Job
 
-# httpx is imported where it is used: the daemon imports this module at its start
-if TYPE_CHECKING:
-    import httpx
-
-_READ = 1 << 18  # bytes asked of the socket at once; what is left of the head may come on top
-_PIECE = 1 << 19  # bytes after which a piece is handed over: with one more read still below 1 MiB
-_AHEAD = 4  # pieces that a connection may be ahead of whoever takes the pieces
-_GATHER = 0.02  # seconds for which what has come may wait for more
-_POLL = 0.2  # seconds after which a cancellation is noticed at the latest
 _REPORT = 0.05  # seconds between progress reports at least
-_REDIRECTS = 5
 _PROGRESS = 1 << 16  # bytes that make an interrupted attempt worth counting as a success
 _SHOWN = 4  # failures of mirrors that fit one line
 _SHOWN_URL = 200  # characters
 
-_NETWORK_HINT = "check the network; a proxy is taken from HTTP_PROXY and HTTPS_PROXY in the daemon's environment"
-_TRUST_HINT = "if the server is yours, name the certificate of its authority in SSL_CERT_FILE for the daemon"
 _ANSWERS = {  # status: what it means, and what helps
     401: ("it wants a user name and a password", "give them in the URL: https://USER:PASSWORD@HOST/..."),
     403: ("access is forbidden", "check that the URL is complete and has not expired"),
@@ -48,30 +28,6 @@ _ANSWERS = {  # status: what it means, and what helps
     407: ("the proxy wants a user name and a password", "give them in HTTPS_PROXY: http://USER:PASSWORD@HOST:PORT"),
     410: ("the file is gone for good", "look for a newer one"),
 }
-_CERTIFICATES = {  # codes of X509_STORE_CTX_get_error(3)
-    9: ("is not valid yet", "check the clock of this machine"),
-    10: ("has expired", "check the clock of this machine"),
-    62: ("is for another host name", "check the URL"),
-    64: ("is for another address", "check the URL"),
-}
-
-
-@dataclass(frozen=True)
-class Timeouts:
-    """How long a server is waited for, in seconds; `rate` is in bytes per second, `attempts` a count.
-
-    A URL is given up when less than `rate` has come over `window` seconds of waiting, or after `attempts` in a row
-    that brought nothing. The pause between them starts with `backoff` and doubles; a server may ask for a longer one,
-    up to `retry_after`.
-    """
-
-    connect: float = 10
-    read: float = 30
-    window: float = 60
-    rate: int = 1024
-    attempts: int = 4
-    backoff: float = 0.5
-    retry_after: float = 30
 
 
 def stream(
@@ -84,7 +40,7 @@ def stream(
     limit: int,
     sha256: str = "",
     authorization: Authorization = lambda refused: "",
-    timeouts: Timeouts = Timeouts(),
+    timeouts: Timeouts = USUAL,
 ) -> Generator[bytes, None, None]:
     """The body of the first of `urls` (mirrors, tried in order) that delivers it, in pieces of at most 1 MiB.
 
@@ -95,12 +51,12 @@ def stream(
     done with the pieces that cannot be undone.
     """
     body = _Body(job, label, stage, size, limit, sha256, authorization)
-    failures: list[tuple[str, _Failed]] = []
+    failures: list[tuple[str, Failed]] = []
     for url in urls:
         body.source = _shown(url)
         try:
             yield from _from_mirror(url, body, timeouts)
-        except _Failed as failure:
+        except Failed as failure:
             failures.append((url, failure))
         else:
             body.finish()
@@ -108,7 +64,7 @@ def stream(
     raise _all_failed(label, failures)
 
 
-def fetch_small(url: str, job: Job, *, label: str, limit: int, timeouts: Timeouts = Timeouts()) -> bytes:
+def fetch_small(url: str, job: Job, *, label: str, limit: int, timeouts: Timeouts = USUAL) -> bytes:
     """A body of at most `limit` bytes that fits memory, such as a catalog or a signature; raises as `stream` does."""
     return b"".join(stream([url], job, label=label, limit=limit, timeouts=timeouts))
 
@@ -122,7 +78,7 @@ def ask(
     accept: str = "",
     authorization: str = "",
     form: bytes = b"",
-    timeouts: Timeouts = Timeouts(),
+    timeouts: Timeouts = USUAL,
 ) -> tuple[Answer, bytes]:
     """One request of an API: the answer whatever its status, and its body of at most `limit` bytes.
 
@@ -139,7 +95,7 @@ def ask(
         body.source = _shown(url)
         pieces: list[bytes] = []
         try:
-            with _exchange(url, headers, timeouts, job, form) as received:
+            with exchange(url, headers, timeouts, job, form) as received:
                 answer = next(received)
                 assert isinstance(answer, Answer)
                 refusal = _refused(answer, timeouts)
@@ -150,7 +106,7 @@ def ask(
                     body.take(piece)
                     pieces.append(piece)
             return answer, b"".join(pieces)
-        except _Failed as failure:
+        except Failed as failure:
             if not failure.broken or attempt == timeouts.attempts or failure.pause > timeouts.retry_after:
                 raise _all_failed(label, [(url, failure)]) from failure
             pause = max(failure.pause, timeouts.backoff * 2 ** (attempt - 1))
@@ -195,24 +151,6 @@ def public_url(url: str) -> str:
 
 def _shown(url: str) -> str:
     return repr(public_url(url)[:_SHOWN_URL])
-
-
-class _Failed(Exception):
-    """Why a URL does not deliver; `broken` is worth another attempt, `unreachable` only if it was reached before."""
-
-    def __init__(
-        self,
-        reason: str,
-        *,
-        hint: str = "check the URL",
-        code: Code = Code.DOWNLOAD,
-        broken: bool = False,
-        unreachable: bool = False,
-        pause: float = 0,
-    ) -> None:
-        super().__init__(reason)
-        self.reason, self.hint, self.code = reason, hint, code
-        self.broken, self.unreachable, self.pause = broken, unreachable, pause
 
 
 class _Body:
@@ -271,56 +209,12 @@ class _Body:
         self.job.progress(self.stage, self.label, self.done, self.done)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The head of a response; header names are in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-
-    @property
-    def length(self) -> int | None:
-        value = "" if "transfer-encoding" in self.headers else self.headers.get("content-length", "")
-        return int(value) if re.fullmatch("[0-9]{1,20}", value) else None
-
-    @property
-    def range(self) -> tuple[int, int | None] | None:
-        """First byte and size of the whole, None where unknown (RFC 9110, section 14.4)."""
-        match = re.fullmatch(
-            r"bytes ([0-9]{1,20})-[0-9]{1,20}/([0-9]{1,20}|\*)", self.headers.get("content-range", ""), re.IGNORECASE
-        )
-        return (int(match[1]), None if match[2] == "*" else int(match[2])) if match else None
-
-    @property
-    def validator(self) -> str:
-        """What If-Range may carry: a strong ETag, else a strong date (RFC 9110, sections 8.8 and 13.1.5)."""
-        etag, modified = self.headers.get("etag", ""), self.headers.get("last-modified", "")
-        if etag.startswith('"'):
-            return etag if etag.isascii() else ""
-        try:
-            age = email.utils.parsedate_to_datetime(self.headers.get("date", ""))
-            age_seconds = (age - email.utils.parsedate_to_datetime(modified)).total_seconds()
-        except (TypeError, ValueError):
-            return ""
-        return modified if age_seconds >= 1 and modified.isascii() else ""
-
-    def retry_after(self) -> float:
-        """Seconds that the server asks to wait (RFC 9110, section 10.2.3), 0 when it does not say."""
-        value = self.headers.get("retry-after", "").strip()
-        if re.fullmatch("[0-9]{1,9}", value):
-            return int(value)
-        try:
-            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-        except (TypeError, ValueError, OverflowError):
-            return 0
-
-
 # gives the header of that name, '' for none; asked again, once, with the answer when that is 401
 Authorization = Callable[[Answer | None], str]
 
 
 def _from_mirror(url: str, body: _Body, timeouts: Timeouts) -> Iterator[bytes]:
-    """The rest of the body from one URL, over as many connections as it takes; raises _Failed to leave it."""
+    """The rest of the body from one URL, over as many connections as it takes; raises Failed to leave it."""
     validator = ""  # of this URL's content, once it is part of the body
     reached = body.done
     attempts = 0
@@ -328,7 +222,7 @@ def _from_mirror(url: str, body: _Body, timeouts: Timeouts) -> Iterator[bytes]:
     while True:
         started = body.done
         try:
-            with _exchange(url, _headers(body, validator, authorization), timeouts, body.job) as received:
+            with exchange(url, _headers(body, validator, authorization), timeouts, body.job) as received:
                 answer = next(received)
                 assert isinstance(answer, Answer)
                 if answer.status == 401 and not renewed:
@@ -342,9 +236,9 @@ def _from_mirror(url: str, body: _Body, timeouts: Timeouts) -> Iterator[bytes]:
                     body.take(piece)
                     yield piece
             if body.total is not None and body.done < body.total:
-                raise _Failed(f"the connection ended after {body.done} of {body.total} bytes", broken=True)
+                raise Failed(f"the connection ended after {body.done} of {body.total} bytes", broken=True)
             return
-        except _Failed as failure:
+        except Failed as failure:
             if body.done and body.done == body.total:  # only the end of the exchange is missing
                 return
             attempts = 1 if body.done - started >= _PROGRESS else attempts + 1
@@ -372,11 +266,11 @@ def _common_headers(authorization: str) -> dict[str, str]:
 
 
 def _accept(answer: Answer, body: _Body, validator: str, timeouts: Timeouts) -> int:
-    """How many bytes of an answer the body has already; raises _Failed when the rest of it is of no use."""
+    """How many bytes of an answer the body has already; raises Failed when the rest of it is of no use."""
     if answer.status == 206 and answer.range:
         skip, (first, total) = 0, answer.range
         if first != body.done or not body.done:
-            raise _Failed("it sends another part of the file than the one asked for")
+            raise Failed("it sends another part of the file than the one asked for")
     elif answer.status == 200:
         skip, total = body.done, answer.length
         if body.done and not body.sha256 and validator and answer.validator != validator:
@@ -387,10 +281,10 @@ def _accept(answer: Answer, body: _Body, validator: str, timeouts: Timeouts) -> 
         raise _refused(answer, timeouts)
     encoding = answer.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
-        raise _Failed(f"it sends the file encoded as {encoding[:40]!r}, which nobody asked for")
+        raise Failed(f"it sends the file encoded as {encoding[:40]!r}, which nobody asked for")
     if total is not None:
         if reason := body.refusal(total):
-            raise _Failed(reason, code=Code.CORRUPT)
+            raise Failed(reason, code=Code.CORRUPT)
         if body.done and body.total is not None and total != body.total:
             raise _changed()
         body.total = total
@@ -399,16 +293,16 @@ def _accept(answer: Answer, body: _Body, validator: str, timeouts: Timeouts) -> 
     return skip
 
 
-def _refused(answer: Answer, timeouts: Timeouts) -> _Failed:
+def _refused(answer: Answer, timeouts: Timeouts) -> Failed:
     status = answer.status
     if status == 429 or status >= 500:
         pause = answer.retry_after()
         reason = f"the server answers {_phrase(status)}"
         if pause > timeouts.retry_after:
             reason += f" and wants to be asked again in {pause:.0f} s"
-        return _Failed(reason, hint="try again later", broken=True, pause=pause)
+        return Failed(reason, hint="try again later", broken=True, pause=pause)
     meaning, hint = _ANSWERS.get(status, ("", "check the URL"))
-    return _Failed(f"{meaning} ({_phrase(status)})" if meaning else f"the server answers {_phrase(status)}", hint=hint)
+    return Failed(f"{meaning} ({_phrase(status)})" if meaning else f"the server answers {_phrase(status)}", hint=hint)
 
 
 def _phrase(status: int) -> str:
@@ -416,12 +310,12 @@ def _phrase(status: int) -> str:
     return f"{status} {HTTPStatus(status).phrase}" if status in HTTPStatus._value2member_map_ else str(status)
 
 
-def _changed() -> _Failed:
-    return _Failed("its content is no longer what the download began with", hint="try again")
+def _changed() -> Failed:
+    return Failed("its content is no longer what the download began with", hint="try again")
 
 
 def _skip(received: Iterator[Answer | bytes], skip: int, body: _Body) -> Iterator[bytes]:
-    """The pieces after the first `skip` bytes, which must be the same as the body has; raises _Failed if not."""
+    """The pieces after the first `skip` bytes, which must be the same as the body has; raises Failed if not."""
     again = hashlib.sha256()
     for piece in received:
         assert isinstance(piece, bytes)
@@ -438,240 +332,14 @@ def _skip(received: Iterator[Answer | bytes], skip: int, body: _Body) -> Iterato
         raise _changed()
 
 
-@contextlib.contextmanager
-def _exchange(
-    url: str, headers: Mapping[str, str], timeouts: Timeouts, job: Job, form: bytes = b""
-) -> Iterator[Generator[Answer | bytes, None, None]]:
-    """One request, carried out by a thread of its own: it can be left while that waits, also for a name or a handshake.
-
-    Yields the head of the answer, then the pieces of its body. What was under way when the block is left is shut down;
-    a thread that cannot be reached, for it has no connection yet, ends with the timeout for that.
-    """
-    arrived: queue.Queue[Answer | bytes | Exception | None] = queue.Queue(_AHEAD)
-    left = threading.Event()
-    connections: list[socket.socket] = []
-
-    def connected(connection: socket.socket) -> None:
-        connections.append(connection)
-        if left.is_set():
-            _shut(connection)
-
-    def run() -> None:
-        try:
-            with contextlib.closing(_request(url, headers, timeouts, connected, form)) as items:
-                for item in _gathered(items):
-                    arrived.put(item)
-                    if left.is_set():
-                        return
-        except Exception as error:  # noqa: BLE001 (raised again where the answer is read)
-            arrived.put(error)
-        else:
-            arrived.put(None)
-
-    def read() -> Generator[Answer | bytes, None, None]:
-        waited, count = 0.0, 0
-        while True:
-            started = time.monotonic()
-            try:
-                item: Answer | bytes | Exception | None = arrived.get(timeout=_POLL)
-            except queue.Empty:
-                item = b""
-            waited += time.monotonic() - started
-            job.check()
-            if item is None:
-                return
-            if isinstance(item, Exception):
-                raise item
-            if isinstance(item, bytes):
-                count += len(item)
-            if waited >= timeouts.window:
-                if count < timeouts.rate * timeouts.window:
-                    raise _Failed(
-                        f"it is too slow: {count} bytes came within {timeouts.window:g} s",
-                        hint="try again later, or from another mirror",
-                    )
-                waited, count = 0.0, 0
-            if item:
-                yield item
-
-    thread = threading.Thread(target=run, name="download", daemon=True)
-    thread.start()
-    try:
-        yield read()
-    finally:
-        left.set()
-        if thread.is_alive():
-            for connection in tuple(connections):
-                _shut(connection)
-        with contextlib.suppress(queue.Empty):  # the thread may wait for room
-            while True:
-                arrived.get_nowait()
-        thread.join(_POLL)
-
-
-def _gathered(items: Iterator[Answer | bytes]) -> Iterator[Answer | bytes]:
-    """The same with pieces that come fast joined: TLS has records of 16 KiB, and to hand one over costs more."""
-    pieces: list[bytes] = []
-    size, flushed = 0, 0.0
-    try:
-        for item in items:
-            if not isinstance(item, bytes):
-                yield item
-                continue
-            pieces.append(item)
-            size += len(item)
-            if size >= _PIECE or time.monotonic() - flushed >= _GATHER:
-                yield b"".join(pieces)
-                pieces, size, flushed = [], 0, time.monotonic()
-    except _Failed:
-        yield b"".join(pieces)
-        raise
-    yield b"".join(pieces)
-
-
-def _shut(connection: socket.socket) -> None:
-    """Make another thread's read return; it then closes the connection.
-
-    Not both ways: a server that still sends would see a FIN, not the reset. Not SSLSocket.shutdown, which takes the
-    TLS state away from under the reader.
-    """
-    with contextlib.suppress(OSError):
-        socket.socket.shutdown(connection, socket.SHUT_RD)
-
-
-def _request(
-    url: str, headers: Mapping[str, str], timeouts: Timeouts, connected: Callable[[socket.socket], None], form: bytes
-) -> Generator[Answer | bytes, None, None]:
-    """The head, then the body of what a URL and its redirects lead to; blocks. Raises _Failed."""
-    import httpx
-
-    try:
-        target = httpx.URL(url)
-    except (httpx.InvalidURL, UnicodeError) as error:  # the latter: halves of surrogate pairs
-        raise _Failed("it is not a valid URL") from error
-    peer = ""
-
-    def watch(event: str, info: Mapping[str, object]) -> None:
-        nonlocal peer
-        if event.endswith("connect_tcp.started"):
-            peer = f"{info['host']}:{info['port']}"
-        elif event.endswith(("connect_tcp.complete", "start_tls.complete")):
-            connection = getattr(info["return_value"], "get_extra_info")("socket")  # noqa: B009
-            if isinstance(connection, socket.socket):
-                connected(connection)
-
-    for _ in range(_REDIRECTS + 1):
-        if target.scheme not in ("http", "https") or not target.raw_host:
-            raise _Failed("only http and https URLs can be downloaded")
-        user = (target.username, target.password) if target.userinfo else None
-        plain = target.copy_with(userinfo=b"", fragment=None)
-        try:
-            with (
-                _client(plain.scheme, timeouts) as client,
-                client.stream(
-                    "POST" if form else "GET",
-                    plain,
-                    content=form or None,
-                    headers=headers,
-                    auth=user,
-                    extensions={"trace": watch},
-                ) as response,
-            ):
-                if form or response.next_request is None:
-                    yield Answer(response.status_code, dict(response.headers))
-                    yield from response.iter_raw()
-                    return
-                source, target = target, _redirected(target, response.next_request.url)
-                if not _same_server(source, target):
-                    headers = {name: value for name, value in headers.items() if name != "Authorization"}
-        except httpx.HTTPError as error:
-            raise _explained(error, plain, peer, timeouts) from error
-        except httpx.InvalidURL as error:
-            raise _Failed("it redirects to an invalid URL") from error
-        except UnicodeError as error:  # of IDNA, in httpx or in the resolver
-            raise _Failed("it has, or redirects to, a host name that is not valid") from error
-    raise _Failed(f"it redirects more than {_REDIRECTS} times")
-
-
-def _client(scheme: str, timeouts: Timeouts) -> httpx.Client:
-    import httpcore
-    import httpx
-
-    # with the 64 KiB that it reads otherwise, half of the time goes into its parser
-    httpcore.HTTP11Connection.READ_NUM_BYTES = _READ
-    for library in ("httpx", "httpcore"):  # they would log whole URLs and headers, which may be secret
-        logging.getLogger(library).setLevel(logging.WARNING)
-    # reading the certificates of all authorities takes longer than a small download
-    trust = ssl.create_default_context() if scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        return httpx.Client(verify=trust, timeout=httpx.Timeout(timeouts.read, connect=timeouts.connect))
-    except (ImportError, ValueError, httpx.InvalidURL) as error:
-        reason = f"the proxy settings in the environment cannot be used: {str(error)[:120]!r}"
-        raise _Failed(reason, hint="set HTTP_PROXY and HTTPS_PROXY to http://HOST:PORT") from error
-
-
-def _redirected(source: httpx.URL, target: httpx.URL) -> httpx.URL:
-    """Where a redirect may lead: from https to https only, and with the password on the same server only."""
-    if target.scheme not in ("http", "https"):
-        raise _Failed(f"it redirects to a {target.scheme[:20]!r} URL")
-    if source.scheme == "https" and target.scheme != "https":
-        raise _Failed("it redirects from https to http")
-    return target.copy_with(userinfo=source.userinfo if _same_server(source, target) else b"")
-
-
-def _same_server(source: httpx.URL, target: httpx.URL) -> bool:
-    return (source.scheme, source.host, source.port) == (target.scheme, target.host, target.port)
-
-
-def _explained(error: httpx.HTTPError, url: httpx.URL, peer: str, timeouts: Timeouts) -> _Failed:
-    """What failed in an exchange with `url`, in plain words; `peer` is the HOST:PORT that was connected to last."""
-    import httpx
-
-    server = f"{url.raw_host.decode('ascii')}:{url.port or {'http': 80, 'https': 443}[url.scheme]}"
-    who = server if peer in ("", server) else f"the proxy {peer}"
-    causes = _causes(error)
-    if isinstance(error, httpx.ProxyError):
-        return _Failed(f"the proxy {peer} refuses the connection: {str(error)[:80]!r}", hint=_NETWORK_HINT)
-    if isinstance(error, httpx.ReadTimeout):
-        return _Failed(f"{who} sent nothing for {timeouts.read:g} s", hint="try again later", unreachable=True)
-    if isinstance(error, httpx.ConnectTimeout):
-        reason = f"{who} does not answer within {timeouts.connect:g} s"
-        return _Failed(reason, hint=_NETWORK_HINT, unreachable=True)
-    if isinstance(error, httpx.ConnectError):
-        for cause in causes:
-            if isinstance(cause, ssl.SSLCertVerificationError):
-                untrusted = (f"is not trusted: {cause.verify_message}", _TRUST_HINT)
-                flaw, hint = _CERTIFICATES.get(cause.verify_code, untrusted)
-                return _Failed(f"the certificate of {server} {flaw}", hint=hint)
-            if isinstance(cause, ssl.SSLError):
-                return _Failed(f"TLS with {who} fails: {cause.reason or cause}")
-            if isinstance(cause, socket.gaierror):
-                name = who.rpartition(":")[0]
-                return _Failed(f"the name of {name} cannot be resolved", hint=_NETWORK_HINT, unreachable=True)
-            if isinstance(cause, ConnectionRefusedError):
-                return _Failed(f"{who} refuses the connection", hint=_NETWORK_HINT, unreachable=True)
-            if isinstance(cause, OSError):
-                reason = f"no connection to {who}: {cause.strerror or cause}"
-                return _Failed(reason, hint=_NETWORK_HINT, unreachable=True)
-    broken = isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError | httpx.TimeoutException)
-    return _Failed(f"the exchange with {who} broke off: {str(error)[:120]!r}", hint="try again", broken=broken)
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    causes = []
-    while error := error.__cause__ or error.__context__:  # type: ignore[assignment]
-        causes.append(error)
-    return causes
-
-
 def _wait(seconds: float, job: Job) -> None:
     end = time.monotonic() + seconds
     while (rest := end - time.monotonic()) > 0:
         job.check()
-        time.sleep(min(rest, _POLL))
+        time.sleep(min(rest, POLL))
 
 
-def _all_failed(label: str, failures: Sequence[tuple[str, _Failed]]) -> BangerError:
+def _all_failed(label: str, failures: Sequence[tuple[str, Failed]]) -> BangerError:
     """The one line for a download that no URL delivers."""
     if not failures:
         return BangerError(Code.INVALID, f"nothing says where {label!r} can be downloaded")

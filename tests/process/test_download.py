@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from banger.api.errors import BangerError, Code
-from banger.download import Timeouts, fetch_small, local, public_url, stream
+from banger.download import fetch_small, local, public_url, stream
+from banger.exchange import Timeouts
 from banger.job import Job, Progress
 from tests.http_server import Authority, Reply, Server, proxying, serving
 

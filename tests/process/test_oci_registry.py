@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from banger.api.errors import BangerError, Code
-from banger.download import Timeouts
+from banger.exchange import Timeouts
 from banger.job import Job
 from banger.oci import registry as client
 from banger.oci.reference import Reference

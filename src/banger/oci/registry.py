@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from banger import download
 from banger.api.errors import BangerError, Code
-from banger.download import Timeouts
+from banger.exchange import Answer, Timeouts
 from banger.fields import Fields
 from banger.job import Job
 from banger.oci.credentials import Credentials, find_credentials
@@ -169,7 +169,7 @@ class Registry:
 
     def _ask(
         self, url: str, label: str, limit: int, *, accept: str = "", authorization: str = "", form: bytes = b""
-    ) -> tuple[download.Answer, bytes]:
+    ) -> tuple[Answer, bytes]:
         return download.ask(
             url,
             self._job,
@@ -181,7 +181,7 @@ class Registry:
             timeouts=self._timeouts,
         )
 
-    def _current_authorization(self, refused: download.Answer | None = None) -> str:
+    def _current_authorization(self, refused: Answer | None = None) -> str:
         if refused:
             self._authenticate(refused.headers.get("www-authenticate", ""))
         elif self._challenge and time.monotonic() >= self._expires:
