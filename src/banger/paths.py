@@ -98,6 +98,18 @@ def _home() -> Path:
         ) from error
 
 
+def absolute_path(text: str) -> Path:
+    """The path that a request names; raises INVALID for a relative one and for what cannot be a path."""
+    if not text.startswith("/"):
+        raise BangerError(Code.INVALID, f"{text!r} is not an absolute path", hint="the daemon has no working directory")
+    try:
+        if b"\0" in os.fsencode(text):
+            raise ValueError
+    except ValueError as error:
+        raise BangerError(Code.INVALID, f"{text!r} cannot be a path") from error
+    return Path(text)
+
+
 def ensure_runtime(runtime: Path) -> None:
     """Make the directory of the daemon's socket, 0700; refuse one that is not ours (it may lie in /tmp)."""
     try:

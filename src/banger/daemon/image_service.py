@@ -21,7 +21,7 @@ from banger.imagecat.manifest import ImageManifest
 from banger.job import Job, Progress
 from banger.kernelcat import manifest as kernels
 from banger.kernelcat.manifest import KernelManifest
-from banger.paths import Layout
+from banger.paths import Layout, absolute_path
 from banger.vmm.detect import host_arch
 
 
@@ -93,7 +93,7 @@ class ImageService:
             lambda job: import_image(
                 self._layout.images,
                 request.name,
-                _absolute(request.source),
+                absolute_path(request.source),
                 job,
                 kernel=kernel,
                 replace=request.force,
@@ -109,10 +109,10 @@ class ImageService:
             lambda job: register_image(
                 self._layout.images,
                 request.name,
-                _absolute(request.rootfs),
+                absolute_path(request.rootfs),
                 kernel,
                 job,
-                work_seed=_absolute(request.work_seed) if request.work_seed else None,
+                work_seed=absolute_path(request.work_seed) if request.work_seed else None,
                 replace=request.force,
                 publishing=lambda: self._publication,
             ),
@@ -195,12 +195,6 @@ def _in_use(name: str, users: list[str]) -> BangerError:
         f"the image {name!r} is used by {listed}",
         hint=f"remove the VMs first: banger vm rm {' '.join(users[:5])}",
     )
-
-
-def _absolute(path: str) -> Path:
-    if not path.startswith("/"):
-        raise BangerError(Code.INVALID, f"{path!r} is not an absolute path", hint="the daemon has no working directory")
-    return Path(path)
 
 
 def _image_info(manifest: ImageManifest) -> m.ImageInfo:

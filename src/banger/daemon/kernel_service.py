@@ -29,7 +29,7 @@ from banger.kernelcat.importer import Claims, import_kernel, refuse_taken
 from banger.kernelcat.manifest import KernelManifest
 from banger.kernelcat.sources import HOST
 from banger.oci.reference import Reference
-from banger.paths import Layout
+from banger.paths import Layout, absolute_path
 from banger.vmm.detect import host_arch
 
 _BUNDLE_SUFFIXES = (".tar.zst", ".tar.gz", ".tar.xz", ".tzst", ".tgz", ".tar")
@@ -225,7 +225,7 @@ class KernelService:
         return m.KernelChecks(sorted(checks, key=lambda check: check.name))
 
     async def export(self, request: m.KernelExport, report: Report) -> m.BundleEntry:
-        output = _absolute(request.output)
+        output = absolute_path(request.output)
 
         def work(job: Job) -> m.BundleEntry:
             _refuse_output(output, request.force)
@@ -386,15 +386,4 @@ def _listed(names: list[str]) -> str:
 
 
 def _source(path: str) -> Path:
-    return HOST if path == str(HOST) else _absolute(path)
-
-
-def _absolute(path: str) -> Path:
-    if not path.startswith("/"):
-        raise BangerError(Code.INVALID, f"{path!r} is not an absolute path", hint="the daemon has no working directory")
-    try:
-        if b"\0" in os.fsencode(path):
-            raise ValueError
-    except ValueError as error:
-        raise BangerError(Code.INVALID, f"{path!r} cannot be a path") from error
-    return Path(path)
+    return HOST if path == str(HOST) else absolute_path(path)

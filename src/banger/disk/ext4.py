@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from banger import system
@@ -25,7 +27,7 @@ def make_ext4(path: Path, size: int, label: str, job: Job) -> None:
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
         raise BangerError(Code.EXISTS, f"{path} already exists") from error
-    try:
+    with _whole_or_absent(path, size):
         try:
             os.truncate(fd, size)
         finally:
@@ -37,11 +39,6 @@ def make_ext4(path: Path, size: int, label: str, job: Job) -> None:
                 raise
             # e2fsprogs before 1.47: the guest's kernel will zero the inode tables in the background
             _mke2fs(path, size, label, "lazy_itable_init=1,lazy_journal_init=1", job)
-    except BaseException as error:
-        path.unlink(missing_ok=True)
-        if _is_full(error):
-            raise _no_space(path, size) from error
-        raise
 
 
 def clone_ext4(seed: Path, path: Path, size: int, job: Job) -> None:
@@ -52,12 +49,19 @@ def clone_ext4(seed: Path, path: Path, size: int, job: Job) -> None:
     _check_size(size)
     if path.exists():
         raise BangerError(Code.EXISTS, f"{path} already exists")
-    try:
+    with _whole_or_absent(path, size):
         system.copy_file_prefer_clone(seed, path)
         path.chmod(0o600)
         if path.stat().st_size < size:
             os.truncate(path, size)
             job.run(["resize2fs", "-f", path])  # to the size of the file
+
+
+@contextlib.contextmanager
+def _whole_or_absent(path: Path, size: int) -> Iterator[None]:
+    """Remove a disk that was not finished, whatever the reason, and say so when that is a full disk."""
+    try:
+        yield
     except BaseException as error:
         path.unlink(missing_ok=True)
         if _is_full(error):
