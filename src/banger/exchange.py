@@ -227,6 +227,7 @@ def _request(
     url: str, headers: Mapping[str, str], timeouts: Timeouts, connected: Callable[[socket.socket], None], form: bytes
 ) -> Generator[Answer | bytes, None, None]:
     """The head, then the body of what a URL and its redirects lead to; blocks. Raises Failed."""
+    import httpcore
     import httpx
 
     try:
@@ -240,7 +241,8 @@ def _request(
         if event.endswith("connect_tcp.started"):
             peer = f"{info['host']}:{info['port']}"
         elif event.endswith(("connect_tcp.complete", "start_tls.complete")):
-            connection = getattr(info["return_value"], "get_extra_info")("socket")  # noqa: B009
+            stream = info["return_value"]
+            connection = stream.get_extra_info("socket") if isinstance(stream, httpcore.NetworkStream) else None
             if isinstance(connection, socket.socket):
                 connected(connection)
 
@@ -342,7 +344,9 @@ def _explained(error: httpx.HTTPError, url: httpx.URL, peer: str, timeouts: Time
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    causes = []
-    while error := error.__cause__ or error.__context__:  # type: ignore[assignment]
-        causes.append(error)
+    causes: list[BaseException] = []
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
     return causes
