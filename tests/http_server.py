@@ -130,13 +130,20 @@ class Server:
                     with self._lock:
                         self._connections.discard(connection)
 
-    def answer(self, connection: socket.socket) -> None:
+    def received(self, connection: socket.socket) -> Request | None:
+        """The next request, which is kept; None when the client has left."""
         request = read_request(connection)
+        if request is not None:
+            with self._lock:
+                self.requests.append(request)
+                self.arrived.put(request)
+        return request
+
+    def answer(self, connection: socket.socket) -> None:
+        request = self.received(connection)
         if request is None:
             return
         with self._lock:
-            self.requests.append(request)
-            self.arrived.put(request)
             replies = self._replies.get(request.path.partition("?")[0], [Reply(status=404)])
             reply = replies.pop(0) if len(replies) > 1 else replies[0]
         self._send(connection, request, reply)
@@ -181,12 +188,9 @@ class Proxy(Server):
         super().__init__()
 
     def answer(self, connection: socket.socket) -> None:
-        request = read_request(connection)
+        request = self.received(connection)
         if request is None:
             return
-        with self._lock:
-            self.requests.append(request)
-            self.arrived.put(request)
         if self._refusal:
             connection.sendall(f"HTTP/1.1 {self._refusal}\r\nContent-Length: 0\r\n\r\n".encode())
             return

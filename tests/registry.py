@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from tests.http_server import Authority, Reply, Server, read_request
+from tests.http_server import Authority, Reply, Server
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -269,11 +269,9 @@ class TokenServer(Server):
         super().__init__()
 
     def answer(self, connection: socket.socket) -> None:
-        request = read_request(connection)
+        request = self.received(connection)
         if request is None:
             return
-        with self._lock:
-            self.requests.append(request)
         query = parse_qs(urlsplit(request.path).query)
         logged_in = request.user == f"{USER}:{PASSWORD}"
         if request.user and not logged_in:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import gzip
 import hashlib
 import http.server
@@ -32,7 +33,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 @contextlib.contextmanager
 def served(directory: Path) -> Iterator[str]:
     """The URL of a directory while the block runs."""
-    handler = lambda *arguments: _Handler(*arguments, directory=str(directory))  # noqa: E731
+    handler = functools.partial(_Handler, directory=str(directory))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()

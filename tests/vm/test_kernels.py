@@ -1,16 +1,14 @@
 """Kernels from every source boot to a command: Debian's packages, an image of a registry, a signed bundle."""
 
-import functools
-import http.server
 import json
 import subprocess
-import threading
 from pathlib import Path
 
 import pytest
 
 from banger import debian
 from banger.job import Job
+from tests.process.repositories import served
 from tests.registry import image, oci_layout, packed_layer, running_registry
 from tests.vm.host import KERNEL, Host
 
@@ -95,28 +93,3 @@ def test_a_signed_bundle(host: Host, tmp_path: Path) -> None:
         assert version == entry["kernel_version"]
         host.ok("vm", "rm", "--force", "keeper")
     host.ok("kernel", "catalog", "rm", "corp")
-
-
-@functools.cache
-def quiet_handler() -> type[http.server.SimpleHTTPRequestHandler]:
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    return Handler
-
-
-class served:
-    """The address of a directory on loopback, while the block runs."""
-
-    def __init__(self, directory: Path) -> None:
-        handler = functools.partial(quiet_handler(), directory=str(directory))
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-
-    def __enter__(self) -> str:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{self._server.server_port}"
-
-    def __exit__(self, *exception: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
