@@ -30,7 +30,7 @@ def main(distro: str) -> int:
     force = ["--force"] if arguments.force else []
     seed = ["--work-seed", arguments.work_seed.absolute()] if arguments.work_seed else []
     reference = arguments.kernel_ref
-    source = ["--from", arguments.kernel.absolute(), "--distro", distro]
+    source = ["--from", arguments.kernel.absolute()]
     files = ["--rootfs", arguments.rootfs.absolute(), *seed]
     return call([banger, "kernel", "import", reference, *source, *force]) or call(
         [banger, "image", "register", arguments.name, *files, "--kernel-ref", reference, *force]
