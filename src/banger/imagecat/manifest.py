@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from banger.kernelcat.manifest import KernelManifest
 ROOTFS_SQUASHFS = "rootfs.squashfs"
 ROOTFS_EXT4 = "rootfs.ext4"
 WORK_SEED = "work-seed.ext4"
+CONFIG = "config.json"  # the configuration of an OCI image, as its registry has it
 KERNEL = "kernel"  # the directory with the image's own copy of its kernel
 
 _INITS = ("agent", "image")
@@ -34,6 +34,17 @@ class ImageConfig:
     user: str = ""
     workdir: str = ""
     volumes: tuple[str, ...] = ()
+    exposed_ports: tuple[str, ...] = ()  # "8080/tcp"
+    stop_signal: str = ""  # "SIGTERM", "15"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that an image was made of: digests ("sha256:...") of its blob and of the tar in that; the blob's size."""
+
+    digest: str
+    diff_id: str
+    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,11 @@ class ImageManifest(Manifest):
     also its `rootfs_mtime_ns` and `work_seed`, the absolute path of its seed or "". `imported_at` is UTC, RFC 3339;
     `distro` and `pretty_name` come from os-release; `kernel_ref` names the kernel that its VMs boot unless told
     otherwise ("" for the default one); `init` is "agent" when banger's agent stays PID 1 and "image" when it starts the
-    image's own init.
+    image's own init. `home` is the directory that the home disks of its VMs are mounted on.
+
+    Of a pulled image `origin` is its catalog entry ("catalog/name", "" without one) and `revision` tells one release
+    from the next: the digest of the manifest or index that a reference stood for, or the SHA-256 of a bundle. `layers`
+    are those of an OCI image, the lowest first; its configuration lies beside the manifest in CONFIG.
     """
 
     arch: str
@@ -63,6 +78,10 @@ class ImageManifest(Manifest):
     work_seed: str = ""
     init: str = "agent"
     config: ImageConfig = field(default_factory=ImageConfig)
+    home: str = "/root"
+    origin: str = ""
+    revision: str = ""
+    layers: tuple[Layer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +95,7 @@ class ImagePaths:
 def parse_manifest(text: str | bytes, where: str = MANIFEST) -> ImageManifest:
     """Read a manifest strictly; raises `BangerError(CORRUPT)` naming the field that is wrong."""
     fields = Fields.parse(text, where)
-    config = Fields(json.loads(text).get("config", {}), f"'config' of {where}")
+    config = fields.object("config")
     rootfs = fields.text("rootfs")
     manifest = ImageManifest(
         name=fields.text("name"),
@@ -101,6 +120,15 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> ImageManifest:
             user=config.text("user", ""),
             workdir=config.text("workdir", ""),
             volumes=config.texts("volumes"),
+            exposed_ports=config.texts("exposed_ports"),
+            stop_signal=config.text("stop_signal", ""),
+        ),
+        home=fields.text("home", "/root"),
+        origin=fields.text("origin", ""),
+        revision=fields.text("revision", ""),
+        layers=tuple(
+            Layer(layer.text("digest"), layer.text("diff_id"), layer.number("size_bytes", 0))
+            for layer in (fields.objects("layers") if fields.has("layers") else [])
         ),
     )
     if manifest.init not in _INITS:
@@ -113,6 +141,8 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> ImageManifest:
         raise fields.wrong("filesystem", f"{SQUASHFS} or {EXT4}")
     if manifest.work_seed and (manifest.managed or not _is_absolute(manifest.work_seed)):
         raise fields.wrong("work_seed", "an absolute path, of an unmanaged image")
+    if not _is_absolute(manifest.home):
+        raise fields.wrong("home", "an absolute path")
     if manifest.kernel_ref:
         try:
             system.validate_name(manifest.kernel_ref, "kernel")
