@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import BinaryIO
 
 from banger.api.errors import BangerError, Code
 from banger.disk import tar
-from banger.job import Job, command_failed
+from banger.job import Job, command_failed, widen_pipe
 
 SIZE_LIMIT = 64 << 30  # bytes of tar stream
 _FREE_RESERVE = 256 << 20  # bytes to leave free on the target's filesystem
@@ -24,6 +23,7 @@ _BIN_DIRECTORIES = (b"bin/", b"sbin/", b"usr/bin/", b"usr/sbin/", b"usr/local/bi
 _ELF_MACHINES = {62: "amd64", 183: "arm64"}  # EM_X86_64, EM_AARCH64 in <elf.h>
 
 TarSource = Callable[[], AbstractContextManager[BinaryIO]]
+Files = Iterator[tuple[tar.Member, Iterator[bytes]]]  # with their data, to be taken before the next one
 
 
 @dataclass
@@ -104,7 +104,7 @@ def write_squashfs(open_tar: TarSource, target: Path, job: Job, label: str, limi
     unsafe archive, EXHAUSTED beyond `limit` bytes of tar or without disk space.
     """
     try:
-        return _pack(open_tar, target, job, label, limit, None)
+        return _pack_archive(open_tar, target, job, label, limit, None)
     except _Rewritten:
         with open_tar() as stream:
             reader = tar.TarReader(stream, label, limit)
@@ -113,25 +113,62 @@ def write_squashfs(open_tar: TarSource, target: Path, job: Job, label: str, limi
                 if number % 1000 == 0:
                     job.check()
                 tree.add(member, number)
-        return _pack(open_tar, target, job, label, limit, tree.plan())
+        return _pack_archive(open_tar, target, job, label, limit, tree.plan())
 
 
-def _pack(open_tar: TarSource, target: Path, job: Job, label: str, limit: int, plan: Plan | None) -> Contents:
+def _pack_archive(open_tar: TarSource, target: Path, job: Job, label: str, limit: int, plan: Plan | None) -> Contents:
+    with open_tar() as stream:
+        reader = tar.TarReader(stream, label, limit)
+        contents = pack(_checked(reader) if plan is None else _planned(reader, plan), target, job)
+        _drain(stream, limit)
+    return contents
+
+
+def _checked(reader: tar.TarReader) -> Files:
+    """All members; raises _Rewritten at the first that replaces another."""
+    tree = _Tree(reader)
+    for number, member in enumerate(reader):
+        if tree.add(member, number):
+            raise _Rewritten
+        yield member, reader.data()
+
+
+def _planned(reader: tar.TarReader, plan: Plan) -> Files:
+    for number, member in enumerate(reader):
+        if member.kind != tar.HARD_LINK and number in plan:
+            yield from with_paths(member, reader.data(), plan[number])
+
+
+def with_paths(member: tar.Member, data: Iterator[bytes], paths: Sequence[bytes]) -> Files:
+    """A member under the first of `paths`, then hard links to it at the others."""
+    member.path = paths[0]
+    yield member, data
+    for path in paths[1:]:
+        yield (
+            tar.Member(path, tar.HARD_LINK, member.mode, member.uid, member.gid, member.mtime, link=paths[0]),
+            iter(()),
+        )
+
+
+def pack(files: Files, target: Path, job: Job) -> Contents:
+    """Pack files into the new squashfs file `target`; no path may come twice, and links only after what they link to.
+
+    Raises EXHAUSTED without disk space, CORRUPT when tar2sqfs fails, and whatever `files` raises.
+    """
     # zstd's level 1 packs as fast as lz4 and costs a guest 12 % of its read speed for 24 % less space: measurements
     # in docs/image-catalog.md. tar2sqfs 1.2 also writes lz4 metadata that unsquashfs refuses.
     argv: list[str | Path] = ["tar2sqfs", "--quiet", "--force", "--no-skip"]
     argv += ["--compressor", "zstd", "--comp-extra", "level=1", target]
     with (
-        open_tar() as stream,
         tempfile.TemporaryFile() as errors,
         job.popen(argv, stdin=-1, stdout=errors, stderr=errors) as packer,
     ):
         assert packer.stdin is not None
+        widen_pipe(packer.stdin)
         try:
             with open(packer.stdin.fileno(), "wb", buffering=1 << 18, closefd=False) as sink:
-                contents = _feed(tar.TarReader(stream, label, limit), sink, target, job, plan)
+                contents = _feed(files, sink, target, job)
             packer.stdin.close()
-            _drain(stream, limit)
             status = packer.wait()
         except BrokenPipeError:
             status = packer.wait()
@@ -145,30 +182,20 @@ def _pack(open_tar: TarSource, target: Path, job: Job, label: str, limit: int, p
     return contents
 
 
-def _feed(reader: tar.TarReader, sink: BinaryIO, target: Path, job: Job, plan: Plan | None) -> Contents:
+def _feed(files: Files, sink: BinaryIO, target: Path, job: Job) -> Contents:
     contents = Contents()
-    tree = _Tree(reader)
     unchecked = _CHECK_EVERY  # bytes since the last look at the free space and for a cancellation
-    for number, member in enumerate(reader):
-        links: list[bytes] = []
-        if plan is None:
-            if tree.add(member, number):
-                raise _Rewritten
-        elif member.kind == tar.HARD_LINK or number not in plan:
-            continue
-        else:
-            member.path, *links = plan[number]
+    for member, data in files:
         contents.members += 1
         sink.write(tar.encode_header(member))
-        first = True
-        for chunk in reader.data():
-            if first:
-                _look_at(member, chunk, contents)
-                first = False
-            sink.write(chunk)
-        sink.write(bytes(-member.size % tar.BLOCK))
-        for link in links:
-            sink.write(tar.encode_header(dataclasses.replace(member, path=link, kind=tar.HARD_LINK, link=member.path)))
+        if member.size:
+            first = True
+            for chunk in data:
+                if first:
+                    _look_at(member, chunk, contents)
+                    first = False
+                sink.write(chunk)
+            sink.write(bytes(-member.size % tar.BLOCK))
         unchecked += member.size + tar.BLOCK
         if unchecked >= _CHECK_EVERY:
             unchecked = 0

@@ -6,7 +6,9 @@ old GNU sparse and pax sparse 0.0, 0.1, 1.0). Only headers are held in memory; f
 
 from __future__ import annotations
 
+import functools
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -29,6 +31,9 @@ _METADATA_MAX = 4 << 20  # one pax header, long name or sparse map; Linux allows
 _SPARSE_MAX = 1 << 40
 _MEMBERS_MAX = 8_000_000
 
+_OTHER_KINDS = (HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO)
+_SPECIAL = (b"", b".", b"..")  # what a name may end with that is no name
+
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
 # what a member takes from its pax headers; a global header may set no more, so that many of them take no memory
 _PAX_USED = (b"GNU.sparse.name", b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime")
@@ -45,6 +50,45 @@ class Readable(Protocol):
 
     def read(self, size: int, /) -> bytes:
         """`size` bytes; fewer at the end only."""
+
+
+class Pieces:
+    """A Readable of bytes that come in pieces, which can pass over what nobody wants without copying it."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._piece = b""
+        self._position = 0
+
+    def read(self, size: int, /) -> bytes:
+        end = self._position + size
+        if end <= len(self._piece):
+            data = self._piece[self._position : end]
+            self._position = end
+            return data
+        found = [self._piece[self._position :]]
+        missing = end - len(self._piece)
+        self._position = 0
+        for piece in self._pieces:
+            found.append(piece[:missing])
+            if missing <= len(piece):
+                self._piece, self._position = piece, missing
+                break
+            missing -= len(piece)
+        else:
+            self._piece = b""
+        return b"".join(found)
+
+    def skip(self, size: int) -> int:
+        """Pass over `size` bytes; returns how many there were."""
+        left = size
+        while left > len(self._piece) - self._position:
+            left -= len(self._piece) - self._position
+            self._piece, self._position = next(self._pieces, b""), 0
+            if not self._piece:
+                return size - left
+        self._position += left
+        return size
 
 
 @dataclass(slots=True)
@@ -75,16 +119,18 @@ class TarReader:
     """Iterates over the members of a tar stream; `data` gives the file data of the current one.
 
     `label` names the archive in errors. More than `limit` bytes of archive are refused (EXHAUSTED); whatever is not a
-    whole, well-formed archive with safe names is CORRUPT.
+    whole, well-formed archive with safe names is CORRUPT. Without `end_mark` an archive may end after any member.
     """
 
-    def __init__(self, stream: Readable, label: str, limit: int) -> None:
+    def __init__(self, stream: Readable, label: str, limit: int, *, end_mark: bool = True) -> None:
         self._stream = stream
+        self._end_mark = end_mark
         self._label = label
         self._limit = limit
         self._consumed = 0
         self._data = 0  # of the current member, still unread
         self._padding = 0
+        self._parent = self._parent_path = b""  # as the last name has it, and normalised
 
     def __iter__(self) -> Iterator[Member]:
         defaults: dict[bytes, bytes] = {}
@@ -92,10 +138,10 @@ class TarReader:
         long_name = long_link = b""
         members = 0
         while True:
-            for _ in self.data():
-                pass
-            header = self._read(BLOCK)
-            kind = self._check(header)
+            if self._data or self._padding:
+                self._skip_data()
+            header = self._read(BLOCK, may_end=not self._end_mark)
+            kind = self._check(header) if header else b""
             if not kind:
                 return
             if kind in (_PAX, _PAX_GLOBAL):
@@ -134,37 +180,51 @@ class TarReader:
             self._read(self._padding)
             self._padding = 0
 
+    def _skip_data(self) -> None:
+        if not isinstance(self._stream, Pieces):
+            for _ in self.data():
+                pass
+            return
+        size = self._data + self._padding
+        self._data = self._padding = 0
+        self._count(size)
+        if self._stream.skip(size) != size:
+            raise self._cut_off()
+
     def corrupt(self, what: str) -> BangerError:
         """The error for an archive that breaks a rule."""
         return BangerError(Code.CORRUPT, f"{self._label} {what}")
 
-    def _read(self, size: int) -> bytes:
+    def _read(self, size: int, may_end: bool = False) -> bytes:
+        self._count(size)
+        data = self._stream.read(size)
+        if len(data) != size and (data or not may_end):
+            raise self._cut_off()
+        return data
+
+    def _count(self, size: int) -> None:
         self._consumed += size
         if self._consumed > self._limit:
             raise BangerError(Code.EXHAUSTED, f"{self._label} unpacks to more than the limit of {self._limit:,} bytes")
-        data = self._stream.read(size)
-        if len(data) != size:
-            raise self.corrupt("is cut off: the archive ends in the middle")
-        return data
+
+    def _cut_off(self) -> BangerError:
+        return self.corrupt("is cut off: the archive ends in the middle")
 
     def _check(self, header: bytes) -> bytes:
         """The type flag of a header block with a right checksum; b"" for the block of zeros that ends an archive."""
-        if not header.strip(b"\0"):
+        if not header[0] and not header.strip(b"\0"):
             return b""
         # POSIX: the sum of all bytes, the checksum's own eight counted as spaces
-        total = sum(header) - sum(header[148:156]) + 8 * 0x20
+        total = _sum(header) - sum(header[148:156]) + 8 * 0x20
         if self._number(header[148:156]) != total:
             raise self.corrupt("is damaged or is not a tar archive: wrong header checksum")
         return REGULAR if header[156:157] == b"\0" else header[156:157]
 
     def _number(self, raw: bytes) -> int:
-        if raw[0] & 0x80:  # GNU base-256, two's complement after the marker bit
-            value = int.from_bytes(raw, "big") - (1 << (8 * len(raw) - 1))
-            return value if raw[0] != 0xFF else value - (1 << (8 * len(raw) - 1))
-        digits = raw.partition(b"\0")[0].strip(b" ")
-        if digits.strip(b"01234567"):
+        value = _parse_number(raw)
+        if value is None:
             raise self.corrupt(f"is damaged: {raw!r} in a header is not a number")
-        return int(digits or b"0", 8)
+        return value
 
     def _metadata(self, header: bytes) -> bytes:
         size = self._number(header[124:136])
@@ -195,65 +255,71 @@ class TarReader:
         long_name: bytes,
         long_link: bytes,
     ) -> Member:
-        pax = {**defaults, **dict(records)} if records else defaults
-        posix = header[257:265] == _POSIX_MAGIC
-        prefix = header[345:500].partition(b"\0")[0] if posix else b""
-        name = header[:100].partition(b"\0")[0]
-        if prefix:
-            name = prefix + b"/" + name
-        name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or long_name or name
+        name, mode, uid, gid, size, mtime, _, _, link, _, _, _, _, _, prefix = _HEADER.unpack(header)
+        name = name.partition(b"\0")[0]
+        if prefix[0] and header[257:265] == _POSIX_MAGIC:
+            name = prefix.partition(b"\0")[0] + b"/" + name
+        member = Member(
+            path=b"",
+            kind=kind,
+            mode=self._number(mode) & 0o7777,
+            uid=self._number(uid),
+            gid=self._number(gid),
+            mtime=self._number(mtime),
+            size=self._number(size),
+            link=link.partition(b"\0")[0],
+        )
+        if records or defaults or long_name or long_link:
+            pax = {**defaults, **dict(records)} if records else defaults
+            name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or long_name or name
+            member.link = pax.get(b"linkpath") or long_link or member.link
+            member.uid = self._decimal(pax, b"uid", member.uid)
+            member.gid = self._decimal(pax, b"gid", member.gid)
+            member.size = self._decimal(pax, b"size", member.size)
+            member.mtime = self._decimal(pax, b"mtime", member.mtime)
+            member.xattrs = _kept_xattrs(records)
         if header[156] == 0 and name.endswith(b"/"):  # how the V7 format marks a directory
-            kind = DIRECTORY
+            member.kind = DIRECTORY
         elif kind == _CONTIGUOUS:
-            kind = REGULAR
-        path = self._normalise(name)
-        gnu_sparse = b""
+            member.kind = REGULAR
+        member.path = path = self._normalise(name)
+        member.absolute = name.startswith(b"/")
+        if records:
+            member.sparse = self._pax_sparse(records, path)
         if kind == _GNU_SPARSE:
-            gnu_sparse = self._gnu_sparse(header, path)
-            kind = REGULAR
-        if kind not in (REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO):
-            raise self.corrupt(f"has a member {show(path)} of the unsupported type {kind!r}")
-        link = b""
-        absolute_link = False
+            member.gnu_sparse = self._gnu_sparse(header, path)
+            member.kind = REGULAR
+        self._check_member(member, header)
+        self._data = member.size
+        self._padding = -member.size % BLOCK
+        return member
+
+    def _check_member(self, member: Member, header: bytes) -> None:
+        """Complete a member by what is special to its kind; raises CORRUPT for impossible values."""
+        path, kind = member.path, member.kind
+        if kind == REGULAR:
+            if member.size < 0:
+                raise self.corrupt(f"has a member {show(path)} of negative size")
+        else:  # POSIX: no data follows the other types, whatever their size field says
+            member.size = 0
+            if kind not in _OTHER_KINDS:
+                raise self.corrupt(f"has a member {show(path)} of the unsupported type {kind!r}")
         if kind in (HARD_LINK, SYMLINK):
-            link = pax.get(b"linkpath") or long_link or header[157:257].partition(b"\0")[0]
+            link = member.link
             if not link or b"\0" in link or len(link) > _PATH_MAX:
                 raise self.corrupt(f"has a link {show(path)} with an unusable target")
             if kind == HARD_LINK:
-                absolute_link = link.startswith(b"/")
-                link = self._normalise(link)
-        size = 0
-        if kind == REGULAR:  # POSIX: no data follows the other types, whatever their size field says
-            size = self._decimal(pax, b"size", self._number(header[124:136]))
-            if size < 0:
-                raise self.corrupt(f"has a member {show(path)} of negative size")
-        self._data = size
-        self._padding = -size % BLOCK
-        device = (0, 0)
+                member.absolute_link = link.startswith(b"/")
+                member.link = self._normalise(link)
+        else:
+            member.link = b""
         if kind in (CHARACTER, BLOCK_DEVICE):
-            device = (self._number(header[329:337]), self._number(header[337:345]))
-            if not (0 <= device[0] < 1 << 12 and 0 <= device[1] < 1 << 20):  # <linux/kdev_t.h>
+            member.device = major, minor = (self._number(header[329:337]), self._number(header[337:345]))
+            if not (0 <= major < 1 << 12 and 0 <= minor < 1 << 20):  # <linux/kdev_t.h>
                 raise self.corrupt(f"has a device {show(path)} with impossible numbers")
-        uid = self._decimal(pax, b"uid", self._number(header[108:116]))
-        gid = self._decimal(pax, b"gid", self._number(header[116:124]))
-        if not (0 <= uid <= _ID_MAX and 0 <= gid <= _ID_MAX):
+        if not (0 <= member.uid <= _ID_MAX and 0 <= member.gid <= _ID_MAX):
             raise self.corrupt(f"has a member {show(path)} with an impossible owner")
-        return Member(
-            path=path,
-            kind=kind,
-            mode=self._number(header[100:108]) & 0o7777,
-            uid=uid,
-            gid=gid,
-            mtime=max(0, min(self._decimal(pax, b"mtime", self._number(header[136:148])), _TIME_MAX)),
-            size=size,
-            link=link,
-            device=device,
-            xattrs=_kept_xattrs(records),
-            sparse=self._pax_sparse(records, path),
-            gnu_sparse=gnu_sparse,
-            absolute=name.startswith(b"/"),
-            absolute_link=absolute_link,
-        )
+        member.mtime = max(0, min(member.mtime, _TIME_MAX))
 
     def _decimal(self, pax: dict[bytes, bytes], key: bytes, default: int) -> int:
         value = pax.get(key)
@@ -266,6 +332,16 @@ class TarReader:
 
     def _normalise(self, name: bytes) -> bytes:
         """A member's name as a path relative to the root of the archive, without '.' and empty components."""
+        parent, _, last = name.rpartition(b"/")
+        # most members lie in the same directory as the one before them
+        if (
+            parent == self._parent != b""
+            and last not in _SPECIAL
+            and b"\0" not in last
+            and len(last) <= _NAME_MAX
+            and len(name) <= _PATH_MAX
+        ):
+            return self._parent_path + last
         if not name or b"\0" in name:
             raise self.corrupt(f"has an unusable member name {show(name)}")
         parts = [part for part in name.split(b"/") if part not in (b"", b".")]
@@ -274,6 +350,8 @@ class TarReader:
             raise self.corrupt(f"has a member {show(name)} that points out of the archive with '..'")
         if len(path) > _PATH_MAX or any(len(part) > _NAME_MAX for part in parts):
             raise self.corrupt(f"has a member {show(name)} whose name is longer than Linux allows")
+        if last not in _SPECIAL and len(parts) > 1:
+            self._parent, self._parent_path = parent, path[: -len(last)]
         return path
 
     def _gnu_sparse(self, header: bytes, path: bytes) -> bytes:
@@ -376,7 +454,24 @@ def _block(
         b"%07o" % device[1],
         b"\0" * 41 + gnu_sparse,  # the old GNU sparse map begins at byte 386, inside the POSIX prefix
     )
-    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+    return block[:148] + b"%06o\0 " % _sum(block) + block[156:]
+
+
+def _sum(block: bytes) -> int:
+    """The sum of a block's bytes: Adler-32's first half (RFC 1950), which stays below its modulus for 256 of them."""
+    return (zlib.adler32(block[:256], 0) & 0xFFFF) + (zlib.adler32(block[256:], 0) & 0xFFFF)
+
+
+@functools.lru_cache(1024)
+def _parse_number(raw: bytes) -> int | None:
+    """A number as headers have it, None for what is none; most are the same as those before."""
+    if raw[0] & 0x80:  # GNU base-256, two's complement after the marker bit
+        value = int.from_bytes(raw, "big") - (1 << (8 * len(raw) - 1))
+        return value if raw[0] != 0xFF else value - (1 << (8 * len(raw) - 1))
+    digits = raw.partition(b"\0")[0].strip(b" ")
+    if digits.strip(b"01234567"):
+        return None
+    return int(digits or b"0", 8)
 
 
 def _pax_record(key: bytes, value: bytes) -> bytes:
