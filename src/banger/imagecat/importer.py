@@ -8,6 +8,7 @@ import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -15,10 +16,10 @@ from typing import BinaryIO, cast
 from banger import system
 from banger.api.errors import BangerError, Code
 from banger.decompress import open_decompressed
-from banger.disk.squashfs import TarSource, write_squashfs
+from banger.disk.squashfs import Contents, TarSource, write_squashfs
 from banger.entries import sum_file
 from banger.fields import ARCHITECTURES
-from banger.imagecat.manifest import KERNEL, ROOTFS_SQUASHFS, ImageConfig, ImageManifest, write_local
+from banger.imagecat.manifest import KERNEL, ROOTFS_SQUASHFS, ImageConfig, ImageManifest, Layer, write_local
 from banger.imagecat.rootfs import EXT4, filesystem_type, look_into
 from banger.job import Job, command_failed
 from banger.kernelcat.manifest import hold, read_local
@@ -85,30 +86,57 @@ def build_image(
     `publishing` is entered only for the last checks and the rename.
     """
     system.validate_name(name, "image")
-    _refuse_existing(images_dir / name, replace)
+    refuse_existing(images_dir / name, replace)
     with system.staging(images_dir, name) as staged:
-        rootfs = staged / ROOTFS_SQUASHFS
-        contents = write_squashfs(open_tar, rootfs, job, label)
-        if contents.arch not in ARCHITECTURES:
-            raise _no_root_filesystem(label, contents.arch)
-        os_release = parse_os_release(contents.os_release)
-        job.progress("digest", name)
-        manifest = ImageManifest(
-            name=name,
-            arch=contents.arch,
-            source=source,
-            imported_at=_now(),
-            rootfs=rootfs.name,
-            rootfs_sha256=sum_file(rootfs, job),
-            size_bytes=rootfs.stat().st_size,
-            distro=os_release.get("ID", ""),
-            pretty_name=os_release.get("PRETTY_NAME", ""),
-            kernel_ref=kernel.name if kernel else "",
-            init=init,
-            config=config or ImageConfig(),
-        )
-        _publish(staged, images_dir, manifest, kernel, job, replace, publishing)
+        contents = write_squashfs(open_tar, staged / ROOTFS_SQUASHFS, job, label)
+        kernel_ref = kernel.name if kernel else ""
+        facts = Facts(label, source, kernel_ref, init, config or ImageConfig())
+        manifest = finalize_rootfs(staged, name, contents, facts, job)
+        publish(staged, images_dir, manifest, kernel, job, replace, publishing)
     return manifest
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a new image besides its tree: `label` names it in errors, all else is as in its manifest."""
+
+    label: str
+    source: str
+    kernel_ref: str = ""
+    init: str = "agent"
+    config: ImageConfig = field(default_factory=ImageConfig)
+    origin: str = ""
+    revision: str = ""
+    layers: tuple[Layer, ...] = ()
+
+
+def finalize_rootfs(staged: Path, name: str, contents: Contents, facts: Facts, job: Job) -> ImageManifest:
+    """The manifest of a new managed image whose squashfs lies in `staged`.
+
+    Raises CORRUPT for a tree without programs, UNSUPPORTED for programs of another architecture.
+    """
+    rootfs = staged / ROOTFS_SQUASHFS
+    if contents.arch not in ARCHITECTURES:
+        raise _no_root_filesystem(facts.label, contents.arch)
+    os_release = parse_os_release(contents.os_release)
+    job.progress("digest", name)
+    return ImageManifest(
+        name=name,
+        arch=contents.arch,
+        source=facts.source,
+        imported_at=_now(),
+        rootfs=rootfs.name,
+        rootfs_sha256=sum_file(rootfs, job),
+        size_bytes=rootfs.stat().st_size,
+        distro=os_release.get("ID", ""),
+        pretty_name=os_release.get("PRETTY_NAME", ""),
+        kernel_ref=facts.kernel_ref,
+        init=facts.init,
+        config=facts.config,
+        origin=facts.origin,
+        revision=facts.revision,
+        layers=facts.layers,
+    )
 
 
 def register_image(
@@ -129,7 +157,7 @@ def register_image(
     architecture, CORRUPT for a damaged one.
     """
     system.validate_name(name, "image")
-    _refuse_existing(images_dir / name, replace)
+    refuse_existing(images_dir / name, replace)
     for file in filter(None, (rootfs, work_seed)):
         if file.resolve().is_relative_to(images_dir.resolve()):
             raise BangerError(
@@ -168,11 +196,11 @@ def register_image(
         work_seed=str(work_seed or ""),
     )
     with system.staging(images_dir, name) as staged:
-        _publish(staged, images_dir, manifest, kernel, job, replace, publishing)
+        publish(staged, images_dir, manifest, kernel, job, replace, publishing)
     return manifest
 
 
-def _publish(
+def publish(
     staged: Path,
     images_dir: Path,
     manifest: ImageManifest,
@@ -187,7 +215,7 @@ def _publish(
     system.syncfs(staged)  # the slow part of the publication, before the lock is taken
     target = images_dir / manifest.name
     with publishing():
-        _refuse_existing(target, replace)
+        refuse_existing(target, replace)
         if kernel is not None:
             held = hold(kernel.parent, kernel.name, staged / KERNEL)
             if held.arch != manifest.arch:
@@ -257,7 +285,7 @@ def tar_output(argv: list[str], job: Job) -> Iterator[BinaryIO]:
         check_status()
 
 
-def _refuse_existing(target: Path, replace: bool) -> None:
+def refuse_existing(target: Path, replace: bool) -> None:
     if target.exists() and not replace:
         raise BangerError(
             Code.EXISTS,
