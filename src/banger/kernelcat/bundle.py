@@ -9,11 +9,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import queue
 import tempfile
-import threading
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -32,9 +29,9 @@ from banger.kernelcat.archive import ARCHIVE_LIMIT, Extraction
 from banger.kernelcat.modules import INDEX_LIMIT, MODULE_LIMIT, ModuleTree
 from banger.kernelcat.packer import ModulePacker, pack_modules
 from banger.kernelcat.staged import Found, discover_paths
+from banger.readahead import read_ahead
 
 _BUFFER = 1 << 17  # bytes
-_AHEAD = 16  # pieces that arrive while earlier ones are unpacked
 _KERNELS = (layout.VMLINUZ, layout.VMLINUX, "bzImage", "Image", "kernel")  # a vmlinux is in the vmlinuz beside it
 _KEPT = ("modules.dep", "modules.builtin")  # what boot_plan asks for
 _INDEXES_LIMIT = 32 << 20  # bytes of all modules.* files; Debian's generic kernel has 5 MB
@@ -146,7 +143,7 @@ def receive_bundle(pieces: Iterable[bytes], label: str, modules_output: Path, sc
 
 def take_archive(extraction: Extraction, pieces: Iterable[bytes], label: str, job: Job) -> None:
     """Lay out a tar that arrives in `pieces`, perhaps compressed; all are taken, and what they raise passes."""
-    with _read_ahead(pieces) as arriving:
+    with read_ahead(pieces) as arriving:
         stream = _reader(_bounded(arriving, label, job))
         extraction.take(TarReader(stream, label, ARCHIVE_LIMIT))
         while rest := stream.read(tar.CHUNK):
@@ -214,46 +211,6 @@ def _bounded(arriving: Iterator[bytes], label: str, job: Job) -> Iterator[bytes]
         if unpacked > ARCHIVE_LIMIT:
             raise BangerError(Code.EXHAUSTED, f"{label} unpacks to more than {system.human_size(ARCHIVE_LIMIT)}")
         yield piece
-
-
-@contextlib.contextmanager
-def _read_ahead(pieces: Iterable[bytes]) -> Iterator[Iterator[bytes]]:
-    """Take the pieces in a thread of their own, a few ahead of the block; it has ended when the block has."""
-    ready: queue.Queue[bytes | None] = queue.Queue(_AHEAD)
-    left = threading.Event()
-    ended = False
-
-    def take() -> None:
-        try:
-            for piece in pieces:
-                ready.put(piece)
-                if left.is_set():
-                    break
-        finally:
-            ready.put(None)
-
-    def arriving() -> Iterator[bytes]:
-        nonlocal ended
-        while not ended:
-            piece = ready.get()
-            if piece is not None:
-                yield piece
-            else:
-                ended = True
-                taken.result()
-
-    with ThreadPoolExecutor(1, "read-ahead") as thread:
-        taken = thread.submit(take)
-        try:
-            yield arriving()
-        except BangerError:
-            if ended and (error := taken.exception()):
-                raise error from None  # not what became of it on its way through the decompressor
-            raise
-        finally:
-            left.set()
-            while not ended:
-                ended = ready.get() is None
 
 
 def _find(directory: Path, label: str) -> Found:
