@@ -400,23 +400,6 @@ def test_damage_is_refused_or_harmless(scratch: Path, at: int, noise: bytes) -> 
         assert {line.split()[0] for line in listed.splitlines()} <= {b"file", b"dir"}
 
 
-def test_few_pieces_are_taken_ahead(scratch: Path) -> None:
-    """So the memory that a bundle takes does not depend on its size."""
-    taken = 0
-
-    def counted() -> Iterator[bytes]:
-        nonlocal taken
-        for piece in pieces(bytes(1000), 1):
-            taken += 1
-            yield piece
-
-    with bundle._read_ahead(counted()) as arriving:
-        for number, _ in enumerate(arriving, 1):
-            # in the queue, in the hand of the thread, and being waited for
-            assert taken <= number + bundle._AHEAD + 1
-    assert taken == 1000
-
-
 def test_export_writes_what_a_start_needs_first(tmp_path: Path) -> None:
     made = entry(tmp_path, KERNEL | {"modules/modules.alias": b"alias"})
     (made / "manifest.json").write_text("{}")
