@@ -190,27 +190,39 @@ def copy_file_prefer_clone(source: Path, target: Path) -> None:
     """Copy a file by reflink where the filesystem can, else its data extents only, so that holes stay holes."""
     with open(source, "rb") as reader, open(target, "xb") as writer:
         mode = os.fstat(reader.fileno()).st_mode & 0o777
-        try:
-            fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS):
-                raise
+        if not clone_file(reader.fileno(), writer.fileno()):
             _copy_extents(reader.fileno(), writer.fileno())
         os.fchmod(writer.fileno(), mode)
 
 
-def _copy_extents(reader: int, writer: int) -> None:
-    size = os.fstat(reader).st_size
-    os.ftruncate(writer, size)
-    position = 0
-    while position < size:
+def clone_file(reader: int, writer: int) -> bool:
+    """Let an empty open file share the blocks of another; False where the filesystem cannot."""
+    try:
+        fcntl.ioctl(writer, _FICLONE, reader)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS):
+            raise
+        return False
+    return True
+
+
+def data_extents(file: int) -> Iterator[tuple[int, int]]:
+    """Where an open file has data, as (start, end) in order; between them are holes (lseek(2), SEEK_DATA)."""
+    end = 0
+    while True:
         try:
-            start = os.lseek(reader, position, os.SEEK_DATA)
+            start = os.lseek(file, end, os.SEEK_DATA)
+            end = os.lseek(file, start, os.SEEK_HOLE)
         except OSError as error:
             if error.errno == errno.ENXIO:  # only a hole is left
                 return
             raise
-        end = os.lseek(reader, start, os.SEEK_HOLE)
+        yield start, end
+
+
+def _copy_extents(reader: int, writer: int) -> None:
+    os.ftruncate(writer, os.fstat(reader).st_size)
+    for start, end in data_extents(reader):
         os.lseek(reader, start, os.SEEK_SET)
         os.lseek(writer, start, os.SEEK_SET)
         while start < end:
@@ -218,7 +230,6 @@ def _copy_extents(reader: int, writer: int) -> None:
             if copied == 0:
                 return
             start += copied
-        position = end
 
 
 def copy_dir_contents(source: Path, target: Path, copy: Callable[[Path, Path], None] = copy_file_prefer_clone) -> None:

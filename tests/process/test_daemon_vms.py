@@ -231,7 +231,7 @@ def test_vm_is_bound_to_content(daemon: DaemonProcess, tmp_path: Path) -> None:
     """A name that is used cannot be removed; replacing what it stands for changes no VM."""
     vm = create(daemon, name="one")
     removals: list[Callable[[], object]] = [
-        lambda: daemon.client.call(op.IMAGE_DELETE, m.NameRequest("tiny")),
+        lambda: daemon.client.call(op.IMAGE_DELETE, m.ImageDelete("tiny")),
         lambda: daemon.client.call(op.KERNEL_DELETE, m.KernelDelete("debian-cloud")),
     ]
     for remove in removals:
@@ -245,7 +245,7 @@ def test_vm_is_bound_to_content(daemon: DaemonProcess, tmp_path: Path) -> None:
     assert (daemon.layout.images / "tiny/rootfs.squashfs").read_bytes() != before
     assert (Path(vm.directory) / "rootfs").read_bytes() == before
     daemon.client.call(op.VM_DELETE, m.VmRemove("one"))
-    daemon.client.call(op.IMAGE_DELETE, m.NameRequest("tiny"))
+    daemon.client.call(op.IMAGE_DELETE, m.ImageDelete("tiny"))
     assert daemon.client.call(op.IMAGE_LIST, m.Empty()).images == []
 
 

@@ -21,8 +21,9 @@ from banger.api import models as m
 from banger.api import operations as op
 from banger.api.errors import BangerError, Code
 from banger.guest.binary import agent_binary
-from banger.imagecat.importer import import_image, register_image
+from banger.imagecat.importer import import_image
 from banger.imagecat.manifest import image_paths, list_local, read_local
+from banger.imagecat.register import register_image
 from banger.job import Job, Progress
 from banger.kernelcat import manifest as kernels
 from banger.kernelcat.manifest import KernelManifest

@@ -189,7 +189,9 @@ class ImageInfo(Model):
     """An entry of the local image catalog; `problem` is '' for a usable one.
 
     One that is not `managed` is the file `source`, registered where it is, with the work-seed at `work_seed` or ''.
-    `size_bytes` is that of the root filesystem.
+    `size_bytes` is that of the root filesystem, `sha256` its digest. `own_kernel`: it boots a kernel that was given
+    with it. `digest` is what its reference stood for in the registry, `layers` how many it was made of; `created` and
+    `labels` come from its OCI configuration. `vms` are the VMs made of it.
     """
 
     name: str
@@ -209,6 +211,17 @@ class ImageInfo(Model):
     user: str = ""
     workdir: str = ""
     problem: str = ""
+    own_kernel: bool = False
+    home: str = ""
+    origin: str = ""
+    digest: str = ""
+    layers: int = 0
+    created: str = ""
+    volumes: list[str] = field(default_factory=list)
+    exposed_ports: list[str] = field(default_factory=list)
+    stop_signal: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    vms: list[str] = field(default_factory=list)
 
 
 class ImageList(Model):
@@ -238,13 +251,100 @@ class ImageImport(Model):
 
 
 class ImageRegister(Model):
-    """`rootfs` (ext4 or squashfs) and `work_seed` (ext4, or '') are absolute paths on the daemon's host."""
+    """`rootfs` (ext4 or squashfs) and `work_seed` (ext4, or '') are absolute paths on the daemon's host.
+
+    The kernel is either an installed one, `kernel_ref`, or made of the files at the absolute paths `kernel`, `initrd`
+    and `modules` (a lib/modules/<version> directory), of which only the first is needed.
+    """
 
     name: str
     rootfs: str
-    kernel_ref: str
+    kernel_ref: str = ""
     work_seed: str = ""
     force: bool = False
+    kernel: str = ""
+    initrd: str = ""
+    modules: str = ""
+
+
+class ImageDelete(Model):
+    """`force` also removes one that VMs use; they keep their own copies of its files."""
+
+    name: str
+    force: bool = False
+
+
+class ImageTag(Model):
+    """Give the image `source` the further name `target`."""
+
+    source: str
+    target: str
+    force: bool = False
+
+
+class ImageStep(Model):
+    """A step of an image's history; `created` is RFC 3339 or '', `size_bytes` that of the layer as it was pulled."""
+
+    created: str
+    created_by: str
+    size_bytes: int
+    comment: str
+
+
+class ImageHistory(Model):
+    """The steps that an image was made by, the last first."""
+
+    steps: list[ImageStep]
+
+
+class ImagePrune(Model):
+    """Remove broken images, or with `all` every one, but for those that VMs use. `dry_run` only tells which."""
+
+    all: bool = False
+    dry_run: bool = False
+
+
+class ImagesRemoved(Model):
+    names: list[str]
+    freed_bytes: int
+
+
+class ImageVerify(Model):
+    """No `names` means all images."""
+
+    names: list[str] = field(default_factory=list)
+
+
+class ImageCheck(Model):
+    """What re-reading an image found; `problem` is '' when all is well."""
+
+    name: str
+    problem: str = ""
+
+
+class ImageChecks(Model):
+    images: list[ImageCheck]
+
+
+class ImageExport(Model):
+    """`output` is an absolute path on the daemon's host; `format` is oci.
+
+    A directory becomes an OCI layout, a file that ends in .tar an archive of one.
+    """
+
+    name: str
+    output: str
+    format: str = "oci"
+    url: str = ""
+    force: bool = False
+
+
+class ImageExported(Model):
+    """What was written; `digest` is that of the OCI manifest."""
+
+    output: str
+    digest: str
+    size_bytes: int
 
 
 class ImagePull(Model):

@@ -69,11 +69,19 @@ KERNEL_CATALOG_REFRESH = Call(
 
 IMAGE_LIST = Call("image.list", m.Empty, m.ImageList, "List the local images.")
 IMAGE_SHOW = Call("image.show", m.NameRequest, m.ImageInfo, "Show one local image.")
-IMAGE_DELETE = Call("image.delete", m.NameRequest, m.Empty, "Remove a local image that no VM uses.")
+IMAGE_DELETE = Call("image.delete", m.ImageDelete, m.Empty, "Remove a local image.")
 IMAGE_IMPORT = Call("image.import", m.ImageImport, m.ImageInfo, "Import an image from files.", long=True)
 IMAGE_REGISTER = Call(
     "image.register", m.ImageRegister, m.ImageInfo, "Make an image of a file that stays where it is.", long=True
 )
+IMAGE_PROMOTE = Call(
+    "image.promote", m.NameRequest, m.ImageInfo, "Copy the files of a registered image and manage them.", long=True
+)
+IMAGE_TAG = Call("image.tag", m.ImageTag, m.ImageInfo, "Give an image a further name.", long=True)
+IMAGE_HISTORY = Call("image.history", m.NameRequest, m.ImageHistory, "Show how an image was made.")
+IMAGE_PRUNE = Call("image.prune", m.ImagePrune, m.ImagesRemoved, "Remove broken or unused images.")
+IMAGE_VERIFY = Call("image.verify", m.ImageVerify, m.ImageChecks, "Read local images again.", long=True)
+IMAGE_EXPORT = Call("image.export", m.ImageExport, m.ImageExported, "Write an image as an OCI layout.", long=True)
 IMAGE_PULL = Call("image.pull", m.ImagePull, m.ImageInfo, "Fetch an image of the catalog.", long=True)
 IMAGE_CATALOG = Call("image.catalog", m.Empty, m.ImageCatalog, "List the images that can be pulled.")
 

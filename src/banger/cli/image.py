@@ -9,12 +9,15 @@ import click
 from banger.api import models as m
 from banger.api import operations as op
 from banger.cli.connect import ensure_daemon
+from banger.cli.errors import UsageFault
 from banger.cli.lazy import Command, Entry, LazyGroup
 from banger.cli.many import for_each
 from banger.cli.options import IMAGE, KERNEL, LOCAL_PATH, json_option
 from banger.cli.progress import Display
-from banger.cli.render import age, plain, print_fields, print_json, print_table
+from banger.cli.render import age, plain, print_fields, print_json, print_table, shorten
 from banger.system import human_size
+
+_DISTRO_WIDTH = 18  # so that lists fit into 100 columns
 
 IMAGE_GROUP = LazyGroup(
     "image",
@@ -24,7 +27,13 @@ IMAGE_GROUP = LazyGroup(
         "pull": Entry("image", "pull", "Fetch an image of the catalog."),
         "import": Entry("image", "import_image", "Make an image from a tar or a directory."),
         "register": Entry("image", "register", "Make an image of a file that stays where it is."),
+        "promote": Entry("image_manage", "promote", "Copy the files of registered images and manage them."),
+        "tag": Entry("image_manage", "tag", "Give an image a further name."),
+        "history": Entry("image_manage", "history", "Show how an image was made."),
+        "verify": Entry("image_manage", "verify", "Read local images again and check them."),
+        "export": Entry("image_manage", "export", "Write an image so that other tools can use it."),
         "rm": Entry("image", "remove", "Remove local images."),
+        "prune": Entry("image_manage", "prune", "Remove images that nothing uses."),
     },
     help="""Root filesystems that VMs start from.
 
@@ -64,20 +73,21 @@ def list_images(available: bool, as_json: bool) -> None:
         print_json(local)
         return
     print_table(
-        ["NAME", "ARCH", "DISTRO", "SIZE", "IMPORTED", "KERNEL", "PROBLEM"],
+        ["NAME", "ARCH", "DISTRO", "SIZE", "IMPORTED", "KERNEL", "MANAGED", "PROBLEM"],
         [
             [
                 image.name,
                 image.arch,
-                image.distro,
-                human_size(image.size_bytes),
+                shorten(image.distro, _DISTRO_WIDTH),
+                human_size(image.size_bytes) if image.size_bytes else "",
                 age(image.imported_at),
-                image.kernel_ref,
+                "its own" if image.own_kernel else image.kernel_ref,
+                "" if image.managed else "no",
                 image.problem and f"broken: {image.problem}",
             ]
             for image in local.images
         ],
-        optional=("PROBLEM", "KERNEL"),
+        optional=("KERNEL", "MANAGED", "PROBLEM"),
     )
 
 
@@ -96,18 +106,28 @@ def show(name: str, as_json: bool) -> None:
             ("arch", image.arch),
             ("distro", image.distro),
             ("size", human_size(image.size_bytes)),
-            ("kernel", image.kernel_ref),
+            ("kernel", "its own" if image.own_kernel else image.kernel_ref),
             ("managed", "" if image.managed else "no"),
             ("work-seed", image.work_seed),
+            ("home", image.home),
             ("init", image.init),
             ("entrypoint", shlex.join(image.entrypoint)),
             ("command", shlex.join(image.command)),
             *(("env", entry) for entry in image.env),
             ("user", image.user),
             ("workdir", image.workdir),
+            ("ports", ", ".join(image.exposed_ports)),
+            ("volumes", ", ".join(image.volumes)),
+            ("stop signal", image.stop_signal),
+            *(("label", f"{name}={value}") for name, value in image.labels.items()),
             ("source", image.source),
+            ("catalog", image.origin),
+            ("digest", image.digest),
+            ("layers", str(image.layers or "")),
             ("sha256", image.sha256),
+            ("created", image.created),
             ("imported", image.imported_at),
+            ("used by", ", ".join(image.vms)),
             ("problem", image.problem),
         ]
     )
@@ -156,21 +176,50 @@ def import_image(name: str, source: str, kernel_ref: str | None, force: bool, as
     cls=Command,
     epilog="""
     banger image register mine --rootfs rootfs.ext4 --kernel-ref NAME
-    banger image register mine --rootfs rootfs.squashfs --kernel-ref NAME --work-seed home.ext4
+    banger image register mine --rootfs rootfs.squashfs --kernel vmlinux --modules lib/modules/6.12.0
     """,
 )
 @click.argument("name", type=IMAGE)
 @click.option("--rootfs", type=LOCAL_PATH, required=True, help="A file with an ext4 or squashfs root filesystem.")
-@click.option("--kernel-ref", type=KERNEL, required=True, help="Kernel that VMs of this image boot.")
 @click.option("--work-seed", type=LOCAL_PATH, default=None, help="An ext4 disk that home disks start from.")
+@click.option("--kernel-ref", type=KERNEL, default=None, help="Installed kernel that VMs of this image boot.")
+@click.option("--kernel", type=LOCAL_PATH, default=None, help="A kernel file instead, for this image alone.")
+@click.option("--initrd", type=LOCAL_PATH, default=None, help="The initrd that belongs to --kernel.")
+@click.option("--modules", type=LOCAL_PATH, default=None, help="The lib/modules/VERSION that belongs to --kernel.")
 @click.option("--force", is_flag=True, help="Replace a local image of that name.")
 @json_option
-def register(name: str, rootfs: str, kernel_ref: str, work_seed: str | None, force: bool, as_json: bool) -> None:
+def register(
+    name: str,
+    rootfs: str,
+    work_seed: str | None,
+    kernel_ref: str | None,
+    kernel: str | None,
+    initrd: str | None,
+    modules: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Make an image of a file of this host, which is not copied: it must stay where it is, unchanged.
 
     VMs get copies of it, which cost no space where the filesystem can share them (btrfs, XFS).
     """
-    request = m.ImageRegister(name=name, rootfs=rootfs, kernel_ref=kernel_ref, work_seed=work_seed or "", force=force)
+    if kernel_ref and (kernel or initrd or modules):
+        raise UsageFault("--kernel-ref excludes --kernel, --initrd and --modules", "use one kernel or the other")
+    if not kernel_ref and not kernel:
+        raise UsageFault(
+            "--initrd and --modules belong to --kernel" if initrd or modules else "the image needs a kernel",
+            "add --kernel-ref NAME (see 'banger kernel list') or --kernel PATH",
+        )
+    request = m.ImageRegister(
+        name=name,
+        rootfs=rootfs,
+        work_seed=work_seed or "",
+        kernel_ref=kernel_ref or "",
+        kernel=kernel or "",
+        initrd=initrd or "",
+        modules=modules or "",
+        force=force,
+    )
     with Display() as display:
         image = ensure_daemon().call(op.IMAGE_REGISTER, request, display.reporter(f"registering {name}"))
     print_arrived(image, as_json, "registered")
@@ -178,14 +227,17 @@ def register(name: str, rootfs: str, kernel_ref: str, work_seed: str | None, for
 
 @click.command("rm", cls=Command, epilog="banger image rm NAME OTHER")
 @click.argument("names", type=IMAGE, nargs=-1, required=True)
-def remove(names: tuple[str, ...]) -> int:
-    """Remove local images that no VM uses."""
+@click.option("--force", is_flag=True, help="Also when VMs use it; they keep their own copies.")
+@json_option
+def remove(names: tuple[str, ...], force: bool, as_json: bool) -> int:
+    """Remove local images that no VM uses. The files of registered images stay where they are."""
     client = ensure_daemon()
-    return for_each(
-        names,
-        lambda name: client.call(op.IMAGE_DELETE, m.NameRequest(name)),
-        lambda name, _: f"removed {name}",
-    )
+
+    def delete(name: str) -> m.NameRequest:
+        client.call(op.IMAGE_DELETE, m.ImageDelete(name, force))
+        return m.NameRequest(name)
+
+    return for_each(names, delete, lambda name, _: f"removed {name}", as_json)
 
 
 def print_arrived(image: m.ImageInfo, as_json: bool, verb: str) -> None:

@@ -152,16 +152,24 @@ class KernelSource(LocalPath):
         return "host" if value == "host" else super().convert(value, param, ctx)
 
 
-class NewFile(FileName):
-    """A file to write, made absolute for the daemon; its directory exists."""
+class NewPath(FileName):
+    """A file or directory to write, made absolute for the daemon; the directory that it is to lie in exists."""
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         path = Path(str(value)).expanduser().absolute()
         if not path.parent.is_dir():
             raise UsageFault(f"{_where(param)}: there is no directory {path.parent}")
-        if path.is_dir():
-            raise UsageFault(f"{_where(param)}: {path} is a directory", "give the name of the file")
         return str(path)
+
+
+class NewFile(NewPath):
+    """A file to write, made absolute for the daemon; its directory exists."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        path = super().convert(value, param, ctx)
+        if Path(path).is_dir():
+            raise UsageFault(f"{_where(param)}: {path} is a directory", "give the name of the file")
+        return path
 
 
 class Pullable(click.ParamType[str]):
@@ -186,7 +194,7 @@ def _where(param: click.Parameter | None) -> str:
     return param.opts[-1] if isinstance(param, click.Option) else (param.human_readable_name if param else "value")
 
 
-SIZE, PUBLISH, LOCAL_PATH, NEW_FILE = SizeType(), PublishType(), LocalPath(), NewFile()
+SIZE, PUBLISH, LOCAL_PATH, NEW_FILE, NEW_PATH = SizeType(), PublishType(), LocalPath(), NewFile(), NewPath()
 KERNEL_SOURCE, PULLABLE = KernelSource(), Pullable()
 ARCHITECTURES = ("amd64", "arm64")
 KERNEL, IMAGE, VM = NameType("kernel"), NameType("image"), NameType("VM")

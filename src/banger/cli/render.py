@@ -21,6 +21,11 @@ def plain(text: str) -> str:
     )
 
 
+def shorten(text: str, width: int) -> str:
+    """The text, its end replaced by … when it is longer than `width`."""
+    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+
+
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], optional: Collection[str] = ()) -> None:
     """Print aligned columns; an empty cell shows as '-', an `optional` column only when something is in it."""
     kept = [column for column, name in enumerate(headers) if name not in optional or any(row[column] for row in rows)]

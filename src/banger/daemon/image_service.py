@@ -1,23 +1,31 @@
-"""Images: the local catalog, importing, registering, pulling, removing."""
+"""Images: the local catalog, importing, registering, pulling, copying, exporting, removing."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
-from banger import system
+from banger import entries, system
 from banger.api import models as m
 from banger.api.errors import BangerError, Code
 from banger.api.operations import FETCHING
 from banger.config import Config
+from banger.daemon.image_info import image_info
 from banger.daemon.jobs import Report, Shared, Workers
 from banger.debian import find_mirror
 from banger.imagecat import catalog as image_catalog
+from banger.imagecat import configuration
 from banger.imagecat import manifest as images
+from banger.imagecat.copies import hold_image, promote_image, tag_image
 from banger.imagecat.debian import pull_debian
-from banger.imagecat.importer import import_image, register_image
+from banger.imagecat.export import export_oci
+from banger.imagecat.importer import import_image
 from banger.imagecat.manifest import ImageManifest
+from banger.imagecat.register import KernelFiles, register_image
 from banger.job import Job, Progress
 from banger.kernelcat import manifest as kernels
 from banger.kernelcat.manifest import KernelManifest
@@ -64,28 +72,116 @@ class ImageService:
     # unmanaged files may lie on filesystems that are slow to answer: images are read by the workers
 
     async def image_list(self, request: m.Empty, report: Report) -> m.ImageList:
-        good, broken = await self._workers.run(lambda job: images.list_local(self._layout.images))
-        entries = [_image_info(manifest) for manifest in good]
-        entries += [m.ImageInfo(entry.name, problem=entry.reason) for entry in broken]
-        return m.ImageList(sorted(entries, key=lambda entry: entry.name))
+        def work(job: Job) -> m.ImageList:
+            good, broken = images.list_local(self._layout.images)
+            listed = [self._info(manifest) for manifest in good]
+            listed += [m.ImageInfo(entry.name, problem=entry.reason, vms=self._vms(entry.name)) for entry in broken]
+            return m.ImageList(sorted(listed, key=lambda image: image.name))
+
+        return await self._workers.run(work)
 
     async def image_show(self, request: m.NameRequest, report: Report) -> m.ImageInfo:
-        return _image_info(await self._read(request.name))
+        return await self._workers.run(lambda job: self._info(images.read_local(self._layout.images, request.name)))
 
     async def _read(self, name: str) -> ImageManifest:
         return await self._workers.run(lambda job: images.read_local(self._layout.images, name))
 
-    async def image_delete(self, request: m.NameRequest, report: Report) -> m.Empty:
-        users = self._users.vms_with_image(request.name)
-        if users:
-            raise _in_use(request.name, users)
+    async def image_history(self, request: m.NameRequest, report: Report) -> m.ImageHistory:
+        def work(job: Job) -> m.ImageHistory:
+            manifest = images.read_local(self._layout.images, request.name)
+            steps = configuration.history(configuration.read(self._layout.images / request.name), manifest)
+            return m.ImageHistory([m.ImageStep(**asdict(step)) for step in steps])
 
+        return await self._workers.run(work)
+
+    async def image_verify(self, request: m.ImageVerify, report: Report) -> m.ImageChecks:
+        def work(job: Job) -> m.ImageChecks:
+            directory = self._layout.images
+            if request.names:
+                return m.ImageChecks(
+                    [m.ImageCheck(name, images.verify_local(directory, name, job)) for name in request.names]
+                )
+            checks = []
+            for name in entries.names(directory):
+                with _absent_ignored():  # it was removed meanwhile
+                    checks.append(m.ImageCheck(name, images.verify_local(directory, name, job)))
+            return m.ImageChecks(checks)
+
+        return await self._workers.run(work, report)
+
+    async def image_delete(self, request: m.ImageDelete, report: Report) -> m.Empty:
         def work(job: Job) -> None:
             with self._publication:
+                users = self._users.vms_with_image(request.name)
+                exists = (self._layout.images / request.name).exists()  # they may name one that is gone
+                if exists and users and not request.force:
+                    raise _in_use(request.name, users)
                 images.delete_local(self._layout.images, request.name)
 
         await self._workers.run(work)
         return m.Empty()
+
+    async def image_prune(self, request: m.ImagePrune, report: Report) -> m.ImagesRemoved:
+        def work(job: Job) -> m.ImagesRemoved:
+            removed, freed = [], 0
+            for name in entries.names(self._layout.images):
+                with self._publication, _absent_ignored():
+                    if self._users.vms_with_image(name) or not (request.all or self._is_broken(name)):
+                        continue
+                    size = images.own_bytes(self._layout.images / name)
+                    if not request.dry_run:
+                        images.delete_local(self._layout.images, name)
+                    removed.append(name)
+                    freed += size
+            return m.ImagesRemoved(removed, freed)
+
+        return await self._workers.run(work)
+
+    def _is_broken(self, name: str) -> bool:
+        try:
+            images.read_local(self._layout.images, name)
+        except BangerError as error:
+            if error.code is not Code.CORRUPT:
+                raise
+            return True
+        return False
+
+    async def image_promote(self, request: m.NameRequest, report: Report) -> m.ImageInfo:
+        return await self._workers.run(
+            lambda job: self._info(
+                promote_image(self._layout.images, request.name, job, publishing=lambda: self._publication)
+            ),
+            report,
+        )
+
+    async def image_tag(self, request: m.ImageTag, report: Report) -> m.ImageInfo:
+        return await self._workers.run(
+            lambda job: self._info(
+                tag_image(
+                    self._layout.images,
+                    request.source,
+                    request.target,
+                    job,
+                    replace=request.force,
+                    publishing=lambda: self._publication,
+                )
+            ),
+            report,
+        )
+
+    async def image_export(self, request: m.ImageExport, report: Report) -> m.ImageExported:
+        output = absolute_path(request.output)
+        if request.format != "oci":
+            raise BangerError(Code.INVALID, f"{request.format!r} is not a format of exports", hint="use oci")
+
+        def work(job: Job) -> m.ImageExported:
+            with system.staging(self._layout.images, "export") as staged:
+                held = staged / "entry"
+                manifest = hold_image(self._layout.images, request.name, held)
+                exported = export_oci(held, manifest, output, job, replace=request.force)
+            return m.ImageExported(str(output), exported.digest, exported.size_bytes)
+
+        return await self._workers.run(work, report)
 
     async def image_import(self, request: m.ImageImport, report: Report) -> m.ImageInfo:
         kernel = self._kernel_entry(request.kernel_ref) if request.kernel_ref else None
@@ -101,10 +197,10 @@ class ImageService:
             ),
             report,
         )
-        return _image_info(manifest)
+        return self._info(manifest)
 
     async def image_register(self, request: m.ImageRegister, report: Report) -> m.ImageInfo:
-        kernel = self._kernel_entry(request.kernel_ref)
+        kernel = self._kernel_of(request)
         manifest = await self._workers.run(
             lambda job: register_image(
                 self._layout.images,
@@ -118,7 +214,26 @@ class ImageService:
             ),
             report,
         )
-        return _image_info(manifest)
+        return self._info(manifest)
+
+    def _kernel_of(self, request: m.ImageRegister) -> Path | KernelFiles:
+        """The kernel that a registered image is to boot: the directory of an installed one, or the files of its own."""
+        files = (request.kernel, request.initrd, request.modules)
+        if request.kernel_ref and any(files):
+            raise BangerError(
+                Code.INVALID, "kernel_ref excludes kernel, initrd and modules", hint="use one kernel or the other"
+            )
+        if request.kernel_ref:
+            return self._kernel_entry(request.kernel_ref)
+        if not request.kernel:
+            raise BangerError(
+                Code.INVALID,
+                f"the image {request.name!r} needs a kernel: kernel_ref or kernel",
+                hint="see 'banger kernel list', or give the file of one",
+            )
+        kernel, initrd, modules = (absolute_path(file) if file else None for file in files)
+        assert kernel is not None
+        return KernelFiles(kernel, initrd, modules)
 
     def _kernel_entry(self, name: str) -> Path:
         """The directory of an installed kernel that an image is to refer to."""
@@ -132,7 +247,7 @@ class ImageService:
         return self._layout.kernels / name
 
     async def image_pull(self, request: m.ImagePull, report: Report) -> m.ImageInfo:
-        return _image_info(await self._pull_image(request.name, request.force, report))
+        return self._info(await self._pull_image(request.name, request.force, report))
 
     async def _pull_image(self, name: str, force: bool, report: Report) -> ImageManifest:
         system.validate_name(name, "image")
@@ -187,32 +302,27 @@ class ImageService:
         kernel = await self._kernels.ensure(name or image.kernel_ref or self._config.default_kernel, report)
         return kernel, self._layout.kernels / kernel.name
 
+    def _info(self, manifest: ImageManifest) -> m.ImageInfo:
+        return image_info(self._layout.images, manifest, self._vms(manifest.name))
+
+    def _vms(self, image: str) -> list[str]:
+        return sorted(self._users.vms_with_image(image))
+
 
 def _in_use(name: str, users: list[str]) -> BangerError:
     listed = ", ".join(users[:5]) + (f" and {len(users) - 5} more" if len(users) > 5 else "")
     return BangerError(
         Code.IN_USE,
         f"the image {name!r} is used by {listed}",
-        hint=f"remove the VMs first: banger vm rm {' '.join(users[:5])}",
+        hint=f"remove the VMs first: banger vm rm {' '.join(users[:5])}; "
+        f"they keep their own copies: 'banger image rm --force {name}' removes it all the same",
     )
 
 
-def _image_info(manifest: ImageManifest) -> m.ImageInfo:
-    return m.ImageInfo(
-        name=manifest.name,
-        arch=manifest.arch,
-        distro=manifest.pretty_name or manifest.distro,
-        source=manifest.source,
-        imported_at=manifest.imported_at,
-        sha256=manifest.rootfs_sha256,
-        size_bytes=manifest.size_bytes,
-        kernel_ref=manifest.kernel_ref,
-        managed=manifest.managed,
-        work_seed=manifest.work_seed,
-        init=manifest.init,
-        entrypoint=list(manifest.config.entrypoint),
-        command=list(manifest.config.cmd),
-        env=list(manifest.config.env),
-        user=manifest.config.user,
-        workdir=manifest.config.workdir,
-    )
+@contextlib.contextmanager
+def _absent_ignored() -> Iterator[None]:
+    try:
+        yield
+    except BangerError as error:
+        if error.code is not Code.NOT_FOUND:
+            raise

@@ -71,10 +71,9 @@ class KernelService:
         return await self._workers.run(lambda job: self._info(kernels.read_local(self._layout.kernels, request.name)))
 
     async def delete(self, request: m.KernelDelete, report: Report) -> m.Empty:
-        vms = self._users.vms_with_kernel(request.name)
-
         def work(job: Job) -> None:
             with self._publication:
+                vms = self._users.vms_with_kernel(request.name)
                 images = images_with_kernel(self._layout.images, request.name)
                 exists = (self._layout.kernels / request.name).exists()  # they may name one that is gone
                 if exists and (vms or images) and not request.force:

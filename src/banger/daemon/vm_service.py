@@ -70,6 +70,7 @@ class VmService:
         self._driver = driver
         self._vms: dict[str, Vm] = {}
         self._names_taken: set[str] = set()
+        self._creating: dict[str, VmRecord] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     # Finding VMs -----------------------------------------------------------------------------------------------------
@@ -92,11 +93,21 @@ class VmService:
         hint = f"did you mean {near!r}?" if near else "see 'banger vm list'"
         raise BangerError(Code.NOT_FOUND, f"there is no VM {reference!r}", hint=hint)
 
+    # Asked from threads that hold the publication window. A VM counts from before it is linked to its image, so that
+    # whoever removes that sees either the VM, or the VM sees in the window that its image is gone.
+
     def vms_with_image(self, name: str) -> list[str]:
-        return [vm.name for vm in self._vms.values() if vm.record.image == name]
+        """The VMs made of an image, those that are just being made included."""
+        return [record.name for record in self._records() if record.image == name]
 
     def vms_with_kernel(self, name: str) -> list[str]:
-        return [vm.name for vm in self._vms.values() if vm.record.kernel == name]
+        """The VMs that boot a kernel, those that are just being made included."""
+        return [record.name for record in self._records() if record.kernel == name]
+
+    def _records(self) -> list[VmRecord]:
+        # in this order: one that is finished meanwhile is seen twice and not never; copying a dict is atomic
+        creating, made = self._creating.copy(), self._vms.copy()
+        return [*(creating | {key: vm.record for key, vm in made.items()}).values()]
 
     @property
     def running(self) -> int:
@@ -137,6 +148,7 @@ class VmService:
         record = dataclasses.replace(record, attached=attached, command=[] if once else record.command)
         sizes = (request.disk_bytes or self._config.disk_size, request.home_bytes or self._config.home_size)
         self._names_taken.add(name)
+        self._creating[record.id] = record
         try:
             await self._workers.run(
                 lambda job: vm_disk.create(
@@ -149,7 +161,10 @@ class VmService:
             if self._layout.vm(record.id).exists():
                 system.remove_entry(self._layout.vm(record.id))
             raise
-        vm = self._vms[record.id] = Vm(record)
+        else:
+            vm = self._vms[record.id] = Vm(record)
+        finally:
+            del self._creating[record.id]
         return vm
 
     def _refuse_name(self, name: str) -> None:

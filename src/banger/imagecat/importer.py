@@ -20,9 +20,8 @@ from banger.disk.squashfs import Contents, TarSource, write_squashfs
 from banger.entries import sum_file
 from banger.fields import ARCHITECTURES
 from banger.imagecat.manifest import KERNEL, ROOTFS_SQUASHFS, ImageConfig, ImageManifest, Layer, write_local
-from banger.imagecat.rootfs import EXT4, filesystem_type, look_into
 from banger.job import Job, command_failed
-from banger.kernelcat.manifest import hold, read_local
+from banger.kernelcat.manifest import hold
 
 Publishing = Callable[[], AbstractContextManager[object]]
 
@@ -117,14 +116,14 @@ def finalize_rootfs(staged: Path, name: str, contents: Contents, facts: Facts, j
     """
     rootfs = staged / ROOTFS_SQUASHFS
     if contents.arch not in ARCHITECTURES:
-        raise _no_root_filesystem(facts.label, contents.arch)
+        raise no_root_filesystem(facts.label, contents.arch)
     os_release = parse_os_release(contents.os_release)
     job.progress("digest", name)
     return ImageManifest(
         name=name,
         arch=contents.arch,
         source=facts.source,
-        imported_at=_now(),
+        imported_at=now(),
         rootfs=rootfs.name,
         rootfs_sha256=sum_file(rootfs, job),
         size_bytes=rootfs.stat().st_size,
@@ -137,67 +136,6 @@ def finalize_rootfs(staged: Path, name: str, contents: Contents, facts: Facts, j
         revision=facts.revision,
         layers=facts.layers,
     )
-
-
-def register_image(
-    images_dir: Path,
-    name: str,
-    rootfs: Path,
-    kernel: Path,
-    job: Job,
-    *,
-    work_seed: Path | None = None,
-    replace: bool = False,
-    publishing: Publishing = contextlib.nullcontext,
-) -> ImageManifest:
-    """Make the unmanaged image `name` of the ext4 or squashfs file `rootfs`, which stays where it is.
-
-    `rootfs` and `work_seed` (ext4) are absolute; `kernel` and `publishing` are as for `build_image`. Raises NOT_FOUND
-    without one of the files, EXISTS without `replace`, INVALID for what is no such filesystem or not for the kernel's
-    architecture, CORRUPT for a damaged one.
-    """
-    system.validate_name(name, "image")
-    refuse_existing(images_dir / name, replace)
-    for file in filter(None, (rootfs, work_seed)):
-        if file.resolve().is_relative_to(images_dir.resolve()):
-            raise BangerError(
-                Code.INVALID, f"{file} belongs to banger, which may remove it", hint="register a copy of it elsewhere"
-            )
-    filesystem = filesystem_type(rootfs)
-    if work_seed is not None and filesystem_type(work_seed) != EXT4:
-        raise BangerError(Code.INVALID, f"the work-seed {work_seed} is not an ext4 filesystem")
-    before = rootfs.stat()
-    tree = look_into(rootfs, filesystem, job)
-    if tree.arch and tree.arch not in ARCHITECTURES:
-        raise _no_root_filesystem(str(rootfs), tree.arch)
-    os_release = parse_os_release(tree.os_release)
-    job.progress("digest", str(rootfs))
-    digest = sum_file(rootfs, job)
-    after = rootfs.stat()
-    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-        raise BangerError(
-            Code.IN_USE, f"{rootfs} was written while it was read", hint="try again when nothing writes it any more"
-        )
-    manifest = ImageManifest(
-        name=name,
-        # a tree that tells nothing is taken for what its kernel is for
-        arch=tree.arch or read_local(kernel.parent, kernel.name).arch,
-        source=str(rootfs),
-        imported_at=_now(),
-        rootfs=str(rootfs),
-        rootfs_sha256=digest,
-        size_bytes=after.st_size,
-        distro=os_release.get("ID", ""),
-        pretty_name=os_release.get("PRETTY_NAME", ""),
-        kernel_ref=kernel.name,
-        managed=False,
-        filesystem=filesystem,
-        rootfs_mtime_ns=after.st_mtime_ns,
-        work_seed=str(work_seed or ""),
-    )
-    with system.staging(images_dir, name) as staged:
-        publish(staged, images_dir, manifest, kernel, job, replace, publishing)
-    return manifest
 
 
 def publish(
@@ -219,15 +157,12 @@ def publish(
         if kernel is not None:
             held = hold(kernel.parent, kernel.name, staged / KERNEL)
             if held.arch != manifest.arch:
-                raise BangerError(
-                    Code.INVALID,
-                    f"the image {manifest.name!r} is for {manifest.arch}, the kernel {kernel.name!r} for {held.arch}",
-                    hint="use another kernel: see 'banger kernel list'",
-                )
+                raise other_arch(manifest.name, manifest.arch, kernel.name, held.arch)
         system.publish(staged, target)
 
 
-def _now() -> str:
+def now() -> str:
+    """This second in UTC, RFC 3339."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -294,7 +229,17 @@ def refuse_existing(target: Path, replace: bool) -> None:
         )
 
 
-def _no_root_filesystem(label: str, arch: str) -> BangerError:
+def other_arch(image: str, arch: str, kernel: str, kernel_arch: str) -> BangerError:
+    """The error for an image and a kernel that do not fit."""
+    return BangerError(
+        Code.INVALID,
+        f"the image {image!r} is for {arch}, the kernel {kernel!r} for {kernel_arch}",
+        hint="use another kernel: see 'banger kernel list'",
+    )
+
+
+def no_root_filesystem(label: str, arch: str) -> BangerError:
+    """The error for a tree whose programs are for `arch`, '' when it has none."""
     if arch:
         return BangerError(
             Code.UNSUPPORTED,

@@ -11,7 +11,10 @@ from banger import entries, system
 from banger.api.errors import BangerError, Code
 from banger.entries import MANIFEST, BrokenEntry, Manifest
 from banger.fields import Fields
+from banger.imagecat import registered
+from banger.imagecat.registered import Registered
 from banger.imagecat.rootfs import EXT4, SQUASHFS
+from banger.job import Job
 from banger.kernelcat import manifest as kernels
 from banger.kernelcat.manifest import KernelManifest
 
@@ -20,6 +23,7 @@ ROOTFS_EXT4 = "rootfs.ext4"
 WORK_SEED = "work-seed.ext4"
 CONFIG = "config.json"  # the configuration of an OCI image, as its registry has it
 KERNEL = "kernel"  # the directory with the image's own copy of its kernel
+OWN_KERNEL = "@image"  # the name of a kernel that only its image has: no installed one can be called so
 
 _INITS = ("agent", "image")
 
@@ -53,10 +57,11 @@ class ImageManifest(Manifest):
 
     `rootfs` is a file name inside the image's directory, or an absolute path when banger does not manage the file;
     `filesystem` ("squashfs" or "ext4"), `size_bytes` and `rootfs_sha256` are that file's. Of an unmanaged one there are
-    also its `rootfs_mtime_ns` and `work_seed`, the absolute path of its seed or "". `imported_at` is UTC, RFC 3339;
-    `distro` and `pretty_name` come from os-release; `kernel_ref` names the kernel that its VMs boot unless told
-    otherwise ("" for the default one); `init` is "agent" when banger's agent stays PID 1 and "image" when it starts the
-    image's own init. `home` is the directory that the home disks of its VMs are mounted on.
+    also its `rootfs_mtime_ns`, `work_seed`, the absolute path of its seed or "", and `registered`, all that was given
+    by path besides. `imported_at` is UTC, RFC 3339; `distro` and `pretty_name` come from os-release; `kernel_ref` names
+    the kernel that its VMs boot unless told otherwise ("" for the default one), `own_kernel` says that the one in
+    KERNEL is no copy of an installed one; `init` is "agent" when banger's agent stays PID 1 and "image" when it starts
+    the image's own init. `home` is the directory that the home disks of its VMs are mounted on.
 
     Of a pulled image `origin` is its catalog entry ("catalog/name", "" without one) and `revision` tells one release
     from the next: the digest of the manifest or index that a reference stood for, or the SHA-256 of a bundle. `layers`
@@ -72,10 +77,12 @@ class ImageManifest(Manifest):
     distro: str = ""
     pretty_name: str = ""
     kernel_ref: str = ""
+    own_kernel: bool = False
     managed: bool = True
     filesystem: str = SQUASHFS
     rootfs_mtime_ns: int = 0
     work_seed: str = ""
+    registered: tuple[Registered, ...] = ()
     init: str = "agent"
     config: ImageConfig = field(default_factory=ImageConfig)
     home: str = "/root"
@@ -108,10 +115,14 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> ImageManifest:
         distro=fields.text("distro", ""),
         pretty_name=fields.text("pretty_name", ""),
         kernel_ref=fields.text("kernel_ref", ""),
+        own_kernel=fields.flag("own_kernel"),
         managed=fields.flag("managed"),
         filesystem=fields.text("filesystem", EXT4 if rootfs == ROOTFS_EXT4 else SQUASHFS),
         rootfs_mtime_ns=fields.number("rootfs_mtime_ns", 0),
         work_seed=fields.text("work_seed", ""),
+        registered=tuple(
+            _registered(entry) for entry in (fields.objects("registered") if fields.has("registered") else [])
+        ),
         init=fields.text("init", "agent"),
         config=ImageConfig(
             entrypoint=config.texts("entrypoint"),
@@ -151,6 +162,21 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> ImageManifest:
     return manifest
 
 
+def _registered(fields: Fields) -> Registered:
+    entry = Registered(
+        fields.text("part"),
+        fields.text("path"),
+        fields.number("size_bytes", 0),
+        fields.number("mtime_ns", 0),
+        fields.sha256("sha256"),
+    )
+    if entry.part not in registered.PARTS:
+        raise fields.wrong("part", " or ".join(registered.PARTS))
+    if not _is_absolute(entry.path):
+        raise fields.wrong("path", "an absolute path")
+    return entry
+
+
 def read_local(images_dir: Path, name: str) -> ImageManifest:
     """The manifest of a local image.
 
@@ -185,9 +211,19 @@ def image_paths(images_dir: Path, manifest: ImageManifest) -> ImagePaths:
 def kernel_of(images_dir: Path, kernels_dir: Path, image: ImageManifest) -> tuple[KernelManifest, Path] | None:
     """The kernel of an image and the directory of its files: the installed one of that name, else the image's own copy.
 
-    None without a reference, and when neither can be used.
+    None without a reference, and when neither can be used. Raises CORRUPT for a damaged kernel that only the image has.
     """
-    for directory in (kernels_dir / image.kernel_ref, images_dir / image.name / KERNEL):
+    held = images_dir / image.name / KERNEL
+    if image.own_kernel:
+        try:
+            return kernels.read_at(held, OWN_KERNEL), held
+        except BangerError as error:
+            raise BangerError(
+                Code.CORRUPT,
+                f"the kernel of the image {image.name!r} is broken: {error.message}",
+                hint="make the image again with --force, or boot another kernel with --kernel",
+            ) from error
+    for directory in (kernels_dir / image.kernel_ref, held):
         with contextlib.suppress(BangerError):
             kernel = kernels.read_at(directory, image.kernel_ref)
             if kernel.arch == image.arch:
@@ -206,6 +242,48 @@ def disk_usage(images_dir: Path, name: str) -> int:
     return sum(system.allocated_bytes(Path(file)) for file in os.scandir(images_dir / name) if file.is_file())
 
 
+def own_bytes(entry: Path) -> int:
+    """Bytes that are free again without this entry: those of files that nothing else links to."""
+    files = [file.stat(follow_symlinks=False) for file in entry.rglob("*") if file.is_file()]
+    return sum(status.st_blocks * 512 for status in files if status.st_nlink == 1)
+
+
+def verify_local(images_dir: Path, name: str, job: Job) -> str:
+    """Read an image again, all of it: what is wrong with it, '' when nothing is. Raises NOT_FOUND."""
+    try:
+        while True:
+            try:
+                read_local(images_dir, name)  # says so when it is not there
+            except BangerError as error:
+                if error.code is not Code.CORRUPT:
+                    raise
+            problem = entries.steadily(images_dir / name, lambda entry: _changed(entry, job))
+            if problem is not None:
+                return problem
+    except BangerError as error:
+        if error.code is not Code.CORRUPT:
+            raise
+        return error.message
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+
+
+def _changed(entry: Path, job: Job) -> str:
+    manifest = _load(entry)
+    rootfs = entry / manifest.rootfs
+    job.progress("verify", str(rootfs) if not manifest.managed else f"{entry.name}/{manifest.rootfs}")
+    found = entries.sum_file(rootfs, job)
+    if found != manifest.rootfs_sha256:
+        return registered.content_changed(manifest.rootfs, found, manifest.rootfs_sha256)
+    for file in manifest.registered:
+        if problem := registered.changed(file, job):
+            return problem
+    if (entry / KERNEL).exists():
+        problem = kernels.changed_at(entry / KERNEL, OWN_KERNEL if manifest.own_kernel else manifest.kernel_ref, job)
+        return f"{KERNEL}/{problem}" if problem else ""
+    return ""
+
+
 def _parse_entry(entry: Path) -> ImageManifest:
     return entries.load(entry, "image", parse_manifest)
 
@@ -213,7 +291,7 @@ def _parse_entry(entry: Path) -> ImageManifest:
 def _load(entry: Path) -> ImageManifest:
     manifest = _parse_entry(entry)
     if not manifest.managed:
-        if problem := _registered_problem(manifest):
+        if problem := registered_problem(manifest):
             hint = f"register it again with --force, or remove it with 'banger image rm {manifest.name}'"
             raise BangerError(Code.CORRUPT, problem, hint=hint)
         return manifest
@@ -225,19 +303,16 @@ def _load(entry: Path) -> ImageManifest:
     return manifest
 
 
-def _registered_problem(manifest: ImageManifest) -> str:
+def registered_problem(manifest: ImageManifest) -> str:
     """How an unmanaged image's files are no longer those that were registered, '' when they are."""
-    try:
-        status = Path(manifest.rootfs).stat()
-        if manifest.work_seed:
-            Path(manifest.work_seed).stat()
-    except FileNotFoundError as error:
-        return f"{error.filename} is gone"
-    except OSError as error:
-        return f"{error.filename} cannot be read: {error.strerror}"
-    if (status.st_size, status.st_mtime_ns) != (manifest.size_bytes, manifest.rootfs_mtime_ns):
-        return f"{manifest.rootfs} has changed since it was registered"
-    return ""
+    rootfs = Registered(
+        "rootfs", manifest.rootfs, manifest.size_bytes, manifest.rootfs_mtime_ns, manifest.rootfs_sha256
+    )
+    if problem := registered.problem(rootfs):
+        return problem
+    if not manifest.registered and manifest.work_seed and not Path(manifest.work_seed).exists():
+        return f"{manifest.work_seed} is gone"
+    return next(filter(None, map(registered.problem, manifest.registered)), "")
 
 
 def _is_absolute(path: str) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -95,6 +96,18 @@ def import_bundle(
     return _install(kernels_dir, name, make, job, replace, publishing)
 
 
+def build_kernel(directory: Path, name: str, found: Found, job: Job, *, claims: Claims) -> KernelManifest:
+    """Fill the new `directory` with a kernel made of the files `found`, for an owner other than the catalog.
+
+    Raises as `import_kernel` does, but for names.
+    """
+    with _told_by(name, directory), system.staging(directory.parent, "scratch") as scratch:
+        directory.mkdir(mode=0o755)
+        manifest = _complete(directory, scratch, name, found, None, claims, job)
+        layout.write_local(directory, manifest)
+    return manifest
+
+
 def refuse_taken(kernels_dir: Path, name: str, replace: bool) -> None:
     """Raise EXISTS when a name is taken and must not be replaced."""
     if not replace and (kernels_dir / name).exists():
@@ -112,27 +125,33 @@ def _install(
     """Have `make` fill a staged entry (and use a scratch directory beside it), then publish it."""
     system.validate_name(name, "kernel")
     refuse_taken(kernels_dir, name, replace)
+    with _told_by(name, kernels_dir), system.staging(kernels_dir, name) as staged:
+        entry, scratch = staged / "entry", staged / "scratch"
+        entry.mkdir(mode=0o755)
+        scratch.mkdir()
+        manifest = make(entry, scratch)
+        layout.write_local(entry, manifest)
+        system.remove_tree(scratch)
+        job.progress("publish", name)
+        system.syncfs(entry)  # the slow part of the publication, before the lock is taken
+        with publishing():
+            refuse_taken(kernels_dir, name, replace)
+            system.publish(entry, kernels_dir / name)
+    return manifest
+
+
+@contextlib.contextmanager
+def _told_by(name: str, directory: Path) -> Iterator[None]:
+    """Tell the system's errors as those of importing the kernel `name` below `directory`."""
     try:
-        with system.staging(kernels_dir, name) as staged:
-            entry, scratch = staged / "entry", staged / "scratch"
-            entry.mkdir(mode=0o755)
-            scratch.mkdir()
-            manifest = make(entry, scratch)
-            layout.write_local(entry, manifest)
-            system.remove_tree(scratch)
-            job.progress("publish", name)
-            system.syncfs(entry)  # the slow part of the publication, before the lock is taken
-            with publishing():
-                refuse_taken(kernels_dir, name, replace)
-                system.publish(entry, kernels_dir / name)
+        yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise BangerError(
             Code.EXHAUSTED if full else Code.INVALID,
-            f"the kernel {name!r} cannot be imported: {error.strerror}: {error.filename or kernels_dir}",
+            f"the kernel {name!r} cannot be imported: {error.strerror}: {error.filename or directory}",
             hint="remove kernels, images or VMs that you no longer need" if full else "",
         ) from error
-    return manifest
 
 
 def _complete(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def verify_local(kernels_dir: Path, name: str, job: Job) -> str:
     try:
         while True:
             read_local(kernels_dir, name)
-            problem = entries.steadily(kernels_dir / name, lambda entry: _changed(entry, job))
+            problem = entries.steadily(kernels_dir / name, lambda entry: changed_at(entry, name, job))
             if problem is not None:
                 return problem
     except BangerError as error:
@@ -129,8 +130,9 @@ def verify_local(kernels_dir: Path, name: str, job: Job) -> str:
         return f"{error.filename} cannot be read: {error.strerror}"
 
 
-def _changed(entry: Path, job: Job) -> str:
-    manifest = _load(entry)
+def changed_at(entry: Path, name: str, job: Job) -> str:
+    """The same of the kernel `name` whose files are in `entry`; raises CORRUPT and OSError for one that lacks some."""
+    manifest = _load(entry, name)
     for file, digest in {VMLINUX: manifest.sha256, **manifest.files}.items():
         job.progress("verify", f"{entry.name}/{file}")
         found = sum_file(entry / file, job)
@@ -152,13 +154,18 @@ def hold(kernels_dir: Path, name: str, target: Path) -> KernelManifest:
     `read_local` does.
     """
     manifest = read_local(kernels_dir, name)
+    link_files(kernels_dir / name, target, manifest.files)
+    return manifest
+
+
+def link_files(entry: Path, target: Path, others: Iterable[str] = ()) -> None:
+    """Give the new directory `target` the files of the kernel in `entry`, and of what is there the `others` too."""
     target.mkdir(mode=0o755)
-    for file in sorted({MANIFEST, VMLINUX, VMLINUZ, INITRD, CONFIG, MODULES, BOOT_MODULES, *manifest.files}):
-        source = kernels_dir / name / file
+    for file in sorted({MANIFEST, VMLINUX, VMLINUZ, INITRD, CONFIG, MODULES, BOOT_MODULES, *others}):
+        source = entry / file
         if source.exists():
             # resolved: a hard link to a symbolic link would hold nothing
             system.link_or_copy(source.resolve(), target / file)
-    return manifest
 
 
 def read_at(directory: Path, name: str) -> KernelManifest:

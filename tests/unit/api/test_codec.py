@@ -32,6 +32,8 @@ def values(kind: object) -> st.SearchStrategy[object]:
         return st.lists(values(parameters[0]), max_size=3)
     if origin is types.UnionType:
         return st.one_of(*map(values, parameters))
+    if origin is dict:
+        return st.dictionaries(values(parameters[0]), values(parameters[1]), max_size=3)
     if kind is float:
         return st.floats(allow_nan=False, allow_infinity=False)
     plain = {str: st.text(), int: st.integers(), bool: st.booleans(), type(None): st.none()}
