@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import tomllib
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from banger.api.errors import BangerError, Code
+from banger.oci.reference import DOCKER_HUB, Registries, canonical_registry, is_registry, split_mirror
 
-_TYPE_NAMES = {tuple: "list of strings"}
+_TYPE_NAMES: dict[type, str] = {tuple: "list of strings", dict: "table"}
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,9 @@ class Config:
     """Defaults for new VMs and limits of the host. Sizes are in bytes, times in seconds.
 
     `vcpu` 0 means one where guests are emulated, else two. `debian_mirror` '' means the one in the host's own apt
-    configuration. `accelerator` is auto, kvm or tcg. `insecure_registries` (host or host:port) are spoken to
-    without TLS, as those on loopback always are.
+    configuration. `accelerator` is auto, kvm or tcg. Registries are host or host:port: `insecure_registries` are spoken
+    to without TLS, as those on loopback always are; images without a registry are in the `default_registry`;
+    `registry_mirrors` lists by registry the [http[s]://]host[:port][/prefix] that are asked before it.
     """
 
     default_image: str = "debian-bookworm"
@@ -34,6 +37,12 @@ class Config:
     debian_mirror: str = ""
     accelerator: str = "auto"
     insecure_registries: tuple[str, ...] = ()
+    default_registry: str = DOCKER_HUB
+    registry_mirrors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def registries(self) -> Registries:
+        return Registries(self.default_registry, self.registry_mirrors, self.insecure_registries)
 
 
 def load(path: Path) -> Config:
@@ -49,7 +58,7 @@ def load(path: Path) -> Config:
         raise BangerError(Code.INVALID, f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BangerError(Code.INVALID, f"{path} is not valid TOML: {error}", hint="correct or remove it") from error
-    known = {entry.name: type(getattr(Config, entry.name)) for entry in fields(Config)}
+    known: dict[str, type] = {name: type(value) for name, value in asdict(Config()).items()}
     for key, value in values.items():
         if key not in known:
             raise BangerError(Code.INVALID, f"{path}: unknown key {key!r}", hint=f"known: {', '.join(known)}")
@@ -65,7 +74,43 @@ def load(path: Path) -> Config:
             )
         if type(value) in (int, float) and not 0 <= value < math.inf:
             raise BangerError(Code.INVALID, f"{path}: {key} cannot be {value!r}")
+    if "registry_mirrors" in values:
+        values["registry_mirrors"] = _mirrors(values["registry_mirrors"], path)
     config = Config(**values)
     if config.accelerator not in ("auto", "kvm", "tcg"):
         raise BangerError(Code.INVALID, f"{path}: accelerator must be auto, kvm or tcg, not {config.accelerator!r}")
+    for key, registries in (
+        ("default_registry", [config.default_registry]),
+        ("insecure_registries", config.insecure_registries),
+        ("registry_mirrors", config.registry_mirrors),
+    ):
+        for registry in registries:
+            if not is_registry(registry):
+                raise BangerError(
+                    Code.INVALID,
+                    f"{path}: {key} has {registry!r}, which is not a registry",
+                    hint="say HOST or HOST:PORT, such as registry.example.org:5000",
+                )
     return config
+
+
+def _mirrors(table: Mapping[str, object], path: Path) -> dict[str, tuple[str, ...]]:
+    mirrors: dict[str, tuple[str, ...]] = {}
+    for registry, value in table.items():
+        if not isinstance(value, list) or not all(type(item) is str for item in value):
+            raise BangerError(
+                Code.INVALID,
+                f"{path}: the mirrors of {registry!r} must be a list of strings, not {value!r}",
+                hint='put the registry into quotes: "docker.io" = ["https://mirror.example.org"]',
+            )
+        for item in value:
+            try:
+                split_mirror(item)
+            except ValueError as error:
+                raise BangerError(
+                    Code.INVALID,
+                    f"{path}: {item!r} is not a mirror of {registry!r}",
+                    hint="say [http://|https://]HOST[:PORT][/PREFIX]",
+                ) from error
+        mirrors[canonical_registry(registry)] = tuple(value)
+    return mirrors

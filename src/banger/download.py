@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def stream(
     size: int = 0,
     limit: int,
     sha256: str = "",
-    authorization: Authorization = lambda refused: "",
+    authorization: Authorization = lambda url, refused: "",
     timeouts: Timeouts = USUAL,
 ) -> Generator[bytes, None, None]:
     """The body of the first of `urls` (mirrors, tried in order) that delivers it, in pieces of at most 1 MiB.
@@ -140,6 +140,18 @@ def local(
     body.finish()
 
 
+def checked(
+    pieces: Iterable[bytes], job: Job, *, source: str, label: str, size: int, sha256: str
+) -> Generator[bytes, None, None]:
+    """The pieces of a file that `source` names, held to exactly its size and digest; raises CORRUPT."""
+    body = _Body(job, label, "read", size, size, sha256)
+    body.source = source
+    for piece in pieces:
+        body.take(piece)
+        yield piece
+    body.finish()
+
+
 def public_url(url: str) -> str:
     """A URL as it may be shown and stored: without what may be secret, namely user, password, query and fragment."""
     scheme, separator, rest = url.partition("://")
@@ -164,7 +176,7 @@ class _Body:
         size: int,
         limit: int,
         sha256: str,
-        authorization: Authorization = lambda refused: "",
+        authorization: Authorization = lambda url, refused: "",
     ) -> None:
         self.job, self.label, self.stage = job, label, stage
         self.authorization = authorization
@@ -209,8 +221,9 @@ class _Body:
         self.job.progress(self.stage, self.label, self.done, self.done)
 
 
-# gives the header of that name, '' for none; asked again, once, with the answer when that is 401
-Authorization = Callable[[Answer | None], str]
+# gives the header of that name for a URL, '' for none; asked again, once, with the answer when that is 401; may raise
+# Failed to leave that URL
+Authorization = Callable[[str, Answer | None], str]
 
 
 def _from_mirror(url: str, body: _Body, timeouts: Timeouts) -> Iterator[bytes]:
@@ -218,7 +231,7 @@ def _from_mirror(url: str, body: _Body, timeouts: Timeouts) -> Iterator[bytes]:
     validator = ""  # of this URL's content, once it is part of the body
     reached = body.done
     attempts = 0
-    authorization, renewed = body.authorization(None), False
+    authorization, renewed = body.authorization(url, None), False
     while True:
         started = body.done
         try:
@@ -226,7 +239,7 @@ def _from_mirror(url: str, body: _Body, timeouts: Timeouts) -> Iterator[bytes]:
                 answer = next(received)
                 assert isinstance(answer, Answer)
                 if answer.status == 401 and not renewed:
-                    renewed, before, authorization = True, authorization, body.authorization(answer)
+                    renewed, before, authorization = True, authorization, body.authorization(url, answer)
                     if authorization != before:
                         continue
                 if body.done == 0:
@@ -247,7 +260,7 @@ def _from_mirror(url: str, body: _Body, timeouts: Timeouts) -> Iterator[bytes]:
                 raise
             pause = max(failure.pause, timeouts.backoff * 2 ** (attempts - 1))
         _wait(pause, body.job)
-        authorization, renewed = body.authorization(None), renewed and body.done == started
+        authorization, renewed = body.authorization(url, None), renewed and body.done == started
 
 
 def _headers(body: _Body, validator: str, authorization: str) -> dict[str, str]:

@@ -30,6 +30,17 @@ class Fields:
         except (ValueError, RecursionError) as error:
             raise BangerError(Code.CORRUPT, f"{where} is not valid JSON: {error}") from error
 
+    @classmethod
+    def parse_list(cls, text: str | bytes, where: str) -> list[Fields]:
+        """Read one JSON document that is a list of objects."""
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BangerError(Code.CORRUPT, f"{where} is not valid JSON: {error}") from error
+        if not isinstance(values, list):
+            raise BangerError(Code.CORRUPT, f"{where} is not a JSON list")
+        return [cls(value, f"{where}, [{index}]") for index, value in enumerate(values)]
+
     def wrong(self, key: str, expected: str) -> BangerError:
         """The error for a field that is not what it must be."""
         return BangerError(Code.CORRUPT, f"{where_key(self.where, key)} must be {expected}")

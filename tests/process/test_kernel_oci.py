@@ -440,7 +440,7 @@ def test_names_and_sources(registry: RunningRegistry, daemon: DaemonProcess, mod
         (f"{repository}:6.1", "kernel-6.1"),
         (repository, "kernel"),
         (f"{repository}:6.1@{made.digest}", "kernel-6.1"),
-        (f"{repository}@{made.digest}", "kernel"),
+        (f"{repository}@{made.digest}", f"kernel-{made.digest[7:19]}"),
     ):
         banger(daemon, "kernel", "pull", reference, "--force")
         kernel = shown(daemon, name)
@@ -457,7 +457,7 @@ def test_names_and_sources(registry: RunningRegistry, daemon: DaemonProcess, mod
     banger(daemon, "kernel", "pull", f"{repository}@{made.digest}", "--sha256", digest, "--as", "checked")
     assert "SHA-256" in banger(daemon, "kernel", "pull", f"{repository}:6.1", "--sha256", digest, status=1)
     listed = daemon.client.call(op.KERNEL_LIST, m.Empty()).kernels
-    assert [kernel.name for kernel in listed] == ["checked", "kernel", "kernel-6.1", "mine"]
+    assert [kernel.name for kernel in listed] == ["checked", "kernel", f"kernel-{digest[:12]}", "kernel-6.1", "mine"]
 
 
 def test_what_the_user_is_told(registry: RunningRegistry, daemon: DaemonProcess, tmp_path: Path) -> None:

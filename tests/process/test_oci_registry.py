@@ -21,9 +21,11 @@ import pytest
 from banger.api.errors import BangerError, Code
 from banger.exchange import Timeouts
 from banger.job import Job
-from banger.oci import registry as client
-from banger.oci.reference import Reference
-from banger.oci.registry import Descriptor, Image, Registry
+from banger.oci import endpoint as client
+from banger.oci.manifest import Descriptor, Image
+from banger.oci.platform import Platform
+from banger.oci.reference import Reference, Registries
+from banger.oci.registry import Registry
 from tests.http_server import Authority, Reply, Server, proxying, serving
 from tests.registry import (
     INDEX,
@@ -44,6 +46,7 @@ from tests.registry import (
 )
 from tests.registry import Image as Built
 
+AMD64 = Platform.parse("linux/amd64")
 QUICK = Timeouts(connect=5, read=5, backoff=0.01)
 NOISE = random.Random(1).randbytes(2_000_000)
 
@@ -83,14 +86,16 @@ def small() -> Built:
     return image([layer({"vmlinux": b"first"}), layer({"lib/modules": None}, "zstd"), layer({"config": b"last"}, "")])
 
 
-def opened(address: str, name: str, *, insecure: tuple[str, ...] = ()) -> Registry:
-    return Registry(Reference.parse(f"{address}/{name}"), Job(), insecure=insecure, timeouts=QUICK)
+def opened(address: str, name: str, registries: Registries | None = None) -> Registry:
+    return Registry(Reference.parse(f"{address}/{name}"), Job(), registries, timeouts=QUICK)
 
 
-def pull(address: str, name: str, arch: str = "amd64") -> tuple[Image, list[bytes]]:
+def pull(
+    address: str, name: str, platform: Platform = AMD64, registries: Registries | None = None
+) -> tuple[Image, list[bytes]]:
     """An image and the content of its layers."""
-    repository = opened(address, name)
-    found = repository.resolve(arch)
+    repository = opened(address, name, registries)
+    found = repository.resolve(platform)
     return found, [b"".join(repository.blob(layer, "layer")) for layer in found.layers]
 
 
@@ -122,7 +127,7 @@ def test_image_by_tag_and_digest(registry: RunningRegistry, small: Built, tmp_pa
         assert layers == [layer.data for layer in small.layers]
         assert found.config.digest == digest_of(small.config)
     repository = opened(registry.address, "by/tag:1")
-    assert b"".join(repository.blob(repository.resolve("amd64").config, "config")) == small.config
+    assert b"".join(repository.blob(repository.resolve(AMD64).config, "config")) == small.config
 
 
 def test_docker_manifest(registry: RunningRegistry, tmp_path: Path) -> None:
@@ -149,7 +154,7 @@ def test_image_for_several_platforms(registry: RunningRegistry, tmp_path: Path, 
     options = ["--format", "v2s2"] if docker else []
     digest = registry.push(oci_layout(tmp_path / "image", built), name, *options)
     for each in built:
-        found, layers = pull(registry.address, name, each.architecture)
+        found, layers = pull(registry.address, name, Platform.parse(each.architecture))
         assert found.digest == digest
         assert layers == [layer.data for layer in each.layers]
 
@@ -397,7 +402,7 @@ def test_plain_http_only_where_it_is_allowed(monkeypatch: pytest.MonkeyPatch) ->
             ("localhost", ""),
             ("127.1.2.3:5000", ""),
         ):
-            failure(partial(opened(host, "org/kernel:1", insecure=(insecure,)).resolve, "amd64"))
+            failure(partial(opened(host, "org/kernel:1", Registries(insecure=[insecure])).resolve, AMD64))
     methods = [(request.method, request.path) for request in proxy.requests]
     assert methods == [
         ("CONNECT", "registry.example.org:443"),
@@ -451,12 +456,12 @@ def test_manifest_without_a_type(server: Server) -> None:
     del manifest["mediaType"]
     data = json.dumps(manifest).encode()
     address = serve_manifest(server, data)
-    assert opened(address, "kernel:1").resolve("amd64") == Image(
-        digest_of(data), Descriptor(LAYER, digest_of(b""), 0), ()
+    assert opened(address, "kernel:1").resolve(AMD64) == Image(
+        digest_of(data), Descriptor(LAYER, digest_of(b""), 0), (), digest_of(data)
     )
     top = json.dumps({"schemaVersion": 2, "manifests": [{**BLOB, "digest": digest_of(data), "platform": None}]})
     serve_manifest(server, top.encode())
-    assert opened(address, "kernel:1").resolve("arm64").digest == digest_of(top.encode())
+    assert opened(address, "kernel:1").resolve(Platform.parse("arm64")).digest == digest_of(top.encode())
 
 
 @pytest.mark.parametrize(
@@ -528,11 +533,19 @@ def test_endless_manifest(server: Server) -> None:
 
 
 def test_index_in_an_index(server: Server) -> None:
-    inner = index([image([])])
-    entry = {**BLOB, "digest": digest_of(inner), "platform": {"os": "linux", "architecture": "amd64"}}
-    serve_manifest(server, inner, "inner")
-    error = refused(server, {"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]})
-    assert error.code is Code.UNSUPPORTED
+    built = image([layer({"vmlinux": b"first"})])
+    serve(server, built)
+    data = index([built])
+    for _ in range(15):
+        serve_manifest(server, data)
+        data = json.dumps({"schemaVersion": 2, "manifests": [{**BLOB, "digest": digest_of(data)}]}).encode()
+    found, layers = pull(serve_manifest(server, data), "kernel:1")
+    assert (found.digest, found.manifest) == (digest_of(data), built.digest)
+    assert layers == [built.layers[0].data]
+    serve_manifest(server, data)
+    error = refused(server, {"schemaVersion": 2, "manifests": [{**BLOB, "digest": digest_of(data)}]})
+    assert error.code is Code.CORRUPT
+    assert "more than 16 indexes" in error.message
 
 
 def test_index_that_names_itself(server: Server) -> None:
@@ -732,4 +745,4 @@ def test_titles_of_files(server: Server) -> None:
     each = file_layer("vmlinux", b"first")
     unpacked = replace(each, annotations={**each.annotations, "io.deis.oras.content.unpack": "true"})
     address = serve(server, image([each, unpacked]))
-    assert [layer.title for layer in opened(address, "kernel:1").resolve("amd64").layers] == ["vmlinux", ""]
+    assert [layer.title for layer in opened(address, "kernel:1").resolve(AMD64).layers] == ["vmlinux", ""]

@@ -19,9 +19,11 @@ def test_missing_and_empty_file_mean_the_defaults(tmp_path: Path) -> None:
 def test_every_key_can_be_set(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     sizes = (1 << 31, 1 << 30, 1 << 29)
-    wanted = Config("img", "krn", 3, *sizes, 2.5, 60.0, 1, 2, "copy:/mirror", "tcg", ("10.0.0.1:5000",))
-    lines = [f"{key} = {json.dumps(value)}" for key, value in asdict(wanted).items()]
-    file.write_text("\n".join(lines))
+    mirrors = {"docker.io": ("http://10.0.0.1:5000/hub", "mirror.example.org"), "ghcr.io": ()}
+    wanted = Config("img", "krn", 3, *sizes, 2.5, 60.0, 1, 2, "copy:/m", "tcg", ("10.0.0.1:5000",), "ghcr.io", mirrors)
+    lines = [f"{key} = {json.dumps(value)}" for key, value in asdict(wanted).items() if key != "registry_mirrors"]
+    tables = [f"{json.dumps(key)} = {json.dumps(value)}" for key, value in mirrors.items()]
+    file.write_text("\n".join([*lines, "[registry_mirrors]", *tables]))
     assert load(file) == wanted
 
 
@@ -41,6 +43,15 @@ def test_whole_number_serves_for_seconds(tmp_path: Path) -> None:
         ("default_image = 7", "default_image must be of type str"),
         ('insecure_registries = "a"', "insecure_registries must be of type list of strings"),
         ("insecure_registries = [1]", "insecure_registries must be of type list of strings"),
+        ('insecure_registries = ["http://a"]', "insecure_registries has 'http://a', which is not a registry"),
+        ('default_registry = "docker.io/library"', "default_registry has 'docker.io/library', which is not a registry"),
+        ("registry_mirrors = 1", "registry_mirrors must be of type table"),
+        ('[registry_mirrors]\ndocker.io = ["a"]', "the mirrors of 'docker' must be a list of strings"),
+        ('[registry_mirrors]\n"a/b" = ["a"]', "registry_mirrors has 'a/b', which is not a registry"),
+        ('[registry_mirrors]\n"a" = "b"', "the mirrors of 'a' must be a list of strings, not 'b'"),
+        ('[registry_mirrors]\n"a" = ["ftp://b"]', "'ftp://b' is not a mirror of 'a'"),
+        ('[registry_mirrors]\n"a" = ["b/C"]', "'b/C' is not a mirror of 'a'"),
+        ('[registry_mirrors]\n"a" = ["https://user@b"]', "'https://user@b' is not a mirror of 'a'"),
         ("stop_grace = false", "stop_grace must be of type float"),
         ("memory = -1", "memory cannot be -1"),
         ("boot_timeout = inf", "boot_timeout cannot be inf"),

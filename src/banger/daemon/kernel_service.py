@@ -28,7 +28,7 @@ from banger.kernelcat.fetch import Environment, fetch
 from banger.kernelcat.importer import Claims, import_kernel, refuse_taken
 from banger.kernelcat.manifest import KernelManifest
 from banger.kernelcat.sources import HOST
-from banger.oci.reference import Reference
+from banger.oci.reference import Reference, local_name
 from banger.paths import Layout, absolute_path
 from banger.vmm.detect import host_arch
 
@@ -133,9 +133,7 @@ class KernelService:
     async def _pull(self, entry: CatalogEntry, name: str, force: bool, report: Report) -> KernelManifest:
         refuse_taken(self._layout.kernels, name, force)
         report(Progress(FETCHING, f"the kernel {name}"))
-        environment = Environment(
-            self._layout.cache, self._config.debian_mirror, tuple(self._config.insecure_registries)
-        )
+        environment = Environment(self._layout.cache, self._config.debian_mirror, self._config.registries)
         while True:
             try:
                 return await self._pulls.run(
@@ -170,10 +168,10 @@ class KernelService:
                 raise BangerError(
                     Code.NOT_FOUND,
                     f"there is no catalog {origin!r}",
-                    hint=f"see 'banger kernel catalog list'; for an image say 'docker.io/{name}'",
+                    hint=f"see 'banger kernel catalog list'; for an image say '{self._config.default_registry}/{name}'",
                 )
-            reference = Reference.parse(name)
-            entry = CatalogEntry(_local_name(reference), "", arch, "", "oci", image=str(reference), origin="")
+            reference = Reference.parse(name, self._config.default_registry)
+            entry = CatalogEntry(local_name(reference), "", arch, "", "oci", image=str(reference), origin="")
         if sha256 and sha256 != catalog.revision(entry).removeprefix("sha256:"):
             raise BangerError(
                 Code.INVALID,
@@ -317,12 +315,6 @@ def _url_entry(url: str, sha256: str, arch: str) -> CatalogEntry:
     file = shown.partition("?")[0].partition("#")[0].rpartition("/")[2]
     name = next((file.removesuffix(suffix) for suffix in _BUNDLE_SUFFIXES if file.endswith(suffix)), file)
     return CatalogEntry(name, "", arch, "", "bundle", tarball_url=url, tarball_sha256=sha256, origin="")
-
-
-def _local_name(reference: Reference) -> str:
-    """The last component of the repository, with the tag unless that is `latest`."""
-    name = reference.repository.rpartition("/")[2]
-    return f"{name}-{reference.tag}" if reference.tag and reference.tag != "latest" else name
 
 
 def _catalog_info(entry: CatalogEntry, state: str) -> m.CatalogKernel:

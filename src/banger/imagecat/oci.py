@@ -18,7 +18,7 @@ from banger.job import Job
 from banger.oci import pull
 from banger.oci.blobs import BlobCache
 from banger.oci.layers import Tree, merged
-from banger.oci.registry import Descriptor, Image
+from banger.oci.manifest import Descriptor, Image
 
 CONFIG_LIMIT = 4 << 20  # bytes
 

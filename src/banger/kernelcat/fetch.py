@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from banger import debian, download, system
@@ -16,7 +16,7 @@ from banger.kernelcat.catalog import CatalogEntry, revision
 from banger.kernelcat.importer import Claims, Publishing, import_bundle, import_kernel, refuse_taken
 from banger.kernelcat.manifest import KernelManifest
 from banger.kernelcat.oci import fetch_oci
-from banger.oci.reference import Reference
+from banger.oci.reference import Reference, Registries
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Environment:
 
     cache: Path
     debian_mirror: str = ""
-    insecure_registries: tuple[str, ...] = ()
+    registries: Registries = field(default_factory=Registries)
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,7 @@ def _fetch_deb(entry: CatalogEntry, environment: Environment, target: _Target, j
 def _fetch_oci(entry: CatalogEntry, environment: Environment, target: _Target, job: Job) -> KernelManifest:
     with system.staging(environment.cache, target.name) as into:
         reference = Reference.parse(entry.image)
-        insecure = environment.insecure_registries
-        directories, digest, skipped = fetch_oci(reference, entry.arch, into, job, insecure=insecure)
+        directories, digest, skipped = fetch_oci(reference, entry.arch, into, job, environment.registries)
         return _import(directories, replace(_claims(entry, f"oci:{reference}", digest), skipped=skipped), target, job)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from banger import system
@@ -15,7 +15,8 @@ from banger.job import Job
 from banger.kernelcat.archive import ARCHIVE_LIMIT, Extraction
 from banger.kernelcat.bundle import take_archive
 from banger.kernelcat.staged import discover_paths
-from banger.oci.reference import Reference
+from banger.oci.platform import Platform
+from banger.oci.reference import Reference, Registries
 from banger.oci.registry import Registry
 
 _NESTED = "kernel.tar"  # LinuxKit's modules
@@ -23,15 +24,15 @@ _STEP = 1 << 20
 
 
 def fetch_oci(
-    reference: Reference, arch: str, into: Path, job: Job, *, insecure: Collection[str] = ()
+    reference: Reference, arch: str, into: Path, job: Job, registries: Registries
 ) -> tuple[list[Path], str, dict[str, int]]:
     """Download the kernel files of an image into a directory below `into`.
 
     Returns this as the sources to import, the digest of what the reference names, and what was skipped, counted by
     kind. Raises NOT_FOUND for an image without a kernel, and what `Registry`, `Extraction` and `download.stream` raise.
     """
-    registry = Registry(reference, job, insecure=insecure)
-    image = registry.resolve(arch)
+    registry = Registry(reference, job, registries)
+    image = registry.resolve(Platform.of("linux", arch))
     label = str(reference)
     if (size := sum(layer.size for layer in image.layers)) > ARCHIVE_LIMIT:
         limit = system.human_size(ARCHIVE_LIMIT)

@@ -15,7 +15,7 @@ from banger import system
 from banger.api.errors import BangerError, Code
 from banger.entries import sum_file
 from banger.job import Job
-from banger.oci.registry import Descriptor
+from banger.oci.manifest import Descriptor
 
 _POLL = 0.1  # seconds after which a cancellation is noticed
 

@@ -20,7 +20,7 @@ from banger.disk import tar
 from banger.disk.tar import Pieces, TarReader
 from banger.job import Job, Progress
 from banger.oci.blobs import BlobCache, no_space
-from banger.oci.registry import Descriptor
+from banger.oci.manifest import Descriptor
 
 if TYPE_CHECKING:
     from collections.abc import Generator

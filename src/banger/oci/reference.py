@@ -6,7 +6,8 @@ Grammar: github.com/distribution/reference, reference.go; digests: OCI Image Spe
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from banger.api.errors import BangerError, Code
 
@@ -32,8 +33,11 @@ class Reference:
     digest: str
 
     @classmethod
-    def parse(cls, text: str) -> Reference:
-        """Read [REGISTRY/]REPOSITORY[:TAG][@DIGEST]; raises INVALID saying which part is wrong."""
+    def parse(cls, text: str, default: str = DOCKER_HUB) -> Reference:
+        """Read [REGISTRY/]REPOSITORY[:TAG][@DIGEST]; raises INVALID saying which part is wrong.
+
+        Without a registry it is in the registry `default`.
+        """
         if _IDENTIFIER.fullmatch(text):
             raise _invalid(text, "it is an identifier of some local image")
         rest, at, digest = text.partition("@")
@@ -44,11 +48,10 @@ class Reference:
         if slash and (first == "localhost" or "." in first or ":" in first or first != first.lower()):
             registry, rest = first, below
         else:
-            registry = DOCKER_HUB
-        if registry in ("index.docker.io", "registry-1.docker.io"):
-            registry = DOCKER_HUB
-        if not _REGISTRY.fullmatch(registry):
+            registry = default
+        if not is_registry(registry):
             raise _invalid(text, f"{registry[:100]!r} is not a registry")
+        registry = canonical_registry(registry)
         repository, colon, tag = rest.partition(":")
         if colon and not _TAG.fullmatch(tag):
             raise _invalid(text, f"{tag[:150]!r} is not a tag")
@@ -63,6 +66,66 @@ class Reference:
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""
         return f"{self.registry}/{self.repository}{tag}" + (f"@{self.digest}" if self.digest else "")
+
+
+@dataclass(frozen=True)
+class Registries:
+    """What the configuration says of registries.
+
+    `default` is that of references without one. `mirrors` are asked, in order, before the registry that they are of;
+    `split_mirror` reads them. Registries that are `insecure` are spoken to without TLS.
+    """
+
+    default: str = DOCKER_HUB
+    mirrors: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    insecure: Collection[str] = ()
+
+
+def is_registry(text: str) -> bool:
+    """Whether this is HOST or HOST:PORT."""
+    return _REGISTRY.fullmatch(text) is not None
+
+
+def canonical_registry(registry: str) -> str:
+    """The one name of Docker Hub for all that it has; any other registry as it is."""
+    return DOCKER_HUB if registry in ("index.docker.io", "registry-1.docker.io") else registry
+
+
+def split_mirror(text: str) -> tuple[str, str, str]:
+    """The scheme ('' for any), HOST[:PORT] and prefix of repositories ('' or ending in '/') of [http[s]://]HOST/PREFIX.
+
+    Raises ValueError when it is something else.
+    """
+    scheme, separator, rest = text.rpartition("://")
+    host, _, prefix = rest.partition("/")
+    prefix = prefix.removesuffix("/")
+    if (separator and scheme not in ("http", "https")) or not is_registry(host):
+        raise ValueError(text)
+    if prefix and not _REPOSITORY.fullmatch(prefix):
+        raise ValueError(text)
+    return scheme, host, f"{prefix}/" if prefix else ""
+
+
+def local_name(reference: Reference) -> str:
+    """What banger calls an image or kernel from a registry unless told otherwise.
+
+    The last component of the repository, with the tag unless that is `latest`; with the digest's first twelve digits
+    when there is no tag. It need not be a name that `system.validate_name` accepts: some are too long.
+    """
+    name = reference.repository.rpartition("/")[2]
+    if not reference.tag:
+        return f"{name}-{reference.digest.removeprefix('sha256:')[:12]}"
+    return name if reference.tag == "latest" else f"{name}-{reference.tag}"
+
+
+def same_name(first: str, second: str) -> bool:
+    """Whether two names of images in files mean the same: as they are, or as references."""
+    if first == second:
+        return True
+    try:
+        return Reference.parse(first) == Reference.parse(second)
+    except BangerError:
+        return False
 
 
 def _invalid(text: str, reason: str) -> BangerError:

@@ -1,0 +1,176 @@
+"""One server that has a repository: OCI Distribution Specification 1.1, and Docker's token authentication before it."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+import threading
+import time
+import urllib.parse
+
+from banger import download
+from banger.api.errors import BangerError, Code
+from banger.exchange import Answer, Timeouts
+from banger.fields import Fields
+from banger.job import Job
+from banger.oci.credentials import Credentials, find_credentials
+from banger.oci.manifest import INDEXES, MANIFEST_LIMIT, MANIFESTS, Manifest
+from banger.oci.reference import DOCKER_HUB
+
+_HUB = "registry-1.docker.io"
+_TOKEN_LIMIT = 1 << 20  # bytes
+_TOKEN_SECONDS = 60  # how long a token is good for when its server does not say, and at least (distribution, "token")
+_TOKEN_SECONDS_MAX = 86400
+
+
+class Endpoint:
+    """A repository of `registry` (host or host:port, what logins are kept for), spoken to over http or https.
+
+    It keeps the token that it was asked for; threads may share it. `label` is what users call the image.
+    """
+
+    def __init__(self, scheme: str, registry: str, repository: str, label: str, job: Job, timeouts: Timeouts) -> None:
+        self.registry = registry
+        self._scheme = scheme
+        self._repository = repository
+        self._label = label
+        self._job = job
+        self._timeouts = timeouts
+        self._lock = threading.Lock()
+        self._authorization = ""
+        self._expires = 0.0
+        self._challenge = ""
+
+    def url(self, path: str) -> str:
+        """The address of a manifest or blob."""
+        host = _HUB if self.registry == DOCKER_HUB else self.registry
+        return f"{self._scheme}://{host}/v2/{self._repository}/{path}"
+
+    def manifest(self, name: str) -> Manifest:
+        """A manifest by tag or digest, checked against either.
+
+        Raises NOT_FOUND for an unknown one, DOWNLOAD when the server does not answer or refuses, CORRUPT when it gives
+        another one.
+        """
+        answer, body = self._get(f"manifests/{name}")
+        manifest = Manifest.parse(body, self._label)
+        said = answer.headers.get("docker-content-digest", "")
+        expected = name if ":" in name else said if said.startswith("sha256:") else manifest.digest
+        # of the signed manifests that Docker had first, only a part counts; nothing reads them
+        if manifest.digest != expected and manifest.kind in (*INDEXES, *MANIFESTS):
+            asked = f"when asked for {name}" if ":" in name else f"and calls it {said[:100]!r}"
+            raise BangerError(
+                Code.CORRUPT, f"the registry {self.registry} answers with {manifest.digest} {asked}", hint="try again"
+            )
+        return manifest
+
+    def authorization(self, refused: Answer | None = None) -> str:
+        """The header of that name for the next request, '' for none; a new one after an answer of 401."""
+        with self._lock:
+            if refused:
+                self._authenticate(refused.headers.get("www-authenticate", ""))
+            elif self._challenge and time.monotonic() >= self._expires:
+                self._authenticate(self._challenge)
+            return self._authorization
+
+    def _get(self, path: str) -> tuple[Answer, bytes]:
+        renewed = False
+        while True:
+            answer, body = self._ask(
+                self.url(path),
+                self._label,
+                MANIFEST_LIMIT,
+                accept=", ".join((*INDEXES, *MANIFESTS)),
+                authorization=self.authorization(),
+            )
+            if answer.status == 200:
+                return answer, body
+            if answer.status == 400 and self._scheme == "http" and not self._challenge:
+                self._scheme = "https"  # what servers say that want TLS: on loopback, too, some do
+            elif answer.status == 401 and not renewed:
+                renewed, before = True, self._authorization
+                if self.authorization(answer) == before:
+                    break
+            else:
+                break
+        if answer.status == 404:
+            raise BangerError(Code.NOT_FOUND, f"the registry has no image {self._label}", hint="check the name")
+        raise self._refused(answer.status, f"the registry {self.registry}")
+
+    def _refused(self, status: int, who: str) -> BangerError:
+        """The error for an answer of this status, by `who`."""
+        login = f"docker login {self.registry} (or skopeo login {self.registry})"
+        message, hint = f"{who} answers {status} when asked for {self._label}", "try again later"
+        if status in (401, 403):
+            message = f"{self.registry} does not let you read {self._label}, or there is no such image"
+            hint = f"check the name, or log in: {login}"
+        elif status == 429:
+            message = f"{who} limits how much can be pulled, and does not answer for {self._label} now"
+            hint = f"try again later, or log in for a higher limit: {login}"
+        return BangerError(Code.DOWNLOAD, message, hint=hint)
+
+    def _ask(
+        self, url: str, label: str, limit: int, *, accept: str = "", authorization: str = "", form: bytes = b""
+    ) -> tuple[Answer, bytes]:
+        return download.ask(
+            url,
+            self._job,
+            label=label,
+            limit=limit,
+            accept=accept,
+            authorization=authorization,
+            form=form,
+            timeouts=self._timeouts,
+        )
+
+    def _authenticate(self, challenge: str) -> None:
+        """Obtain what a WWW-Authenticate header asks for (RFC 9110, section 11.6.1)."""
+        self._challenge = challenge
+        credentials = find_credentials(self.registry, self._repository, self._job)
+        scheme, _, rest = challenge.partition(" ")
+        parameters = dict(re.findall(r'(\w{1,32})="([^"\\]{0,2000})"', rest))
+        if scheme.lower() == "basic":
+            if credentials is None or not credentials.user:
+                raise BangerError(
+                    Code.DOWNLOAD,
+                    f"the registry {self.registry} wants a user name and a password",
+                    hint=f"log in: docker login {self.registry} (or skopeo login {self.registry})",
+                )
+            self._authorization, self._expires = _basic(credentials), math.inf
+            return
+        realm = parameters.get("realm", "")
+        # a token server without TLS would get the password
+        if scheme.lower() != "bearer" or not realm.startswith(("https://", f"{self._scheme}://")):
+            raise BangerError(
+                Code.UNSUPPORTED,
+                f"the registry {self.registry} wants logins in a way that banger does not know: {challenge[:200]!r}",
+            )
+        self._token(realm, parameters.get("service", ""), credentials)
+
+    def _token(self, realm: str, service: str, credentials: Credentials | None) -> None:
+        """Ask an authorization server (distribution, "Token Authentication" and "OAuth2 Token Authentication")."""
+        query = {"service": service, "scope": f"repository:{self._repository}:pull"}
+        url, form, authorization = realm, b"", ""
+        if credentials and credentials.token:
+            query |= {"grant_type": "refresh_token", "refresh_token": credentials.token, "client_id": "banger"}
+            form = urllib.parse.urlencode(query).encode()
+        else:
+            url += f"{'&' if '?' in realm else '?'}{urllib.parse.urlencode(query)}"
+            authorization = _basic(credentials) if credentials else ""
+        label = f"a token of {self.registry}"
+        answer, body = self._ask(url, label, _TOKEN_LIMIT, authorization=authorization, form=form)
+        if answer.status != 200:
+            raise self._refused(answer.status, f"the token server of {self.registry}")
+        fields = Fields.parse(body, f"the token of {self.registry}")
+        token = fields.text("token", "") or fields.text("access_token", "")
+        if not re.fullmatch(r"[!-~]+", token):
+            raise BangerError(Code.CORRUPT, f"the token server of {self.registry} answers without a token")
+        self._authorization = f"Bearer {token}"
+        lifetime = min(max(_TOKEN_SECONDS, fields.number("expires_in", 0)), _TOKEN_SECONDS_MAX)
+        self._expires = time.monotonic() + 0.9 * lifetime  # so that it is still good when it arrives
+
+
+def _basic(credentials: Credentials) -> str:
+    """RFC 7617."""
+    return f"Basic {base64.b64encode(f'{credentials.user}:{credentials.password}'.encode()).decode()}"
