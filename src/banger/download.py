@@ -341,6 +341,8 @@ def _skip(received: Iterator[Answer | bytes], skip: int, body: _Body) -> Iterato
             piece = piece[len(known) :]
         if piece:
             yield piece
+    if skip and body.size:  # what has a size cannot have ended
+        raise Failed("the connection ended before what had come already", broken=True)
     if skip:
         raise _changed()
 

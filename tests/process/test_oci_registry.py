@@ -1,4 +1,4 @@
-"""The registry client against Debian's docker-registry, pushed to by skopeo, and against servers that lie."""
+"""The registry client against Debian's docker-registry, pushed to by skopeo: images, damage, and logins."""
 
 from __future__ import annotations
 
@@ -9,36 +9,26 @@ import logging
 import os
 import random
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from banger.api.errors import BangerError, Code
-from banger.exchange import Timeouts
-from banger.job import Job
+from banger.api.errors import Code
 from banger.oci import endpoint as client
-from banger.oci.manifest import Descriptor, Image
 from banger.oci.platform import Platform
-from banger.oci.reference import Reference, Registries
-from banger.oci.registry import Registry
-from tests.http_server import Authority, Reply, Server, proxying, serving
+from banger.oci.reference import Registries
+from tests.http_server import Authority, Server, proxying, serving
+from tests.process.registry_client import AMD64, clean_environment, failure, login, opened, pull
 from tests.registry import (
-    INDEX,
-    LAYER,
-    MANIFEST,
     PASSWORD,
     USER,
     RunningRegistry,
     cutting_proxy,
     digest_of,
-    file_layer,
     image,
-    index,
     layer,
     oci_layout,
     running_registry,
@@ -46,27 +36,12 @@ from tests.registry import (
 )
 from tests.registry import Image as Built
 
-AMD64 = Platform.parse("linux/amd64")
-QUICK = Timeouts(connect=5, read=5, backoff=0.01)
 NOISE = random.Random(1).randbytes(2_000_000)
 
 
 @pytest.fixture(autouse=True)
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A home without logins, no proxies, no authorities, and no thread of a download left behind."""
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-    for name in ("REGISTRY_AUTH_FILE", "XDG_CONFIG_HOME", "DOCKER_CONFIG"):
-        monkeypatch.delenv(name, raising=False)
-    home = tmp_path / "home"
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(home / "run"))
-    yield home
-    for thread in threading.enumerate():
-        if thread.name == "download":
-            thread.join(30)
-            assert not thread.is_alive()
+    yield from clean_environment(tmp_path / "home", monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -84,35 +59,6 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def small() -> Built:
     return image([layer({"vmlinux": b"first"}), layer({"lib/modules": None}, "zstd"), layer({"config": b"last"}, "")])
-
-
-def opened(address: str, name: str, registries: Registries | None = None) -> Registry:
-    return Registry(Reference.parse(f"{address}/{name}"), Job(), registries, timeouts=QUICK)
-
-
-def pull(
-    address: str, name: str, platform: Platform = AMD64, registries: Registries | None = None
-) -> tuple[Image, list[bytes]]:
-    """An image and the content of its layers."""
-    repository = opened(address, name, registries)
-    found = repository.resolve(platform)
-    return found, [b"".join(repository.blob(layer, "layer")) for layer in found.layers]
-
-
-def failure(action: Callable[[], object]) -> BangerError:
-    with pytest.raises(BangerError) as caught:
-        action()
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 1000
-    return caught.value
-
-
-def login(home: Path, registry: str, user: str = USER, password: str = PASSWORD, **more: object) -> None:
-    """Leave what `docker login` leaves."""
-    file = home / ".docker/config.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    encoded = base64.b64encode(f"{user}:{password}".encode()).decode()
-    file.write_text(json.dumps({"auths": {registry: {"auth": encoded, **more}}}))
 
 
 # what skopeo pushes
@@ -419,330 +365,3 @@ def test_plain_http_only_where_it_is_allowed(monkeypatch: pytest.MonkeyPatch) ->
 def test_loopback_of_ipv6_needs_no_tls() -> None:
     """Nothing listens there; that http is spoken shows in what is said about it."""
     assert "http://[::1]:1/v2/" in failure(lambda: pull("[::1]:1", "kernel:1")).message
-
-
-# servers that lie
-
-
-def serve(server: Server, built: Built, name: str = "kernel:1") -> str:
-    """Answer as a registry with this image does; returns the server's HOST:PORT."""
-    repository, _, tag = name.partition(":")
-    serve_manifest(server, built.manifest, tag, repository)
-    for each in built.layers:
-        server.serve(f"/v2/{repository}/blobs/{digest_of(each.data)}", Reply(each.data))
-    return f"127.0.0.1:{server.port}"
-
-
-def serve_manifest(server: Server, data: bytes, tag: str = "1", repository: str = "kernel") -> str:
-    for reference in (tag, digest_of(data)):
-        server.serve(f"/v2/{repository}/manifests/{reference}", Reply(data))
-    return f"127.0.0.1:{server.port}"
-
-
-def refused(server: Server, manifest: object) -> BangerError:
-    """What is said about this manifest."""
-    data = manifest if isinstance(manifest, bytes) else json.dumps(manifest).encode()
-    address = serve_manifest(server, data)
-    return failure(lambda: pull(address, "kernel:1"))
-
-
-BLOB = {"mediaType": LAYER, "digest": digest_of(b""), "size": 0}
-PLAIN = {"schemaVersion": 2, "mediaType": MANIFEST, "config": BLOB, "layers": [BLOB]}
-
-
-def test_manifest_without_a_type(server: Server) -> None:
-    """The Image Specification lets both kinds leave it out; Go programs write null for what is empty."""
-    manifest = {**PLAIN, "mediaType": None, "config": {**BLOB, "annotations": None}, "layers": []}
-    del manifest["mediaType"]
-    data = json.dumps(manifest).encode()
-    address = serve_manifest(server, data)
-    assert opened(address, "kernel:1").resolve(AMD64) == Image(
-        digest_of(data), Descriptor(LAYER, digest_of(b""), 0), (), digest_of(data)
-    )
-    top = json.dumps({"schemaVersion": 2, "manifests": [{**BLOB, "digest": digest_of(data), "platform": None}]})
-    serve_manifest(server, top.encode())
-    assert opened(address, "kernel:1").resolve(Platform.parse("arm64")).digest == digest_of(top.encode())
-
-
-@pytest.mark.parametrize(
-    "manifest",
-    [
-        b"",
-        b"null",
-        b"[]",
-        b"{",
-        b"\xff\xfe{}",
-        b"[" * 1_000_000,
-        b'{"a":' * 500_000,
-        b'{"size": ' + b"1" * 10_000 + b"}",
-        {**PLAIN, "layers": {}},
-        {**PLAIN, "layers": [[]]},
-        {**PLAIN, "layers": [None]},
-        {**PLAIN, "layers": [BLOB] * 501},
-        {**PLAIN, "layers": [{**BLOB, "size": -1}]},
-        {**PLAIN, "layers": [{**BLOB, "size": 1.5}]},
-        {**PLAIN, "layers": [{**BLOB, "size": True}]},
-        {**PLAIN, "layers": [{**BLOB, "size": "1"}]},
-        {**PLAIN, "layers": [{**BLOB, "digest": "sha512:" + "0" * 128}]},
-        {**PLAIN, "layers": [{**BLOB, "digest": "sha256:../../../../etc/passwd"}]},
-        {**PLAIN, "layers": [{**BLOB, "digest": digest_of(b"") + "\n"}]},
-        {**PLAIN, "layers": [{**BLOB, "digest": "\x1b[31m" + "x" * 100_000}]},
-        {**PLAIN, "layers": [{**BLOB, "annotations": []}]},
-        {**PLAIN, "layers": [{**BLOB, "annotations": {"org.opencontainers.image.title": 1}}]},
-        {**PLAIN, "config": None},
-        {**PLAIN, "manifests": []},
-        {**PLAIN, "mediaType": INDEX, "manifests": [{**BLOB, "platform": {"os": "linux", "architecture": "amd64"}}]},
-        {**PLAIN, "config": 1},
-        {"schemaVersion": 2, "mediaType": INDEX},
-        {"schemaVersion": 2, "mediaType": INDEX, "manifests": [{"platform": {"os": 1, "architecture": []}}]},
-        {"schemaVersion": 2, "mediaType": INDEX, "manifests": [{**BLOB, "digest": "sha256:x"}]},
-        {"mediaType": 7},
-    ],
-    ids=lambda manifest: str(manifest)[-40:],
-)
-def test_manifest_that_is_none(server: Server, manifest: object) -> None:
-    assert refused(server, manifest).code is Code.CORRUPT
-
-
-@pytest.mark.parametrize(
-    ("manifest", "message"),
-    [
-        ({"schemaVersion": 1, "fsLayers": []}, "distribution.manifest.v1"),
-        ({"schemaVersion": 2, "mediaType": "text/plain\x1b[31m" + "x" * 10_000}, r"text/plain\x1b[31m"),
-        ({**PLAIN, "layers": [{**BLOB, "mediaType": "application/vnd.docker.image.rootfs.foreign.diff.tar"}]}, "hold"),
-        ({**PLAIN, "layers": [{**BLOB, "mediaType": "application/vnd.oci.image.layer.nondistributable.v1"}]}, "hold"),
-        ({**PLAIN, "layers": [{**BLOB, "mediaType": f"{LAYER}+encrypted"}]}, "encrypted layer"),
-    ],
-    ids=["first version", "unknown", "foreign", "nondistributable", "encrypted"],
-)
-def test_manifest_that_cannot_be_used(server: Server, manifest: object, message: str) -> None:
-    error = refused(server, manifest)
-    assert error.code is Code.UNSUPPORTED
-    assert message in error.message
-
-
-def test_huge_manifest(server: Server) -> None:
-    server.serve("/v2/kernel/manifests/1", Reply(bytes((4 << 20) + 1)))
-    assert failure(lambda: pull(f"127.0.0.1:{server.port}", "kernel:1")).code is Code.CORRUPT
-
-
-def test_endless_manifest(server: Server) -> None:
-    server.serve("/v2/kernel/manifests/1", Reply(bytes(1 << 16), framing="endless"))
-    assert failure(lambda: pull(f"127.0.0.1:{server.port}", "kernel:1")).code is Code.CORRUPT
-    server.left.get(timeout=30)
-
-
-def test_index_in_an_index(server: Server) -> None:
-    built = image([layer({"vmlinux": b"first"})])
-    serve(server, built)
-    data = index([built])
-    for _ in range(15):
-        serve_manifest(server, data)
-        data = json.dumps({"schemaVersion": 2, "manifests": [{**BLOB, "digest": digest_of(data)}]}).encode()
-    found, layers = pull(serve_manifest(server, data), "kernel:1")
-    assert (found.digest, found.manifest) == (digest_of(data), built.digest)
-    assert layers == [built.layers[0].data]
-    serve_manifest(server, data)
-    error = refused(server, {"schemaVersion": 2, "manifests": [{**BLOB, "digest": digest_of(data)}]})
-    assert error.code is Code.CORRUPT
-    assert "more than 16 indexes" in error.message
-
-
-def test_index_that_names_itself(server: Server) -> None:
-    """No document can hold its own digest, so that the server has to lie."""
-    entry = {**BLOB, "platform": {"os": "linux", "architecture": "amd64"}}
-    data = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]}).encode()
-    server.serve(f"/v2/kernel/manifests/{digest_of(b'')}", Reply(data))
-    error = refused(server, data)
-    assert error.code is Code.CORRUPT
-    assert f"answers with {digest_of(data)} when asked for {digest_of(b'')}" in error.message
-
-
-def test_index_for_nothing(server: Server) -> None:
-    entries = [{**BLOB, "platform": {"os": "\x1b[31m" + "x" * 999, "architecture": str(n)}} for n in range(1000)]
-    for some in (entries, []):
-        assert refused(server, {"schemaVersion": 2, "manifests": some}).code is Code.NOT_FOUND
-
-
-@pytest.mark.parametrize("change", [-1, 1])
-def test_size_that_is_not_that_of_the_blob(server: Server, change: int) -> None:
-    each = layer({"vmlinux": b"first"})
-    wrong = json.dumps({**PLAIN, "layers": [{**each.descriptor, "size": len(each.data) + change}]}).encode()
-    serve(server, replace(image([each]), manifest=wrong))
-    error = failure(lambda: pull(f"127.0.0.1:{server.port}", "kernel:1"))
-    assert error.code is Code.CORRUPT
-    assert f"{len(each.data)} bytes, not {len(each.data) + change}" in error.message
-
-
-def test_missing_blob(server: Server) -> None:
-    serve(server, image([layer({"vmlinux": b"first"})]))
-    server.serve(f"/v2/kernel/blobs/{digest_of(b'')}", Reply(status=404))
-    serve_manifest(server, json.dumps(PLAIN).encode())
-    error = failure(lambda: pull(f"127.0.0.1:{server.port}", "kernel:1"))
-    assert error.code is Code.DOWNLOAD
-    assert digest_of(b"") in error.message
-
-
-def test_redirected_blobs_get_no_password(server: Server, environment: Path) -> None:
-    built = image([layer({"vmlinux": b"first"})])
-    address = serve(server, built)
-    login(environment, address)
-    challenge = Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="test"'})
-    server.serve("/v2/kernel/manifests/1", challenge, Reply(built.manifest))
-    with serving() as storage:
-        blob = f"/v2/kernel/blobs/{digest_of(built.layers[0].data)}"
-        server.serve(blob, Reply(status=307, headers={"Location": storage.serve("/data", Reply(built.layers[0].data))}))
-        assert pull(address, "kernel:1")[1] == [built.layers[0].data]
-        assert [request.user for request in server.requests] == ["", f"{USER}:{PASSWORD}", f"{USER}:{PASSWORD}"]
-        assert "authorization" not in storage.requests[0].headers
-
-
-@pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/"])
-def test_redirects_to_elsewhere(server: Server, location: str) -> None:
-    built = image([layer({"vmlinux": b"first"})])
-    address = serve(server, built)
-    blob = f"/v2/kernel/blobs/{digest_of(built.layers[0].data)}"
-    server.serve(blob, Reply(status=307, headers={"Location": location}))
-    assert "redirects to" in failure(lambda: pull(address, "kernel:1")).message
-    server.serve("/v2/kernel/manifests/1", Reply(status=307, headers={"Location": location}))
-    assert "redirects to" in failure(lambda: pull(address, "kernel:1")).message
-
-
-def test_rate_limit(server: Server) -> None:
-    server.serve("/v2/kernel/manifests/1", Reply(b"toomanyrequests", status=429))
-    error = failure(lambda: pull(f"127.0.0.1:{server.port}", "kernel:1"))
-    assert error.code is Code.DOWNLOAD
-    assert "limits how much can be pulled" in error.message
-    assert "docker login" in error.hint
-    assert len(server.requests) == QUICK.attempts
-
-
-def test_rate_limit_for_long(server: Server) -> None:
-    server.serve("/v2/kernel/manifests/1", Reply(status=429, headers={"Retry-After": "21600"}))
-    assert "limits how much" in failure(lambda: pull(f"127.0.0.1:{server.port}", "kernel:1")).message
-    assert len(server.requests) == 1
-
-
-def test_registry_that_recovers(server: Server) -> None:
-    built = image([layer({"vmlinux": b"first"})])
-    address = serve(server, built)
-    server.serve("/v2/kernel/manifests/1", Reply(status=503), Reply(status=502, cut=0), Reply(built.manifest))
-    assert len(pull(address, "kernel:1")[1]) == 1
-
-
-@pytest.mark.parametrize("status", [204, 403, 406, 418, 500, 599])
-def test_registry_that_fails(server: Server, status: int) -> None:
-    server.serve("/v2/kernel/manifests/1", Reply(b"\x1b[31m<html>", status=status))
-    error = failure(lambda: pull(f"127.0.0.1:{server.port}", "kernel:1"))
-    assert error.code is Code.DOWNLOAD
-    assert error.hint
-    assert "html" not in error.message
-
-
-@pytest.mark.parametrize(
-    "challenge",
-    [
-        "",
-        "Bearer",
-        "Negotiate",
-        "Bearer realm",
-        'Bearer service="x"',
-        'Bearer realm="file:///etc/passwd"',
-        'Bearer realm="ftp://127.0.0.1/"',
-        'Bearer realm="' + "x" * 50_000 + '"',
-        'Digest realm="x"\x80\xff',
-    ],
-    ids=lambda challenge: challenge[:30],
-)
-def test_challenges_that_make_no_sense(server: Server, environment: Path, challenge: str) -> None:
-    address = f"127.0.0.1:{server.port}"
-    login(environment, address)
-    server.serve("/v2/kernel/manifests/1", Reply(status=401, headers={"WWW-Authenticate": challenge}))
-    error = failure(lambda: pull(address, "kernel:1"))
-    assert error.code is Code.UNSUPPORTED
-    assert "way that banger does not know" in error.message
-
-
-@pytest.mark.parametrize(
-    ("reply", "code"),
-    [
-        (Reply(b"{}"), Code.CORRUPT),
-        (Reply(b"[]"), Code.CORRUPT),
-        (Reply(b"nonsense"), Code.CORRUPT),
-        (Reply(b'{"token": 7}'), Code.CORRUPT),
-        (Reply(b'{"token": "a\\r\\nHost: b"}'), Code.CORRUPT),
-        (Reply(b'{"token": "\\u00e9"}'), Code.CORRUPT),
-        (Reply(b'{"token": "a", "expires_in": -1}'), Code.CORRUPT),
-        (Reply(b'{"token": "a", "expires_in": 1' + b"0" * 4000 + b"}"), Code.DOWNLOAD),
-        (Reply(bytes(2 << 20)), Code.CORRUPT),
-        (Reply(status=401), Code.DOWNLOAD),
-        (Reply(status=404), Code.DOWNLOAD),
-        (Reply(status=503), Code.DOWNLOAD),
-        (Reply(status=307, headers={"Location": "file:///etc/passwd"}), Code.DOWNLOAD),
-    ],
-    ids=lambda value: f"{value.status}-{str(value.body)[:20]}" if isinstance(value, Reply) else "",
-)
-def test_token_servers_that_make_no_sense(server: Server, reply: Reply, code: Code) -> None:
-    realm = server.serve("/token", reply)
-    challenge = Reply(status=401, headers={"WWW-Authenticate": f'Bearer realm="{realm}?a=b",service="s"'})
-    server.serve("/v2/kernel/manifests/1", challenge)
-    assert failure(lambda: pull(f"127.0.0.1:{server.port}", "kernel:1")).code is code
-    assert server.asked("/token")[0].path == "/token?a=b&service=s&scope=repository%3Akernel%3Apull"
-
-
-def test_identity_token_is_posted(server: Server, environment: Path) -> None:
-    """OAuth2: what docker logins into some registries leave instead of a password."""
-    built = image([layer({"vmlinux": b"first"})])
-    address = serve(server, built)
-    login(environment, address, password="", identitytoken="long-lived")
-    realm = server.serve("/token", Reply(b'{"access_token": "short-lived", "expires_in": 300}'))
-    challenge = Reply(status=401, headers={"WWW-Authenticate": f'Bearer realm="{realm}",service="s"'})
-    server.serve("/v2/kernel/manifests/1", challenge, Reply(built.manifest))
-    assert len(pull(address, "kernel:1")[1]) == 1
-    (request,) = server.asked("/token")
-    assert (request.method, request.path) == ("POST", "/token")
-    assert "authorization" not in request.headers
-    assert server.requests[-1].headers["authorization"] == "Bearer short-lived"
-    with serving() as other:
-        moved = Reply(status=307, headers={"Location": other.serve("/token", Reply(b"{}"))})
-        server.serve("/token", moved)
-        server.serve("/v2/kernel/manifests/1", challenge)
-        assert "answers 307" in failure(lambda: pull(address, "kernel:1")).message
-        assert other.requests == []
-
-
-def test_token_that_is_refused_in_the_middle(server: Server) -> None:
-    each = layer({"vmlinux": NOISE}, "")
-    built = image([each])
-    address = serve(server, built)
-    realm = server.serve("/token", Reply(b'{"token": "first"}'), Reply(b'{"token": "second"}'))
-    challenge = Reply(status=401, headers={"WWW-Authenticate": f'Bearer realm="{realm}"'})
-    server.serve("/v2/kernel/manifests/1", challenge, Reply(built.manifest))
-    path = f"/v2/kernel/blobs/{digest_of(each.data)}"
-    server.serve(path, Reply(each.data, cut=1_000_000), challenge, Reply(each.data))
-    assert pull(address, "kernel:1")[1] == [each.data]
-    blobs = [(request.headers.get("range"), request.headers["authorization"]) for request in server.asked(path)]
-    assert blobs == [
-        (None, "Bearer first"),
-        ("bytes=1000000-", "Bearer first"),
-        ("bytes=1000000-", "Bearer second"),
-    ]
-
-
-def test_token_that_is_refused_always(server: Server) -> None:
-    each = layer({"vmlinux": b"first"})
-    built = image([each])
-    address = serve(server, built)
-    realm = server.serve("/token", Reply(b'{"token": "first"}'), Reply(b'{"token": "second"}'))
-    challenge = Reply(status=401, headers={"WWW-Authenticate": f'Bearer realm="{realm}"'})
-    path = f"/v2/kernel/blobs/{digest_of(each.data)}"
-    server.serve(path, challenge)
-    assert failure(lambda: pull(address, "kernel:1")).code is Code.DOWNLOAD
-    assert [request.headers.get("authorization") for request in server.asked(path)] == [None, "Bearer first"]
-
-
-def test_titles_of_files(server: Server) -> None:
-    each = file_layer("vmlinux", b"first")
-    unpacked = replace(each, annotations={**each.annotations, "io.deis.oras.content.unpack": "true"})
-    address = serve(server, image([each, unpacked]))
-    assert [layer.title for layer in opened(address, "kernel:1").resolve(AMD64).layers] == ["vmlinux", ""]

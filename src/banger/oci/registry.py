@@ -11,7 +11,7 @@ from banger.api.errors import BangerError, Code
 from banger.exchange import USUAL, Answer, Failed, Timeouts
 from banger.job import Job
 from banger.oci.endpoint import Endpoint
-from banger.oci.manifest import Descriptor, Image, Manifest, find_image
+from banger.oci.manifest import INDEXES, MANIFESTS, Descriptor, Image, Manifest, find_image
 from banger.oci.platform import Platform
 from banger.oci.reference import Reference, Registries, split_mirror
 
@@ -78,7 +78,10 @@ class Registry:
         while True:
             endpoint = self._endpoints[0]
             try:
-                return endpoint.manifest(name)
+                manifest = endpoint.manifest(name)
+                if manifest.kind not in (*INDEXES, *MANIFESTS) and len(self._endpoints) > 1:
+                    raise BangerError(Code.UNSUPPORTED, "it answers with no manifest")
+                return manifest
             except BangerError as error:
                 if error.code is Code.CANCELLED:
                     raise
