@@ -195,8 +195,10 @@ int boot_open_port(const char *name, int wait_ms) {
 }
 
 int boot_choose_init(struct failure *failure) {
-    static const char *const candidates[] = {"/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd",
-                                             "/bin/init"};
+    static const char *const candidates[] = {"/sbin/init",           "/usr/sbin/init",
+                                             "/usr/local/sbin/init", "/lib/systemd/systemd",
+                                             "/usr/lib/systemd/systemd", "/bin/systemd",
+                                             "/usr/bin/systemd",     "/bin/init"};
     for (size_t i = 0; i < sizeof candidates / sizeof *candidates; i++) {
         struct stat status;
         if (stat(candidates[i], &status) == 0 && S_ISREG(status.st_mode) && access(candidates[i], X_OK) == 0) {

@@ -11,14 +11,18 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "log.h"
 #include "process.h"
 #include "session.h"
 #include "wire.h"
 
 enum { GUEST_ID = 1u << 31, DEFAULT_GRACE_MS = 5000, FLUSH_MS = 2000 };
+enum { LAST_SIGNAL = 64, LONGEST_GRACE_MS = 24 * 3600 * 1000, DRAIN_MS = 500 };
 
 static bool standalone, shutdown_wanted, init_changed;
-static uint64_t shutdown_mode, shutdown_grace_ms, shutdown_deadline_ms;
+/* Times of the monotonic clock: the main command may run until main_end_ms (0: it got no signal of its own), what is
+ * queued may leave until flush_end_ms, processes are killed at grace_end_ms. */
+static uint64_t shutdown_mode, main_end_ms, flush_end_ms, grace_end_ms;
 
 void call_setup(bool ordinary_process) { standalone = ordinary_process; }
 
@@ -59,26 +63,44 @@ static int call_health(struct fields *request, struct buffer *reply, struct fail
 }
 
 static void want_shutdown(uint64_t mode, uint64_t grace_ms) {
+    uint64_t now = now_ms(CLOCK_MONOTONIC);
     guest_state = STATE_STOPPING;
     shutdown_wanted = true;
     shutdown_mode = mode;
-    shutdown_grace_ms = grace_ms;
-    shutdown_deadline_ms = now_ms(CLOCK_MONOTONIC) + FLUSH_MS;
+    grace_end_ms = now + (grace_ms < LONGEST_GRACE_MS ? grace_ms : LONGEST_GRACE_MS);
+    flush_end_ms = now + FLUSH_MS;
+    main_end_ms = 0;
+}
+
+/* As container engines do with the one process they know: the others follow when it has ended, and have at least the
+ * last fifth of the grace period. An init of the image knows itself what to end in which order. */
+static void signal_main(uint64_t number) {
+    pid_t pid = process_main_pid();
+    if (pid <= 0 || number == 0 || !(standalone || boot_is_init()) || kill(pid, (int)number) != 0)
+        return;
+    uint64_t now = now_ms(CLOCK_MONOTONIC);
+    main_end_ms = now + (grace_end_ms - now) / 5 * 4;
 }
 
 static int call_shutdown(struct fields *request, struct buffer *reply, struct failure *failure) {
-    uint64_t mode = 0, grace_ms = DEFAULT_GRACE_MS;
+    uint64_t mode = 0, grace_ms = DEFAULT_GRACE_MS, signal = 0;
     uint16_t tag;
     struct bytes value;
     (void)reply;
     while (fields_next(request, &tag, &value)) {
-        uint64_t *number = tag == TAG_MODE ? &mode : tag == TAG_GRACE ? &grace_ms : NULL;
+        uint64_t *number = tag == TAG_MODE     ? &mode
+                           : tag == TAG_GRACE  ? &grace_ms
+                           : tag == TAG_SIGNAL ? &signal
+                                               : NULL;
         if (number != NULL && !value_number(value, number))
-            return fail(failure, EINVAL, "mode and grace of a shutdown are numbers");
+            return fail(failure, EINVAL, "mode, grace and signal of a shutdown are numbers");
     }
     if (mode > 1)
         return fail(failure, EINVAL, "%llu is not a shutdown mode", (unsigned long long)mode);
+    if (signal > LAST_SIGNAL)
+        return fail(failure, EINVAL, "%llu is not a signal", (unsigned long long)signal);
     want_shutdown(mode, grace_ms);
+    signal_main(signal);
     return 0;
 }
 
@@ -173,14 +195,14 @@ void call_open(uint32_t id, struct bytes payload) {
         session_send_error(id, &failure);
 }
 
-static void shut_down(void) {
+static void shut_down(uint64_t now) {
     shutdown_wanted = false;
-    boot_shutdown(shutdown_mode, shutdown_grace_ms);
+    boot_shutdown(shutdown_mode, grace_end_ms > now ? grace_end_ms - now : 0);
     if (standalone)
         exit(0);
 }
 
-int call_after_flush(void) {
+int call_after_flush(bool moved) {
     if (!init_changed && !session_pending() && guest_state == STATE_RUNNING && boot_wants_init()) {
         init_changed = true;
         boot_run_init();
@@ -189,9 +211,14 @@ int call_after_flush(void) {
     if (!shutdown_wanted)
         return -1;
     uint64_t now = now_ms(CLOCK_MONOTONIC);
-    if (session_pending() && now < shutdown_deadline_ms)
-        return (int)(shutdown_deadline_ms - now);
-    shut_down();
+    if (process_main_pid() > 0 && now < main_end_ms) {
+        flush_end_ms = now + DRAIN_MS; /* for its last words */
+        return (int)(main_end_ms - now);
+    }
+    bool pending = session_pending() || (main_end_ms != 0 && (moved || log_pending()));
+    if (pending && now < flush_end_ms)
+        return (int)(flush_end_ms - now);
+    shut_down(now);
     return -1;
 }
 

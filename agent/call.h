@@ -6,9 +6,9 @@
 
 /* The payload of OPEN: u16 kind, fields. */
 void call_open(uint32_t id, struct bytes payload);
-/* Shutdown and the change of init wait until the replies to them are written. Returns how many ms the loop may sleep,
- * -1 for no limit. */
-int call_after_flush(void);
+/* Shutdown and the change of init wait until the replies to them are written, and shutdown for the main command when
+ * that was told to end; `moved`: this round moved data. Returns how many ms the loop may sleep, -1 for no limit. */
+int call_after_flush(bool moved);
 /* An ordinary process ends on shutdown and on signals; otherwise this is a guest. */
 void call_setup(bool ordinary_process);
 /* A signal to the agent itself: as PID 1 those of busybox's init and of Ctrl-Alt-Del take the guest down. */

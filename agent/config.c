@@ -32,7 +32,7 @@ struct configuration {
     struct interface interfaces[MAX_INTERFACES];
     size_t disk_count, interface_count;
     char hostname[65]; /* empty: not mentioned */
-    struct strings nameservers, searches, hosts, keys, environment, volumes;
+    struct strings nameservers, searches, hosts, keys, environment, volumes, directories;
     uint64_t init;
     bool init_given;
 };
@@ -164,6 +164,8 @@ static int parse_field(struct configuration *configuration, uint16_t tag, struct
         return add_string(&configuration->keys, value, "key", true, failure);
     case TAG_VOLUME:
         return add_string(&configuration->volumes, value, "volume", true, failure);
+    case TAG_DIRECTORY:
+        return add_string(&configuration->directories, value, "directory", true, failure);
     case TAG_ENV:
         if (add_string(&configuration->environment, value, "variable", false, failure))
             return failure->code;
@@ -335,6 +337,21 @@ static int apply_system(struct configuration *configuration, struct failure *fai
     return 0;
 }
 
+/* Working directories of images that do not have them, which container engines make, too. One that cannot be made is
+ * named again, in an error, by each command that is to start there. */
+static void make_directories(const struct strings *paths) {
+    int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    for (size_t i = 0; i < paths->count; i++) {
+        struct failure failure;
+        int directory = directory_open(root, paths->items[i], &failure);
+        if (directory < 0)
+            console_print("%s", failure.message);
+        else
+            close(directory);
+    }
+    close(root);
+}
+
 /* The first configure: from the boot archive to the guest's own root. */
 static int build_guest(const struct configuration *configuration, struct failure *failure) {
     static char *no_volumes[] = {NULL};
@@ -346,6 +363,7 @@ static int build_guest(const struct configuration *configuration, struct failure
     if (disks_mount(configuration->disks, configuration->disk_count, volumes, own_init, failure))
         return failure->code;
     root_stands = true;
+    make_directories(&configuration->directories);
     if (net_loopback(failure) || (own_init && boot_choose_init(failure)))
         return failure->code;
     if (!own_init) {
@@ -381,8 +399,9 @@ int call_configure(struct fields *request, struct buffer *reply, struct failure 
     int code = parse_configuration(request, configuration, failure);
     if (!code)
         code = apply(configuration, failure);
-    struct strings *all[] = {&configuration->nameservers, &configuration->searches,    &configuration->hosts,
-                             &configuration->keys,        &configuration->environment, &configuration->volumes};
+    struct strings *all[] = {&configuration->nameservers, &configuration->searches, &configuration->hosts,
+                             &configuration->keys,        &configuration->volumes,  &configuration->directories,
+                             &configuration->environment};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         strings_free(all[i]);
     free(configuration);

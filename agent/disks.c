@@ -232,16 +232,22 @@ static int make_volume(int volumes, const char *name, int from, struct failure *
     return code;
 }
 
+/* A volume that the image leaves no place for, a file being in the way, is left out: its path says nothing bad. */
 static int mount_volume(int root, int volumes, const char *path, struct failure *failure) {
     char name[256], source[300];
-    if (!volume_name(path, name, sizeof name))
-        return fail(failure, ENAMETOOLONG, "the path of the volume %s is too long", path);
-    int directory = directory_open(root, path, failure);
-    if (directory < 0)
-        return failure->code;
+    struct failure reason;
+    int directory = volume_name(path, name, sizeof name) ? directory_open(root, path, &reason)
+                                                         : (fail(&reason, ENAMETOOLONG, "%s is too long", path), -1);
+    if (directory >= 0 && same_directory(directory, root)) {
+        fail(&reason, EINVAL, "%s is the root of the guest", path);
+        close(directory);
+        directory = -1;
+    }
+    if (directory < 0) {
+        console_print("no volume: %s", reason.message);
+        return 0;
+    }
     int code = 0;
-    if (same_directory(directory, root))
-        code = fail(failure, EINVAL, "the volume %s is the root of the guest", path);
     struct stat status;
     if (!code && fstatat(volumes, name, &status, AT_SYMLINK_NOFOLLOW) < 0)
         code = make_volume(volumes, name, directory, failure);

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -68,7 +69,10 @@ static char *variable(const char *name, const char *value) {
 static int make_environment(const struct account *account, struct bytes request, struct strings *environment,
                             struct failure *failure) {
     struct strings given = read_strings(request, TAG_ENV, 0);
-    char *usual[] = {variable("PATH", USUAL_PATH), variable("HOME", account->home), variable("USER", account->name),
+    char hostname[HOST_NAME_MAX + 1] = "";
+    gethostname(hostname, sizeof hostname - 1);
+    char *usual[] = {variable("PATH", USUAL_PATH),       variable("HOSTNAME", hostname),
+                     variable("HOME", account->home),    variable("USER", account->name),
                      variable("LOGNAME", account->name), variable("SHELL", account->shell)};
     size_t usual_count = sizeof usual / sizeof usual[0], configured = 0;
     while (configured_environment != NULL && configured_environment[configured] != NULL)

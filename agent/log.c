@@ -56,6 +56,8 @@ void log_record(uint8_t stream, const uint8_t *data, size_t length) {
     records.length += sizeof header + length;
 }
 
+bool log_pending(void) { return records.length > 0; }
+
 void log_pump(void) {
     while (records.length > 0 && port.writable) {
         struct iovec parts[2];

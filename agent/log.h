@@ -13,5 +13,7 @@ bool log_room(void);
 /* Queues a record of at most MAX_PAYLOAD bytes; drops it when nobody reads. */
 void log_record(uint8_t stream, const uint8_t *data, size_t length);
 void log_pump(void);
+/* True while records wait for their reader. */
+bool log_pending(void);
 
 #endif

@@ -129,7 +129,7 @@ bool loop_round(bool wait) {
     progress |= channels_pump();
     progress |= session_output();
     log_pump();
-    int timeout_ms = call_after_flush(), session_ms = session_timeout_ms();
+    int timeout_ms = call_after_flush(progress), session_ms = session_timeout_ms();
     if (timeout_ms < 0 || (session_ms >= 0 && session_ms < timeout_ms))
         timeout_ms = session_ms;
     wait_for_events(progress || !wait ? 0 : timeout_ms);

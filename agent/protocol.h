@@ -60,7 +60,7 @@ enum open_kind {
     CALL_PORTS = 20,
     CALL_CLOCK = 21,    /* TIME: set the wall clock */
     CALL_RESEED = 22,   /* ENTROPY: mix it into the kernel's random pool and reseed */
-    CALL_SHUTDOWN = 23, /* MODE, GRACE; REPLY comes before the guest goes down */
+    CALL_SHUTDOWN = 23, /* MODE, GRACE, SIGNAL; REPLY comes before the guest goes down */
 };
 
 /* A field is u16 tag, u32 length, value. Numbers are u64. "nested": the value is fields again. A tag may repeat where
@@ -80,6 +80,7 @@ enum tag {
     TAG_ENTROPY = 12,  /* reseed: bytes */
     TAG_MODE = 13,     /* shutdown: 0 power off, 1 reboot; stat: st_mode */
     TAG_GRACE = 14,    /* shutdown: ms between SIGTERM and SIGKILL */
+    TAG_SIGNAL = 15,   /* shutdown: Linux signal number that the main command gets first; 0 or absent: none */
 
     TAG_HOSTNAME = 20,   /* configure */
     TAG_INTERFACE = 21,  /* * configure, nested: MAC, CIDR*, GATEWAY*, MTU */
@@ -99,6 +100,7 @@ enum tag {
     TAG_READONLY = 35,   /* number, 0 or 1 */
     TAG_INIT = 36,       /* configure: 0 the agent stays PID 1, 1 the image's /sbin/init */
     TAG_VOLUME = 37,     /* * configure: directory that lies on the overlay disk itself, not on overlayfs */
+    TAG_DIRECTORY = 38,  /* * configure: directory that is made when it is missing */
 
     TAG_UID = 40,        /* stat */
     TAG_GID = 41,        /* stat */

@@ -138,10 +138,12 @@ int account_find(const char *user, struct account *account, struct failure *fail
     char name[sizeof account->name];
     const char *group = strchr(user, ':');
     size_t length = group != NULL ? (size_t)(group - user) : strlen(user);
-    if (length == 0 || length >= sizeof name)
+    if (strcmp(user, ":") == 0 || *user == 0 || length >= sizeof name)
         return fail(failure, EINVAL, "'%.80s' is not a user: give NAME, UID, NAME:GROUP or UID:GID", user);
-    memcpy(name, user, length);
-    name[length] = 0;
+    /* Either half may be empty: ":GROUP" is root in that group, "NAME:" the same as NAME. */
+    snprintf(name, sizeof name, "%.*s", length > 0 ? (int)length : 4, length > 0 ? user : "root");
+    if (group != NULL && group[1] == 0)
+        group = NULL;
     if (!find_passwd(name, account) && !assume(name, account))
         return fail(failure, ESRCH, "there is no user '%s' in the guest's /etc/passwd", name);
     if (group != NULL && !find_group(group + 1, &account->gid))

@@ -329,7 +329,11 @@ static void check_accounts(void) {
     account = found("2000");
     CHECK(account.uid == 5 && strcmp(account.home, "/") == 0 && strcmp(account.shell, "/bin/sh") == 0);
     CHECK(missing("bob") == ESRCH && missing("ann:nobodies") == ESRCH && missing("short") == ESRCH);
-    CHECK(missing("") == EINVAL && missing(":video") == EINVAL && missing("4294967295") == ESRCH);
+    account = found(":video");
+    CHECK(account.uid == 0 && account.gid == 44 && account.group_count == 1);
+    account = found("ann:");
+    CHECK(account.uid == 1000 && account.gid == 1001 && account.group_count == 3);
+    CHECK(missing("") == EINVAL && missing(":") == EINVAL && missing("4294967295") == ESRCH);
     CHECK(missing("99999999999999999999") == ESRCH && missing("-1") == ESRCH);
 }
 

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import hashlib
 import os
+import platform
 import pwd
 import random
 import signal
@@ -39,6 +40,7 @@ async def test_the_environment_is_only_what_is_documented(agent: Agent) -> None:
     account = pwd.getpwuid(os.getuid())
     usual = {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOSTNAME": platform.node(),
         "HOME": account.pw_dir,
         "USER": account.pw_name,
         "LOGNAME": account.pw_name,

@@ -75,6 +75,7 @@ class GuestConfig:
     disks: tuple[Disk, ...] = ()
     init: InitMode | None = None
     volumes: tuple[str, ...] = ()
+    directories: tuple[str, ...] = ()  # made when they are missing
 
 
 @dataclass(frozen=True)
@@ -333,9 +334,15 @@ class Agent:
         """Mix entropy into the guest's random pool: a restored guest must not repeat another's numbers."""
         await self._call(OpenKind.RESEED, [(Tag.ENTROPY, entropy)])
 
-    async def shutdown(self, mode: ShutdownMode = ShutdownMode.POWER_OFF, grace_ms: int = 10_000) -> None:
-        """Ask the guest to go down, with `grace_ms` between SIGTERM and SIGKILL; returns before it is down."""
-        await self._call(OpenKind.SHUTDOWN, [(Tag.MODE, int(mode)), (Tag.GRACE, grace_ms)])
+    async def shutdown(
+        self, mode: ShutdownMode = ShutdownMode.POWER_OFF, grace_ms: int = 10_000, signal: int = 0
+    ) -> None:
+        """Ask the guest to go down, with `grace_ms` between SIGTERM and SIGKILL; returns before it is down.
+
+        The main command gets `signal` and time to end before all others get SIGTERM; 0: it is one of them.
+        """
+        fields = [(Tag.MODE, int(mode)), (Tag.GRACE, grace_ms), (Tag.SIGNAL, signal)]
+        await self._call(OpenKind.SHUTDOWN, fields)
 
     async def _call(self, kind: OpenKind, fields: FieldList = ()) -> Fields:
         return await self.session.call(kind, fields, self._timeout)
@@ -361,6 +368,7 @@ def _config_fields(config: GuestConfig) -> list[tuple[Tag, FieldValue]]:
         (Tag.HOST, config.hosts),
         (Tag.KEY, config.keys),
         (Tag.VOLUME, config.volumes),
+        (Tag.DIRECTORY, config.directories),
     ):
         fields += [(tag, text) for text in texts]
     fields += _environment_fields(config.environment)

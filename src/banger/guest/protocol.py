@@ -71,6 +71,7 @@ class Tag(IntEnum):
     ENTROPY = 12
     MODE = 13
     GRACE = 14
+    SIGNAL = 15
 
     HOSTNAME = 20
     INTERFACE = 21
@@ -90,6 +91,7 @@ class Tag(IntEnum):
     READONLY = 35
     INIT = 36
     VOLUME = 37
+    DIRECTORY = 38
 
     UID = 40
     GID = 41
