@@ -47,10 +47,13 @@ WEB = m.VmInfo(
     init="agent",
     net="user",
     ports=[m.PublishedPort("127.0.0.1", 8080, 80), m.PublishedPort("::1", 8081, 81)],
+    exposed_ports=["53/udp", "80/tcp", "53/sctp"],
+    volumes=["/data"],
     env=["A=1"],
     user="",
     workdir="",
     command=["sleep", "1 2"],
+    stop_signal="SIGQUIT",
     auto_remove=False,
     created_at="2020-01-01T00:00:00Z",
     started_at="2020-01-01T00:00:00Z",
@@ -312,6 +315,14 @@ def test_run_attached_and_detached(banger: Banger) -> None:
     request = banger.server.requests[0][1]
     assert isinstance(request, m.VmRun)
     assert request == m.VmRun(m.VmCreate(memory_bytes=3 << 29, command=["x"]))
+
+
+def test_ports_that_are_not_published_are_told_once(banger: Banger) -> None:
+    for arguments in (["run", "-P"], ["run", "-d", "-P", "--stop-signal", "3"]):
+        result = banger("vm", *arguments)
+        assert result.stderr == b"not published, since only TCP ports are: 53/udp, 53/sctp\n"
+    request = banger.server.requests[1][1]
+    assert request == m.VmRun(m.VmCreate(publish_all=True, stop_signal="3"), detach=True)
 
 
 def test_progress_is_quiet_unless_asked_for(banger: Banger) -> None:

@@ -19,6 +19,7 @@ from banger.api import operations as op
 from banger.api.errors import BangerError, Code
 from banger.daemon import vm_disk
 from banger.guest.binary import agent_binary
+from banger.imagecat.manifest import ImageConfig, read_local, write_local
 from banger.vmm.detect import host_arch
 from tests.daemons import DaemonProcess, debian_kernel, running_daemon, shared_directory
 
@@ -118,6 +119,31 @@ def test_created_vm_is_what_was_asked_for(daemon: DaemonProcess) -> None:
     }  # fmt: skip
 
 
+def test_what_an_image_says_is_kept_and_its_ports_are_published(daemon: DaemonProcess) -> None:
+    config = ImageConfig(
+        env=("A=1", "nonsense"),
+        workdir="srv",
+        volumes=("/data", "/proc/x", "/root/x"),
+        exposed_ports=("443/tcp", "80", "53/udp"),
+        stop_signal="SIGQUIT",
+    )
+    image = dataclasses.replace(read_local(daemon.layout.images, "tiny"), config=config)
+    (daemon.layout.images / "tiny/manifest.json").unlink()  # a hard link to the one of other tests
+    write_local(daemon.layout.images / "tiny", image)
+    info = daemon.client.call(op.IMAGE_SHOW, m.NameRequest("tiny"))
+    assert (info.exposed_ports, info.stop_signal) == (["443/tcp", "80", "53/udp"], "SIGQUIT")
+    vm = create(daemon, publish=["8443:443", "81"], publish_all=True)
+    assert (vm.exposed_ports, vm.volumes) == (["53/udp", "80/tcp", "443/tcp"], ["/data"])
+    assert vm.stop_signal == "SIGQUIT"
+    assert (vm.workdir, vm_disk.read_record(Path(vm.directory)).image_env) == ("/srv", ["A=1"])
+    assert [(port.address, port.guest_port) for port in vm.ports] == [
+        ("127.0.0.1", port) for port in (443, 81, 80)
+    ]  # fmt: skip
+    assert vm.ports[0].host_port == 8443
+    assert len({port.host_port for port in vm.ports} - {0}) == 3
+    assert create(daemon, stop_signal="9").stop_signal == "9"
+
+
 def test_generated_names_differ(daemon: DaemonProcess) -> None:
     made = [create(daemon).name for _ in range(5)]
     assert len(set(made)) == 5
@@ -138,7 +164,10 @@ def test_generated_names_differ(daemon: DaemonProcess) -> None:
         ({"init": "systemd"}, Code.INVALID, "'systemd' is not an init mode"),
         ({"env": ["NOVALUE"]}, Code.INVALID, "'NOVALUE' is not an environment variable"),
         ({"env": ["=x"]}, Code.INVALID, "'=x' is not an environment variable"),
-        ({"publish": ["80"]}, Code.INVALID, "'80' is not a port to publish"),
+        ({"publish": ["eighty"]}, Code.INVALID, "'eighty' is not a port to publish"),
+        ({"publish": ["80"] * 101}, Code.INVALID, "101 ports are too many"),
+        ({"publish": ["80"], "net": "none"}, Code.INVALID, "without a network"),
+        ({"stop_signal": "SIGNONE"}, Code.INVALID, "'SIGNONE' is not a signal"),
         ({"publish": ["80:80", "127.0.0.1:80:81"]}, Code.INVALID, "is published twice"),
         ({"publish": ["8080:80"], "net": "none"}, Code.INVALID, "without a network"),
         ({"net": "bridge"}, Code.INVALID, "'bridge' is not a network"),

@@ -364,7 +364,10 @@ class PublishedPort(Model):
 
 
 class VmInfo(Model):
-    """A VM. `state` is created, starting, running, stopping or stopped; `reason` says why it is not running."""
+    """A VM. `state` is created, starting, running, stopping or stopped; `reason` says why it is not running.
+
+    `exposed_ports` (8080/tcp) and `volumes` are those of its image.
+    """
 
     id: str
     name: str
@@ -384,10 +387,13 @@ class VmInfo(Model):
     init: str
     net: str
     ports: list[PublishedPort]
+    exposed_ports: list[str]
+    volumes: list[str]
     env: list[str]
     user: str
     workdir: str
     command: list[str]
+    stop_signal: str
     auto_remove: bool
     created_at: str
     started_at: str
@@ -402,8 +408,10 @@ class VmList(Model):
 class VmCreate(Model):
     """What `vm create` and `vm run` decide. Zero and '' mean the configured default.
 
-    `env` holds NAME=VALUE, `publish` [ADDR:]HOST:GUEST. `command` empty: the image's own, else a login shell;
-    `entrypoint` replaces the image's when it is not None; `shell` asks for a login shell whatever the image says.
+    `env` holds NAME=VALUE, `publish` [[ADDR:]HOST:]GUEST, with a free port for HOST unless given; `publish_all` adds
+    each TCP port that the image exposes. `command` empty: the image's own, else a login shell; `entrypoint` replaces
+    the image's when it is not None; `shell` asks for a login shell whatever the image says. `stop_signal` is the name
+    or number of what `vm stop` sends to the command first; '' means the image's, else SIGTERM.
     """
 
     image: str = ""
@@ -418,11 +426,13 @@ class VmCreate(Model):
     user: str = ""
     net: str = ""
     publish: list[str] = field(default_factory=list)
+    publish_all: bool = False
     auto_remove: bool = False
     init: str = ""
     entrypoint: str | None = None
     shell: bool = False
     command: list[str] = field(default_factory=list)
+    stop_signal: str = ""
 
 
 class VmRef(Model):

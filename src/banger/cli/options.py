@@ -16,7 +16,7 @@ from banger.system import validate_name
 # compiled where they are used: every command imports this module
 _SIZE = r"(?ia)([0-9]{1,18})(?:\.([0-9]{1,9}))? ?(?:([kmgt])(?:i?b)?|b)?"
 _SHIFTS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
-_PUBLISH = r"(?:(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):)?([0-9]{1,5}):([0-9]{1,5})"
+_PUBLISH = r"(?:(?:(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):)?([0-9]{1,5}):)?([0-9]{1,5})"
 
 
 def parse_size(text: str) -> int:
@@ -36,11 +36,11 @@ def parse_size(text: str) -> int:
 
 
 def check_publish(text: str) -> str:
-    """A port to publish, [ADDR:]HOST:GUEST with an IPv4 address; raises ValueError when it is none."""
+    """A port to publish, [[ADDR:]HOST:]GUEST with an IPv4 address; raises ValueError when it is none."""
     match = re.fullmatch(_PUBLISH, text)
     if match is None:
-        raise ValueError(f"{text!r} is not [ADDR:]HOST:GUEST")
-    for port in match[2], match[3]:
+        raise ValueError(f"{text!r} is not [[ADDR:]HOST:]GUEST")
+    for port in filter(None, (match[2], match[3])):
         if not 1 <= int(port) <= 65535:
             raise ValueError(f"{port!r} in {text!r} is not a port: use 1 to 65535")
     if match[1]:
@@ -89,13 +89,28 @@ class SizeType(click.ParamType[int]):
 class PublishType(click.ParamType[str]):
     """A port to publish."""
 
-    name = "[addr:]host:guest"
+    name = "[[addr:]host:]guest"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
             return check_publish(str(value))
         except ValueError as error:
             raise UsageFault(f"{_where(param)}: {error}", "for example --publish 8080:80") from error
+
+
+class SignalType(click.ParamType[str]):
+    """A signal by its name or number."""
+
+    name = "signal"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from banger.signals import signal_number
+
+        try:
+            signal_number(str(value))
+        except ValueError as error:
+            raise UsageFault(f"{_where(param)}: {error}", "for example SIGQUIT, 3 or RTMIN+3") from error
+        return str(value)
 
 
 class NameType(click.ParamType[str]):
@@ -194,7 +209,8 @@ def _where(param: click.Parameter | None) -> str:
     return param.opts[-1] if isinstance(param, click.Option) else (param.human_readable_name if param else "value")
 
 
-SIZE, PUBLISH, LOCAL_PATH, NEW_FILE, NEW_PATH = SizeType(), PublishType(), LocalPath(), NewFile(), NewPath()
+SIZE, PUBLISH, SIGNAL = SizeType(), PublishType(), SignalType()
+LOCAL_PATH, NEW_FILE, NEW_PATH = LocalPath(), NewFile(), NewPath()
 KERNEL_SOURCE, PULLABLE = KernelSource(), Pullable()
 ARCHITECTURES = ("amd64", "arm64")
 KERNEL, IMAGE, VM = NameType("kernel"), NameType("image"), NameType("VM")

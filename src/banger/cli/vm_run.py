@@ -17,7 +17,7 @@ from banger.cli import terminal
 from banger.cli.connect import ensure_daemon
 from banger.cli.errors import UsageFault, around_guest_command
 from banger.cli.lazy import Command
-from banger.cli.options import IMAGE, KERNEL, PUBLISH, SIZE, VM, Decorated, json_option, resolve_env
+from banger.cli.options import IMAGE, KERNEL, PUBLISH, SIGNAL, SIZE, VM, Decorated, json_option, resolve_env
 from banger.cli.progress import Display
 from banger.cli.render import note, print_json
 from banger.cli.timings import print_timings
@@ -46,12 +46,20 @@ _OPTIONS = (
         "--publish",
         type=PUBLISH,
         multiple=True,
-        help="Lead a TCP port of this host to one of the guest; on 127.0.0.1 without ADDR. Can be given several times.",
+        help="Lead a TCP port of this host to one of the guest: on 127.0.0.1 without ADDR, a free one without HOST. "
+        "Can be given several times.",
+    ),
+    click.option(
+        "-P",
+        "--publish-all",
+        is_flag=True,
+        help="Lead a free port of 127.0.0.1 to each TCP port that the image exposes.",
     ),
     click.option("--rm", "auto_remove", is_flag=True, help="Remove the VM when it stops."),
     click.option("--init", type=click.Choice(["agent", "image"]), help="Which init the guest runs."),
     click.option("--shell", is_flag=True, help="A login shell, whatever the image's own command is."),
     click.option("--entrypoint", default=None, metavar="PROGRAM", help="Replace the image's entrypoint."),
+    click.option("--stop-signal", type=SIGNAL, help="What 'vm stop' sends to CMD first, instead of the image's."),
     click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]"),
 )
 
@@ -73,17 +81,20 @@ def _create_options(function: Callable[..., int]) -> Decorated:
         user: str,
         net: str | None,
         publish: tuple[str, ...],
+        publish_all: bool,
         auto_remove: bool,
         init: str | None,
         shell: bool,
         entrypoint: str | None,
+        stop_signal: str | None,
         command: tuple[str, ...],
         **others: object,
     ) -> int:
         if shell and (command or entrypoint is not None):
             raise UsageFault("--shell goes with neither a command nor --entrypoint")
-        if net == "none" and publish:
-            raise UsageFault("--publish needs a network", "leave out --net none")
+        if net == "none" and (publish or publish_all):
+            which = "--publish" if publish else "--publish-all"
+            raise UsageFault(f"{which} needs a network", "leave out --net none")
         create = m.VmCreate(
             image=image or "",
             kernel=kernel or "",
@@ -97,11 +108,13 @@ def _create_options(function: Callable[..., int]) -> Decorated:
             user=user,
             net=net or "",
             publish=list(publish),
+            publish_all=publish_all,
             auto_remove=auto_remove,
             init=init or "",
             entrypoint=entrypoint,
             shell=shell,
             command=list(command),
+            stop_signal=stop_signal or "",
         )
         return function(create=create, **others)
 
@@ -142,6 +155,7 @@ def run(create: m.VmCreate, detach: bool, tty: bool, timings: bool, as_json: boo
         if detach:
             started = _run_detached(client, create, display)
             display.close()
+            _tell_unpublished(create, started.vm)
             if as_json:
                 print_json(started.vm)
             else:
@@ -168,6 +182,7 @@ def create(create: m.VmCreate, as_json: bool) -> int:
     """Create a VM without starting it, and print its name. CMD becomes its main command."""
     with Display() as display:
         vm = ensure_daemon().call(op.VM_CREATE, create, display.reporter("creating"))
+    _tell_unpublished(create, vm)
     if as_json:
         print_json(vm)
     else:
@@ -186,6 +201,7 @@ def _run_attached(client: Client, create: m.VmCreate, tty: bool, display: Displa
     def on_started(result: Json) -> None:
         display.close()
         started.append(_decode_started(result))
+        _tell_unpublished(create, started[0].vm)
 
     wants_terminal = tty or terminal.on_terminal()
     request = m.VmRun(
@@ -200,6 +216,12 @@ def _run_attached(client: Client, create: m.VmCreate, tty: bool, display: Displa
     if terminal.on_terminal() and not create.auto_remove:
         _tell_if_running(client, started[0].vm)
     return status, started[0]
+
+
+def _tell_unpublished(create: m.VmCreate, vm: m.VmInfo) -> None:
+    left = [port for port in vm.exposed_ports if not port.endswith("/tcp")]
+    if create.publish_all and left:
+        note(f"not published, since only TCP ports are: {', '.join(left)}")
 
 
 def _tell_if_running(client: Client, vm: m.VmInfo) -> None:

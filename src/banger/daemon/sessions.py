@@ -82,7 +82,7 @@ class Sessions:
                 user=vm.record.user or None,
                 terminal=(request.terminal.rows, request.terminal.columns) if request.terminal else None,
                 log=log,
-                main=log,
+                main=request.terminal is None,
             ),
         )
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Container
+from collections.abc import Container, Set
 from datetime import UTC, datetime
 
 from banger import system
 from banger.api.errors import BangerError, Code
-from banger.api.models import VmCreate
+from banger.api.models import PublishedPort, VmCreate
 from banger.config import Config
 from banger.daemon.host_network import HostNetwork
 from banger.guest import agent as guest
 from banger.guest.protocol import DiskRole
+from banger.imagecat import runtime
 from banger.imagecat.manifest import ImageManifest
 from banger.kernelcat.manifest import KernelManifest
-from banger.net.publish import parse_publish
+from banger.net.publish import LOOPBACK, free_ports, parse_publish
+from banger.signals import signal_number
 from banger.store.records import VmRecord
 from banger.vmm import qemu
 from banger.vmm.detect import detect, host_arch
@@ -28,6 +30,7 @@ OVERLAY, HOME = "overlay.ext4", "work.ext4"
 # The least that Debian's kernel and agent boot in; below it the kernel panics for want of memory.
 MIN_MEMORY = 128 << 20
 MAX_VCPU = 64
+_MAX_PUBLISHED = 100
 # directories that must not lie on overlayfs: container engines put overlays of their own there
 _VOLUMES = ("/var/lib/docker", "/var/lib/containers")
 _FIRST_UID = 0x70000000  # far above what user databases and subuid ranges hand out
@@ -58,7 +61,12 @@ def check_request(request: VmCreate) -> None:
     for variable in request.env:
         if "=" not in variable or variable.startswith("="):
             raise BangerError(Code.INVALID, f"{variable!r} is not an environment variable", hint="write NAME=VALUE")
-    places = [(port.address, port.host_port) for port in map(parse_publish, request.publish)]
+    if request.stop_signal:
+        try:
+            signal_number(request.stop_signal)
+        except ValueError as error:
+            raise BangerError(Code.INVALID, str(error), hint="use a name or a number: SIGQUIT, 3, RTMIN+3") from error
+    places = [(port.address, port.host_port) for port in map(parse_publish, request.publish) if port.host_port]
     for address, host_port in places:
         if places.count((address, host_port)) > 1:
             raise BangerError(
@@ -74,6 +82,7 @@ def plan(
     network: HostNetwork,
     taken_names: Container[str],
     taken_uids: Container[int],
+    taken_ports: Set[int],
     name: str,
     as_root: bool,
 ) -> VmRecord:
@@ -92,7 +101,7 @@ def plan(
     if init == "image":
         # without udev in the image systemd would wait 90 s for this console's device
         command_line += " systemd.mask=serial-getty@ttyS0.service"
-    ports = [parse_publish(text) for text in request.publish]
+    ports = _published(request, image, taken_ports)
     disks = [
         _disk("image", ROOTFS, True, image.filesystem, 0),
         _disk("overlay", OVERLAY, False, "ext4", 1),
@@ -131,14 +140,17 @@ def plan(
         init=init,
         net=request.net or "user",
         ports=ports,
-        image_env=list(image.config.env),
+        image_env=runtime.environment(image.config),
         env=list(request.env),
         user=request.user or image.config.user,
-        workdir=request.workdir or image.config.workdir,
+        workdir=request.workdir or runtime.workdir(image.config),
         command=resolve_command(request, image),
         auto_remove=request.auto_remove,
         attached=False,
         machine=machine,
+        volumes=runtime.volumes(image.config, image.home),
+        exposed_ports=runtime.exposed_ports(image.config),
+        stop_signal=request.stop_signal or runtime.stop_signal(image.config),
     )
 
 
@@ -148,7 +160,34 @@ def resolve_command(request: VmCreate, image: ImageManifest) -> list[str]:
         return []
     if request.entrypoint is not None:
         return [word for word in (request.entrypoint,) if word] + request.command
+    if (request.init or image.init) == "image" and runtime.wants_own_init(image.config):
+        return request.command  # the image's own is the guest's init already
     return [*image.config.entrypoint, *(request.command or image.config.cmd)]
+
+
+def _published(request: VmCreate, image: ImageManifest, taken: Set[int]) -> list[PublishedPort]:
+    """The ports that a request publishes, with free ones of this host where it leaves the choice."""
+    ports = [parse_publish(text) for text in request.publish]
+    if request.publish_all:
+        exposed = [port.removesuffix("/tcp") for port in runtime.exposed_ports(image.config)]
+        named = {port.guest_port for port in ports}
+        ports += [
+            PublishedPort(LOOPBACK, 0, int(port)) for port in exposed if port.isdigit() and int(port) not in named
+        ]
+    if len(ports) > _MAX_PUBLISHED:
+        raise BangerError(
+            Code.INVALID,
+            f"{len(ports)} ports are too many to publish",
+            hint=f"publish at most {_MAX_PUBLISHED}, those that you need, with -p",
+        )
+    taken = taken | {port.host_port for port in ports}
+    free = iter(free_ports(sum(not port.host_port for port in ports), taken))
+    return [PublishedPort(port.address, port.host_port or next(free), port.guest_port) for port in ports]
+
+
+def stop_signal(record: VmRecord) -> int:
+    """What the main command of a VM gets first when it is stopped; 0: nothing."""
+    return signal_number(record.stop_signal) if record.init == "agent" else 0
 
 
 def guest_config(record: VmRecord) -> guest.GuestConfig:
@@ -166,7 +205,8 @@ def guest_config(record: VmRecord) -> guest.GuestConfig:
             for disk in record.machine.disks
         ),
         init=guest.InitMode.IMAGE if record.init == "image" else guest.InitMode.AGENT,
-        volumes=_VOLUMES,
+        volumes=(*_VOLUMES, *record.volumes),
+        directories=tuple(path for path in (record.workdir,) if runtime.is_plain_path(path)),
     )
 
 

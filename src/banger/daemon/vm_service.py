@@ -142,8 +142,9 @@ class VmService:
             self._refuse_name(name)
         vm_disk.check_disk(self._layout, self._config)
         uids = {vm.record.machine.uid for vm in self._vms.values()}
+        ports = {port.host_port for vm in self._vms.values() for port in vm.record.ports}
         record = vm_plan.plan(
-            request, self._config, image, kernel, self._network, self._names_taken, uids, name, os.getuid() == 0
+            request, self._config, image, kernel, self._network, self._names_taken, uids, ports, name, os.getuid() == 0
         )
         record = dataclasses.replace(record, attached=attached, command=[] if once else record.command)
         sizes = (request.disk_bytes or self._config.disk_size, request.home_bytes or self._config.home_size)
@@ -324,7 +325,7 @@ class VmService:
                 async with asyncio.timeout(seconds):
                     agent = await link.agent()
                     # a little less than our own patience, so that the guest's SIGKILL comes before ours
-                    await agent.shutdown(grace_ms=int(seconds * 800))
+                    await agent.shutdown(grace_ms=int(seconds * 800), signal=vm_plan.stop_signal(vm.record))
                     await link.vmm.process.ended.wait()
                     graceful = True
         except asyncio.CancelledError:

@@ -10,29 +10,46 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from banger.api.errors import BangerError, Code
 from banger.api.models import PublishedPort
 
+LOOPBACK = "127.0.0.1"
 NETWORK, GUEST_ADDRESS, PREFIX = "10.0.3.0/24", "10.0.3.15", 24
 
 
 def parse_publish(text: str) -> PublishedPort:
-    """[ADDR:]HOST:GUEST, the address an IPv4 one and loopback unless given; BangerError(INVALID) otherwise."""
+    """[[ADDR:]HOST:]GUEST, the address an IPv4 one and loopback unless given; BangerError(INVALID) otherwise.
+
+    The host's port is 0 when it is to be any free one.
+    """
     parts = text.split(":")
-    address = parts[0] if len(parts) == 3 else "127.0.0.1"
+    address = parts[0] if len(parts) == 3 else LOOPBACK
     numbers = parts[-2:]
     with contextlib.suppress(OSError, ValueError):
         socket.inet_pton(socket.AF_INET, address)
-        host, guest = (int(number) for number in numbers if number.isascii() and number.isdigit())
-        if 1 <= host <= 65535 and 1 <= guest <= 65535 and len(parts) in (2, 3):
-            return PublishedPort(address, host, guest)
+        *host, guest = (int(number) for number in numbers if number.isascii() and number.isdigit())
+        if all(1 <= number <= 65535 for number in (*host, guest)) and len(host) == len(numbers) - 1 and len(parts) <= 3:
+            return PublishedPort(address, host[0] if host else 0, guest)
     raise BangerError(
         Code.INVALID,
         f"{text!r} is not a port to publish",
-        hint="write [ADDRESS:]HOST_PORT:GUEST_PORT, such as 8080:80 or 0.0.0.0:8080:80",
+        hint="write [[ADDRESS:]HOST_PORT:]GUEST_PORT, such as 8080:80, 0.0.0.0:8080:80 or 80",
     )
+
+
+def free_ports(count: int, taken: Container[int]) -> list[int]:
+    """So many different TCP ports of loopback that nobody listens on and that are not in `taken`."""
+    found: list[int] = []
+    with contextlib.ExitStack() as held:
+        while len(found) < count:
+            probe = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+            probe.bind((LOOPBACK, 0))
+            port: int = probe.getsockname()[1]
+            if port not in taken:
+                found.append(port)
+    return found
 
 
 def check_ports_free(ports: Sequence[PublishedPort]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from banger.api.models import PublishedPort
+from banger.signals import TERM
 from banger.vmm.machine import Machine
 
 
@@ -14,7 +15,8 @@ class VmRecord:
 
     `state` is created, running or stopped; while it is starting or stopping that is known to the daemon only.
     `command` runs detached at each start. `image_env` comes from the image, `env` from the user. `attached`: the VM
-    belongs to a `vm run --rm` whose client waits for it.
+    belongs to a `vm run --rm` whose client waits for it. `volumes` and `exposed_ports` (8080/tcp) are the image's;
+    `stop_signal`, a name or a number, is what its main command gets first when the VM is stopped.
     """
 
     id: str
@@ -37,3 +39,7 @@ class VmRecord:
     auto_remove: bool
     attached: bool
     machine: Machine
+    # what older records lack
+    volumes: list[str] = field(default_factory=list)
+    exposed_ports: list[str] = field(default_factory=list)
+    stop_signal: str = TERM

@@ -51,7 +51,7 @@ def test_any_text_is_a_size_or_refused(text: str) -> None:
         assert parse_size(text) >= 1
 
 
-@pytest.mark.parametrize("text", ["80:80", "8080:80", "127.0.0.1:8080:80", "0.0.0.0:1:65535"])
+@pytest.mark.parametrize("text", ["80", "80:80", "8080:80", "127.0.0.1:8080:80", "0.0.0.0:1:65535"])
 def test_ports_to_publish(text: str) -> None:
     assert check_publish(text) == text
 
@@ -60,7 +60,9 @@ def test_ports_to_publish(text: str) -> None:
     "text",
     [
         "",
-        "80",
+        "0",
+        "65536",
+        ":80",
         "0:80",
         "80:0",
         "80:65536",

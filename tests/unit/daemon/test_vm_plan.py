@@ -1,5 +1,7 @@
 """What runs in a VM, by the rules of container engines, and what its environment is."""
 
+import dataclasses
+
 import pytest
 
 from banger.api.models import VmCreate
@@ -33,6 +35,22 @@ def image(entrypoint: tuple[str, ...], cmd: tuple[str, ...]) -> ImageManifest:
 )
 def test_command(entrypoint: tuple[str, ...], cmd: tuple[str, ...], request_: VmCreate, expected: list[str]) -> None:
     assert resolve_command(request_, image(entrypoint, cmd)) == expected
+
+
+@pytest.mark.parametrize(
+    ("cmd", "request_", "expected"),
+    [
+        ("/sbin/init", VmCreate(), []),
+        ("/sbin/init", VmCreate(command=["x"]), ["x"]),
+        ("/sbin/init", VmCreate(entrypoint="n", command=["x"]), ["n", "x"]),
+        # somebody wants it otherwise
+        ("/sbin/init", VmCreate(init="agent"), ["/sbin/init"]),
+        # the guest's init is another one than the image's command
+        ("serve", VmCreate(), ["serve"]),
+    ],
+)
+def test_command_beside_the_images_own_init(cmd: str, request_: VmCreate, expected: list[str]) -> None:
+    assert resolve_command(request_, dataclasses.replace(image((), (cmd,)), init="image")) == expected
 
 
 def test_last_value_of_a_variable_wins() -> None:

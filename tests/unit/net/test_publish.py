@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from banger.api.errors import BangerError, Code
 from banger.api.models import PublishedPort
-from banger.net.publish import check_ports_free, parse_publish
+from banger.net.publish import check_ports_free, free_ports, parse_publish
 
 ports = st.integers(1, 65535)
 
@@ -23,6 +23,11 @@ def test_with_an_address(address: object, host: int, guest: int) -> None:
     assert parse_publish(f"{address}:{host}:{guest}") == PublishedPort(str(address), host, guest)
 
 
+@given(ports)
+def test_without_a_port_of_the_host(guest: int) -> None:
+    assert parse_publish(str(guest)) == PublishedPort("127.0.0.1", 0, guest)
+
+
 @given(st.text(alphabet="0123456789.:,-= []x\n", max_size=30))
 def test_nothing_else_is_accepted(text: str) -> None:
     """What is accepted is written back the same way: it ends up among QEMU's options."""
@@ -30,7 +35,8 @@ def test_nothing_else_is_accepted(text: str) -> None:
         port = parse_publish(text)
     except BangerError:
         return
-    *address, host, guest = text.split(":")
+    *place, guest = text.split(":")
+    *address, host = place or ["0"]
     assert [port.address] == (address or ["127.0.0.1"])
     assert (port.host_port, port.guest_port) == (int(host), int(guest))
 
@@ -39,7 +45,9 @@ def test_nothing_else_is_accepted(text: str) -> None:
     "text",
     [
         "",
-        "80",
+        "0",
+        "65536",
+        "80/tcp",
         "0:80",
         "80:0",
         "65536:80",
@@ -82,3 +90,15 @@ def test_port_in_use_is_named_with_another(listening: str) -> None:
 def test_address_of_another_host_is_named() -> None:
     with pytest.raises(BangerError, match=r"on 192\.0\.2\.1 cannot be used"):
         check_ports_free([PublishedPort("192.0.2.1", 8080, 80)])
+
+
+def test_free_ports_differ_and_are_free() -> None:
+    found = free_ports(20, frozenset())
+    assert len(set(found)) == 20
+    check_ports_free([PublishedPort("127.0.0.1", port, 80) for port in found])
+    assert free_ports(0, frozenset()) == []
+
+
+def test_ports_that_are_taken_are_not_chosen() -> None:
+    taken = frozenset(range(1, 65536)) - frozenset(free_ports(50, frozenset()))
+    assert not set(free_ports(5, taken)) & taken

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from banger.api.codec import encode
+from banger.api.codec import decode, encode
 from banger.api.errors import BangerError, Code
 from banger.api.models import PublishedPort
 from banger.store.database import MIGRATIONS, Store
@@ -61,6 +61,15 @@ RECORD = VmRecord(
     attached=False,
     machine=MACHINE,
 )
+
+
+def test_records_of_earlier_versions_are_good() -> None:
+    earlier = encode(RECORD)
+    assert isinstance(earlier, dict)
+    for name in ("volumes", "exposed_ports", "stop_signal"):
+        del earlier[name]
+    assert decode(VmRecord, earlier) == RECORD
+    assert RECORD.stop_signal == "SIGTERM"
 
 
 def test_records_come_back_whole_and_in_order(tmp_path: Path) -> None:
