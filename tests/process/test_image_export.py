@@ -243,6 +243,18 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path, entry: Path, name: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "root"]
 
 
+def test_limits(tmp_path: Path, entry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("banger.imagecat.export.TAR_LIMIT", 100_000)
+    with pytest.raises(BangerError, match="has more than 100 kB of files"):
+        export(entry, tmp_path / "layout")
+    monkeypatch.setattr("banger.imagecat.export.FREE_RESERVE", 1 << 60)
+    monkeypatch.setattr("banger.imagecat.export.TAR_LIMIT", 1 << 40)
+    with pytest.raises(BangerError, match="not enough disk space in") as caught:
+        export(entry, tmp_path / "layout")
+    assert caught.value.code is Code.EXHAUSTED
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "root"]
+
+
 def test_ext4_is_refused(tmp_path: Path) -> None:
     rootfs = ext4(tmp_path / "rootfs.ext4", root_directory(tmp_path / "root"))
     register_image(tmp_path / "images", "disk", rootfs, install_kernel(tmp_path / "kernels"), Job())

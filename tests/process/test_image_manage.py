@@ -257,6 +257,32 @@ def test_bad_kernels(tmp_path: Path, stage: Path, part: str, message: str) -> No
     assert not (tmp_path / "images").exists() or list((tmp_path / "images").iterdir()) == []
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of 16 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small filesystem needs root")
+    mount = tmp_path / "small"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", mount], check=True)
+    yield mount
+    subprocess.run(["umount", mount], check=True)
+
+
+def test_promotion_on_a_full_disk(tmp_path: Path, stage: Path, small_disk: Path) -> None:
+    (tmp_path / "root/noise").write_bytes(os.urandom(20 << 20))
+    squashfs(stage / "rootfs.squashfs", tmp_path / "root")
+    kernel = install_kernel(tmp_path / "kernels")
+    first = register_image(small_disk, "tiny", stage / "rootfs.squashfs", kernel, Job())
+    with pytest.raises(BangerError, match="the image 'tiny' cannot be written: No space left on device") as caught:
+        promote_image(small_disk, "tiny", Job())
+    assert (caught.value.code, caught.value.hint) == (
+        Code.EXHAUSTED, "remove images or VMs that you no longer need"
+    )  # fmt: skip
+    assert read_local(small_disk, "tiny") == first
+    assert [path.name for path in small_disk.iterdir()] == ["tiny"]
+
+
 # With a daemon -------------------------------------------------------------------------------------------------------
 
 

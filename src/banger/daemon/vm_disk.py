@@ -52,6 +52,7 @@ def create(
             if files.work_seed is not None:
                 clone_ext4(files.work_seed, entry / vm_plan.HOME, sizes[1], job)
         except (FileNotFoundError, PermissionError) as error:
+            _require_unchanged(layout, image)
             raise BangerError(Code.CORRUPT, f"{error.filename} cannot be read: {error.strerror}") from error
         with publication:
             _link(layout, entry, image, kernel, kernel_dir)
@@ -67,8 +68,7 @@ def create(
 
 def _link(layout: Layout, entry: Path, image: ImageManifest, kernel: KernelManifest, kernel_dir: Path) -> None:
     """Hard-link what the VM boots from, after a last look that it is still what was resolved."""
-    if images.read_local(layout.images, image.name) != image:
-        raise _replaced("image", image.name)
+    _require_unchanged(layout, image)
     if not kernel_dir.exists() or kernels.read_at(kernel_dir, kernel.name) != kernel:
         raise _replaced("kernel", kernel.name)
     if image.managed:
@@ -77,6 +77,17 @@ def _link(layout: Layout, entry: Path, image: ImageManifest, kernel: KernelManif
     system.link_or_copy(boot_archive(kernel_dir, agent_binary(kernel.arch)), entry / vm_plan.BOOT_ARCHIVE)
     if kernel.modules:
         system.link_or_copy(kernel_dir / kernels.MODULES, entry / vm_plan.MODULES)
+
+
+def _require_unchanged(layout: Layout, image: ImageManifest) -> None:
+    """Raise IN_USE when an image is no longer what was resolved, CORRUPT when its files are not."""
+    try:
+        if images.read_local(layout.images, image.name) == image:
+            return
+    except BangerError as error:
+        if error.code is not Code.NOT_FOUND:
+            raise
+    raise _replaced("image", image.name)
 
 
 def _replaced(what: str, name: str) -> BangerError:

@@ -79,7 +79,7 @@ def export_oci(entry: Path, manifest: ImageManifest, output: Path, job: Job, *, 
         raise BangerError(
             Code.UNSUPPORTED,
             f"the image {manifest.name!r} is an ext4 filesystem, which cannot be read without mounting it",
-            hint=f"mount -o ro,loop {manifest.rootfs} /mnt, 'banger image import NAME --from /mnt', and export that",
+            hint="mount it with 'mount -o ro,loop', 'banger image import' that directory, and export the new image",
         )
     refuse_output(output, replace)
     try:

@@ -101,7 +101,7 @@ def build_kernel(directory: Path, name: str, found: Found, job: Job, *, claims: 
 
     Raises as `import_kernel` does, but for names.
     """
-    with _told_by(name, directory), system.staging(directory.parent, "scratch") as scratch:
+    with _told_by(str(found.kernel), directory), system.staging(directory.parent, "scratch") as scratch:
         directory.mkdir(mode=0o755)
         manifest = _complete(directory, scratch, name, found, None, claims, job)
         layout.write_local(directory, manifest)
