@@ -43,8 +43,8 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(TYPED)
-	$(BIN)/mypy --scripts-are-modules scripts/setup-host scripts/publish-kernel \
-		$(wildcard scripts/make-*-kernel scripts/register-*-image)
+	$(BIN)/mypy --scripts-are-modules scripts/setup-host \
+		$(wildcard scripts/publish-* scripts/make-*-kernel scripts/register-*-image)
 
 bench: $(VENV)/installed
 	@for benchmark in $(BENCHMARKS); do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done

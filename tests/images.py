@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from banger.debian import find_mirror
-from banger.imagecat.catalog import embedded_catalog
+from banger.imagecat.catalog import IMAGES
 from banger.imagecat.debian import mmdebstrap_command, pull_debian
 from banger.imagecat.manifest import image_paths, list_local
 from banger.job import Job
@@ -25,15 +25,15 @@ def cached_image(name: str, cache: Path | None = None) -> Path:
     It is kept in `cache` (by default in the system's temporary directory), by what the image is made of.
     """
     root = cache or Path(tempfile.gettempdir()) / f"banger-test-images-{os.getuid()}"
-    entry = embedded_catalog().find(name)
+    entry = IMAGES.lookup(IMAGES.embedded().entries, name, HOST_ARCH)
     mirror = find_mirror()
-    key = hashlib.sha256("\n".join(mmdebstrap_command(entry, HOST_ARCH, mirror)).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\n".join(mmdebstrap_command(entry, mirror)).encode()).hexdigest()[:16]
     images = root / key / "images"
     images.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(root / f"{key}.lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # test processes that run in parallel share one build
         if name not in [manifest.name for manifest in list_local(images)[0]]:
-            pull_debian(images, entry, Job(), mirror=mirror, arch=HOST_ARCH, replace=True)
+            pull_debian(images, entry, Job(), mirror=mirror, replace=True)
     return images
 
 

@@ -41,6 +41,10 @@ class Layout:
         return self.state / "images"
 
     @property
+    def image_catalogs(self) -> Path:
+        return self.state / "image-catalogs"
+
+    @property
     def vms(self) -> Path:
         return self.state / "vms"
 
@@ -61,7 +65,15 @@ class Layout:
 
     def create(self) -> None:
         """Make the state and cache directories, private to the user."""
-        for directory in (self.state, self.kernels, self.kernel_catalogs, self.images, self.vms, self.cache):
+        for directory in (
+            self.state,
+            self.kernels,
+            self.kernel_catalogs,
+            self.images,
+            self.image_catalogs,
+            self.vms,
+            self.cache,
+        ):
             try:
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ import zstandard
 from banger.api.errors import BangerError, Code
 from banger.debian import Mirror, find_mirror
 from banger.entries import sum_file
-from banger.imagecat.catalog import embedded_catalog
+from banger.imagecat.catalog import IMAGES
 from banger.imagecat.debian import pull_debian
 from banger.imagecat.importer import import_image
 from banger.imagecat.manifest import delete_local, disk_usage, image_paths, list_local, read_local
@@ -30,6 +31,7 @@ from banger.job import Job, Progress
 from tests.images import HOST_ARCH, MINIMAL, minimal_image
 
 SOURCE = '#include <unistd.h>\nint main(void) { return write(1, "hello\\n", 6) != 6; }\n'
+MINIMAL_ENTRY = IMAGES.lookup(IMAGES.embedded().entries, MINIMAL, HOST_ARCH)
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "tar": bytes,
     "gzip": gzip.compress,
@@ -292,9 +294,7 @@ def test_a_mirror_that_does_not_answer(images: Path) -> None:
     if shutil.which("mmdebstrap") is None:
         pytest.skip("mmdebstrap is not installed")
     with pytest.raises(BangerError) as caught:
-        pull_debian(
-            images, embedded_catalog().find(MINIMAL), Job(), mirror=Mirror("http://127.0.0.1:1/debian"), arch=HOST_ARCH
-        )
+        pull_debian(images, MINIMAL_ENTRY, Job(), mirror=Mirror("http://127.0.0.1:1/debian"))
     assert caught.value.code == Code.DOWNLOAD
     assert "127.0.0.1" in caught.value.message
     assert "mirror" in caught.value.hint
@@ -307,7 +307,7 @@ def test_cancelling_a_build_leaves_nothing(images: Path, moment: str) -> None:
         pytest.skip("mmdebstrap is not installed")
     job = Job(lambda progress: job.cancel() if moment in progress.message else None)
     with pytest.raises(BangerError) as caught:
-        pull_debian(images, embedded_catalog().find(MINIMAL), job, mirror=find_mirror(), arch=HOST_ARCH)
+        pull_debian(images, MINIMAL_ENTRY, job, mirror=find_mirror())
     assert caught.value.code == Code.CANCELLED
     assert left_in(images) == []
     assert str(images) not in Path("/proc/self/mounts").read_text()
@@ -315,6 +315,6 @@ def test_cancelling_a_build_leaves_nothing(images: Path, moment: str) -> None:
 
 def test_an_unknown_architecture_is_refused(images: Path) -> None:
     with pytest.raises(BangerError) as caught:
-        pull_debian(images, embedded_catalog().find(MINIMAL), Job(), mirror=Mirror("http://127.0.0.1:1/"), arch="vax")
+        pull_debian(images, replace(MINIMAL_ENTRY, arch="vax"), Job(), mirror=Mirror("http://127.0.0.1:1/"))
     assert caught.value.code == Code.INVALID
     assert "vax" in caught.value.message

@@ -14,9 +14,9 @@ from banger import system
 from banger.api import models as m
 from banger.api import operations as op
 from banger.api.errors import BangerError, Code
+from banger.catalogs.local import Catalogs
 from banger.job import Job
-from banger.kernelcat import catalogs
-from banger.kernelcat.catalog import lookup
+from banger.kernelcat.catalog import KERNELS
 from tests.daemons import DaemonProcess, running_daemon
 from tests.process.bundle_server import BundleServer, bundle_server
 from tests.unit.kernelcat.test_catalog import BUNDLE
@@ -77,7 +77,7 @@ def catalog(*names: str, updated: str = "") -> bytes:
 
 def pulled_names(directory: Path) -> set[str]:
     """The names that further catalogs offer."""
-    return {entry.name for entry in catalogs.merged(directory)[0] if entry.origin != "banger"}
+    return {entry.name for entry in Catalogs(KERNELS, directory).merged()[0] if entry.origin != "banger"}
 
 
 def refused(code: Code, action: Callable[[], object]) -> BangerError:
@@ -90,16 +90,16 @@ def refused(code: Code, action: Callable[[], object]) -> BangerError:
 def test_a_catalog_from_a_url(server: BundleServer, directory: Path) -> None:
     server.content["kernels/catalog.json?token=secret"] = catalog("mine")
     location = f"{server.address}/kernels/catalog.json".replace("http://", "http://user:word@") + "?token=secret"
-    origin = catalogs.add(directory, location, "", "", Job())
+    origin = Catalogs(KERNELS, directory).add(location, "", "", Job())
     assert (origin.name, origin.entries, origin.problem) == ("127.0.0.1", 1, "")
     assert origin.location == f"{server.address}/kernels/catalog.json"
-    entry = lookup(catalogs.merged(directory)[0], "127.0.0.1/mine", "amd64")
+    entry = KERNELS.lookup(Catalogs(KERNELS, directory).merged()[0], "127.0.0.1/mine", "amd64")
     # the same server, so the same password
     assert entry.tarball_url == origin.location.replace("http://", "http://user:word@").replace(
         "catalog.json", "bundles/mine.tar.zst"
     )
     server.content["kernels/catalog.json?token=secret"] = catalog("mine", "more")
-    catalogs.refresh(directory, [], Job())
+    Catalogs(KERNELS, directory).refresh([], Job())
     assert pulled_names(directory) == {"mine", "more"}
 
 
@@ -117,14 +117,14 @@ def test_what_servers_must_not_send(
 ) -> None:
     server.content["catalog.json"] = catalog("mine")
     location = f"{server.address}/catalog.json"
-    catalogs.add(directory, location, "corp", "", Job())
+    Catalogs(KERNELS, directory).add(location, "corp", "", Job())
     if content is None:
         del server.content["catalog.json"]
     else:
         server.content["catalog.json"] = content
     for action in (
-        lambda: catalogs.refresh(directory, [], Job()),
-        lambda: catalogs.add(directory, location, "other", "", Job()),
+        lambda: Catalogs(KERNELS, directory).refresh([], Job()),
+        lambda: Catalogs(KERNELS, directory).add(location, "other", "", Job()),
     ):
         error = refused(code, action)
         assert message in error.message
@@ -134,13 +134,13 @@ def test_what_servers_must_not_send(
 
 def test_a_signed_catalog_is_added_and_refreshed(publisher: Publisher, directory: Path) -> None:
     publisher.publish("mine")
-    origin = catalogs.add(directory, publisher.location, "corp", publisher.public_key, Job())
+    origin = Catalogs(KERNELS, directory).add(publisher.location, "corp", publisher.public_key, Job())
     assert origin.public_key == publisher.public_key.splitlines()[1]
     publisher.publish("mine", "more", updated=LATER)
-    catalogs.refresh(directory, ["corp"], Job())
+    Catalogs(KERNELS, directory).refresh(["corp"], Job())
     assert pulled_names(directory) == {"mine", "more"}
-    catalogs.refresh(directory, ["corp"], Job())  # the same once more
-    assert catalogs.list_all(directory)[1].updated == LATER
+    Catalogs(KERNELS, directory).refresh(["corp"], Job())  # the same once more
+    assert Catalogs(KERNELS, directory).list_all()[1].updated == LATER
 
 
 def test_the_signature_stands_beside_the_path(publisher: Publisher, directory: Path) -> None:
@@ -148,7 +148,7 @@ def test_the_signature_stands_beside_the_path(publisher: Publisher, directory: P
     content = publisher.server.content
     for name in ("catalog.json", "catalog.json.minisig"):
         content[f"{name}?token=secret"] = content.pop(name)
-    catalogs.add(directory, f"{publisher.location}?token=secret", "corp", publisher.public_key, Job())
+    Catalogs(KERNELS, directory).add(f"{publisher.location}?token=secret", "corp", publisher.public_key, Job())
     assert pulled_names(directory) == {"mine"}
 
 
@@ -206,46 +206,49 @@ def of_the_same_time(publisher: Publisher) -> str:
 def test_what_a_pinned_key_refuses(publisher: Publisher, directory: Path, attack: Callable[[Publisher], str]) -> None:
     """The copy at hand stays in use; what the key alone refuses cannot be added either."""
     publisher.publish("mine", updated=LATER)
-    before = catalogs.add(directory, publisher.location, "corp", publisher.public_key, Job())
+    before = Catalogs(KERNELS, directory).add(publisher.location, "corp", publisher.public_key, Job())
     complaint = attack(publisher)
     with pytest.raises(BangerError) as caught:
-        catalogs.refresh(directory, [], Job())
+        Catalogs(KERNELS, directory).refresh([], Job())
     assert complaint in caught.value.message
     assert "'corp'" in caught.value.message or publisher.location in caught.value.message
-    assert catalogs.list_all(directory)[1] == before
+    assert Catalogs(KERNELS, directory).list_all()[1] == before
     assert pulled_names(directory) == {"mine"}
     if attack not in (of_an_earlier_time, of_the_same_time):
         with pytest.raises(BangerError):
-            catalogs.add(directory, publisher.location, "again", publisher.public_key, Job())
-        assert catalogs.names(directory) == ["corp"]
+            Catalogs(KERNELS, directory).add(publisher.location, "again", publisher.public_key, Job())
+        assert Catalogs(KERNELS, directory).names() == ["corp"]
 
 
 def test_a_signed_catalog_that_is_a_file(publisher: Publisher, directory: Path) -> None:
     publisher.publish("mine")
     file = publisher.keys / "catalog.json"
-    catalogs.add(directory, str(file), "corp", publisher.public_key, Job())
+    Catalogs(KERNELS, directory).add(str(file), "corp", publisher.public_key, Job())
     Path(f"{file}.minisig").unlink()
-    refused(Code.NOT_FOUND, lambda: catalogs.refresh(directory, [], Job()))
+    refused(Code.NOT_FOUND, lambda: Catalogs(KERNELS, directory).refresh([], Job()))
     assert pulled_names(directory) == {"mine"}
 
 
 def test_a_wrong_key_is_told_before_anything_is_fetched(server: BundleServer, directory: Path) -> None:
-    refused(Code.INVALID, lambda: catalogs.add(directory, f"{server.address}/catalog.json", "corp", "RWxx", Job()))
+    refused(
+        Code.INVALID, lambda: Catalogs(KERNELS, directory).add(f"{server.address}/catalog.json", "corp", "RWxx", Job())
+    )
     assert server.requests == []
 
 
 _REPLACE_FOR_EVER = """
 import sys
 from pathlib import Path
+from banger.catalogs.local import Catalogs
 from banger.job import Job
-from banger.kernelcat import catalogs
+from banger.kernelcat.catalog import KERNELS
 directory, file = Path(sys.argv[1]), sys.argv[2]
 while True:
-    catalogs.add(directory, file, "corp", "", Job())
+    Catalogs(KERNELS, directory).add(file, "corp", "", Job())
     print("added", flush=True)
-    catalogs.refresh(directory, [], Job())
+    Catalogs(KERNELS, directory).refresh([], Job())
     print("refreshed", flush=True)
-    catalogs.remove(directory, "corp")
+    Catalogs(KERNELS, directory).remove("corp")
     print("removed", flush=True)
 """
 
@@ -262,11 +265,11 @@ def test_killed_at_any_moment_a_catalog_is_whole_or_absent(tmp_path: Path, direc
                 process.stdout.readline()
             process.kill()
         system.sweep_staging(directory)
-        entries, broken = catalogs.merged(directory)
+        entries, broken = Catalogs(KERNELS, directory).merged()
         assert broken == []
         assert {entry.name for entry in entries if entry.origin == "corp"} in (set(), {"mine"})
-        if catalogs.names(directory):
-            catalogs.remove(directory, "corp")
+        if Catalogs(KERNELS, directory).names():
+            Catalogs(KERNELS, directory).remove("corp")
         assert list(directory.iterdir()) == []
 
 

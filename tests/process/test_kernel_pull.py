@@ -17,7 +17,7 @@ from banger.api.errors import BangerError, Code
 from banger.guest.bootarchive import boot_archive
 from banger.job import Job, Progress
 from banger.kernelcat import manifest
-from banger.kernelcat.catalog import CatalogEntry, embedded_catalog, lookup
+from banger.kernelcat.catalog import KERNELS, CatalogEntry
 from banger.kernelcat.fetch import Environment, fetch
 from banger.kernelcat.modules import DRIVERS
 from tests.unit.guest.test_cpio import read_archives
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt-get
 
 
 def cloud(arch: str = "amd64") -> CatalogEntry:
-    return lookup(embedded_catalog().entries, "debian-cloud", arch)
+    return KERNELS.lookup(KERNELS.embedded().entries, "debian-cloud", arch)
 
 
 @pytest.fixture(scope="session")

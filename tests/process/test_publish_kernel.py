@@ -13,9 +13,9 @@ import pytest
 
 from banger.api import models as m
 from banger.api import operations as op
+from banger.catalogs.local import Catalogs
 from banger.job import Job
-from banger.kernelcat import catalogs
-from banger.kernelcat.catalog import parse_catalog
+from banger.kernelcat.catalog import KERNELS
 from tests.daemons import DaemonProcess, running_daemon
 from tests.process.bundle_server import BundleServer, bundle, bundle_server
 
@@ -189,11 +189,11 @@ def test_readers_with_the_key_accept_every_release(
     directory = tmp_path / "kernel-catalogs"
     key = (tmp_path / "key.pub").read_text()
     publish(environment, "edge", "--to", target, "--sign", secret_key)
-    catalogs.add(directory, str(target / "catalog.json"), "corp", key, Job())
+    Catalogs(KERNELS, directory).add(str(target / "catalog.json"), "corp", key, Job())
     for content in ("two", "three"):
         publish({**environment, "CONTENT": content}, "edge", "--to", target, "--sign", secret_key)
-        catalogs.refresh(directory, [], Job())
-    (entry,) = [entry for entry in catalogs.merged(directory)[0] if entry.origin == "corp"]
+        Catalogs(KERNELS, directory).refresh([], Job())
+    (entry,) = [entry for entry in Catalogs(KERNELS, directory).merged()[0] if entry.origin == "corp"]
     assert Path(entry.tarball_url).read_text() == "three"
 
 
@@ -212,7 +212,7 @@ def test_publishers_at_the_same_time_lose_nothing(environment: dict[str, str], t
         for number in range(4)
     ]
     assert [process.wait() for process in running] == [0] * 4
-    parsed = parse_catalog((target / "catalog.json").read_bytes(), "test", location=str(target / "catalog.json"))
+    parsed = KERNELS.parse((target / "catalog.json").read_bytes(), "test", location=str(target / "catalog.json"))
     assert [entry.name for entry in parsed.entries] == [f"kernel{number}" for number in range(4)]
 
 

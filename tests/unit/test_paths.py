@@ -61,8 +61,9 @@ def test_created_directories_are_private(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "c", tmp_path / "a/b/state", tmp_path / "cache", tmp_path / "run")
     layout.create()
     layout.create()
-    for directory in (layout.state, layout.kernels, layout.kernel_catalogs, layout.images, layout.vms, layout.cache):
-        assert mode(directory) == 0o700
+    for name in ("", "kernels", "kernel-catalogs", "images", "image-catalogs", "vms"):
+        assert mode(layout.state / name) == 0o700
+    assert mode(layout.cache) == 0o700
     assert not layout.config.exists()
 
 

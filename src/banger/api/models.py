@@ -161,7 +161,7 @@ class CatalogAdd(Model):
 
 
 class CatalogInfo(Model):
-    """A catalog to pull kernels from; `updated` is what it says of itself, `refreshed_at` when it was fetched."""
+    """A catalog to pull from; `updated` is what it says of itself, `refreshed_at` when it was fetched."""
 
     name: str
     location: str
@@ -229,11 +229,15 @@ class ImageList(Model):
 
 
 class CatalogImage(Model):
-    """Something that can be pulled; `state` is pulled or available."""
+    """Something that can be pulled, from the catalog `origin`; `state` is pulled, available or outdated."""
 
     name: str
+    origin: str
+    distro: str
+    arch: str
     kind: str
     description: str
+    size_bytes: int
     state: str
 
 

@@ -84,6 +84,12 @@ IMAGE_VERIFY = Call("image.verify", m.ImageVerify, m.ImageChecks, "Read local im
 IMAGE_EXPORT = Call("image.export", m.ImageExport, m.ImageExported, "Write an image as an OCI layout.", long=True)
 IMAGE_PULL = Call("image.pull", m.ImagePull, m.ImageInfo, "Fetch an image of the catalog.", long=True)
 IMAGE_CATALOG = Call("image.catalog", m.Empty, m.ImageCatalog, "List the images that can be pulled.")
+IMAGE_CATALOG_ADD = Call("image.catalog.add", m.CatalogAdd, m.CatalogInfo, "Add a catalog.", long=True)
+IMAGE_CATALOG_LIST = Call("image.catalog.list", m.Empty, m.CatalogList, "List the catalogs.")
+IMAGE_CATALOG_DELETE = Call("image.catalog.delete", m.NameRequest, m.Empty, "Remove a catalog.")
+IMAGE_CATALOG_REFRESH = Call(
+    "image.catalog.refresh", m.CatalogRefresh, m.CatalogList, "Fetch catalogs again.", long=True
+)
 
 VM_LIST = Call("vm.list", m.Empty, m.VmList, "List the VMs.")
 VM_SHOW = Call("vm.show", m.VmRef, m.VmInfo, "Show one VM.")

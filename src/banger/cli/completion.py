@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class, shell_complete
@@ -49,18 +50,12 @@ def complete_names(noun: str, incomplete: str) -> list[CompletionItem]:
         if noun == "kernel":
             names = [(kernel.name, kernel.kernel_version) for kernel in client.call(op.KERNEL_LIST, m.Empty()).kernels]
         elif noun == "pullable kernel":
-            entries = client.call(op.KERNEL_CATALOG, m.Empty()).entries
-            counts = Counter((entry.name, entry.arch) for entry in entries)
-            names = [
-                (
-                    entry.name if counts[entry.name, entry.arch] == 1 else f"{entry.origin}/{entry.name}",
-                    entry.description,
-                )
-                for entry in entries
-            ]
-            names = list(dict(names).items())
-        elif noun == "catalog":
-            catalogs = client.call(op.KERNEL_CATALOG_LIST, m.Empty()).catalogs
+            names = _pullable(client.call(op.KERNEL_CATALOG, m.Empty()).entries)
+        elif noun == "pullable image":
+            names = _pullable(client.call(op.IMAGE_CATALOG, m.Empty()).entries)
+        elif noun.endswith(" catalog"):
+            list_catalogs = op.KERNEL_CATALOG_LIST if noun == "kernel catalog" else op.IMAGE_CATALOG_LIST
+            catalogs = client.call(list_catalogs, m.Empty()).catalogs
             names = [(catalog.name, catalog.location) for catalog in catalogs if catalog.location]
         elif noun == "image":
             names = [(image.name, image.distro) for image in client.call(op.IMAGE_LIST, m.Empty()).images]
@@ -69,3 +64,13 @@ def complete_names(noun: str, incomplete: str) -> list[CompletionItem]:
     except BangerError:
         return []
     return [CompletionItem(name, help=about) for name, about in names if name.startswith(incomplete)]
+
+
+def _pullable(entries: Sequence[m.CatalogKernel | m.CatalogImage]) -> list[tuple[str, str]]:
+    """The names of what can be pulled, with their catalogs where those are needed, and what they are."""
+    counts = Counter((entry.name, entry.arch) for entry in entries)
+    names = [
+        (entry.name if counts[entry.name, entry.arch] == 1 else f"{entry.origin}/{entry.name}", entry.description)
+        for entry in entries
+    ]
+    return list(dict(names).items())

@@ -12,7 +12,7 @@ from banger.cli.connect import ensure_daemon
 from banger.cli.errors import UsageFault
 from banger.cli.lazy import Command, Entry, LazyGroup
 from banger.cli.many import for_each
-from banger.cli.options import IMAGE, KERNEL, LOCAL_PATH, json_option
+from banger.cli.options import IMAGE, KERNEL, LOCAL_PATH, PULLABLE_IMAGE, json_option
 from banger.cli.progress import Display
 from banger.cli.render import age, plain, print_fields, print_json, print_table, shorten
 from banger.system import human_size
@@ -34,6 +34,7 @@ IMAGE_GROUP = LazyGroup(
         "export": Entry("image_manage", "export", "Write an image so that other tools can use it."),
         "rm": Entry("image", "remove", "Remove local images."),
         "prune": Entry("image_manage", "prune", "Remove images that nothing uses."),
+        "catalog": Entry("image_catalog", "CATALOG_GROUP", "Manage the catalogs that images are pulled from."),
     },
     help="""Root filesystems that VMs start from.
 
@@ -64,8 +65,20 @@ def list_images(available: bool, as_json: bool) -> None:
             print_json(catalog)
             return
         print_table(
-            ["NAME", "STATE", "KIND", "DESCRIPTION"],
-            [[entry.name, entry.state, entry.kind, entry.description] for entry in catalog.entries],
+            ["NAME", "CATALOG", "STATE", "ARCH", "DISTRO", "KIND", "SIZE", "DESCRIPTION"],
+            [
+                [
+                    entry.name,
+                    entry.origin,
+                    entry.state,
+                    entry.arch,
+                    entry.distro,
+                    entry.kind,
+                    human_size(entry.size_bytes) if entry.size_bytes else "",
+                    entry.description,
+                ]
+                for entry in catalog.entries
+            ],
         )
         return
     local = client.call(op.IMAGE_LIST, m.Empty())
@@ -138,9 +151,10 @@ def show(name: str, as_json: bool) -> None:
     epilog="""
     banger image list --available
     banger image pull NAME
+    banger image pull corp/edge
     """,
 )
-@click.argument("name", type=IMAGE)
+@click.argument("name", metavar="NAME", type=PULLABLE_IMAGE)
 @click.option("--force", is_flag=True, help="Replace a local image of that name.")
 @json_option
 def pull(name: str, force: bool, as_json: bool) -> None:

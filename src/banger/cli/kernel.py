@@ -9,7 +9,7 @@ from banger.api import operations as op
 from banger.cli.connect import ensure_daemon
 from banger.cli.lazy import Command, Entry, LazyGroup
 from banger.cli.many import for_each
-from banger.cli.options import ARCHITECTURES, KERNEL, KERNEL_SOURCE, NEW_FILE, PULLABLE, json_option
+from banger.cli.options import ARCHITECTURES, KERNEL, KERNEL_SOURCE, NEW_FILE, PULLABLE_KERNEL, json_option
 from banger.cli.progress import Display
 from banger.cli.render import age, note, plain, print_fields, print_json, print_table
 from banger.system import human_size
@@ -111,7 +111,7 @@ def show(name: str, as_json: bool) -> None:
     banger kernel pull https://example.org/edge.tar.zst --sha256 DIGEST
     """,
 )
-@click.argument("name", metavar="NAME|REF|URL", type=PULLABLE)
+@click.argument("name", metavar="NAME|REF|URL", type=PULLABLE_KERNEL)
 @click.option("--sha256", metavar="DIGEST", default="", help="SHA-256 that the bundle must have; required for a URL.")
 @click.option("--as", "save_as", metavar="NAME", type=KERNEL, help="Local name, instead of the one it has there.")
 @click.option("--arch", type=click.Choice(ARCHITECTURES), help="Architecture, instead of this host's.")

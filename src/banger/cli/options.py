@@ -114,10 +114,11 @@ class SignalType(click.ParamType[str]):
 
 
 class NameType(click.ParamType[str]):
-    """The name of a kernel, image or VM, completed from those that exist."""
+    """The name of a kernel, catalog, image or VM, completed from those that exist: `listed` when that is not all."""
 
-    def __init__(self, noun: str) -> None:
+    def __init__(self, noun: str, listed: str = "") -> None:
         self.name = noun
+        self._listed = listed or noun
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
@@ -130,7 +131,7 @@ class NameType(click.ParamType[str]):
     ) -> list[click.shell_completion.CompletionItem]:
         from banger.cli.completion import complete_names
 
-        return complete_names(self.name, incomplete)
+        return complete_names(self._listed, incomplete)
 
 
 class FileName(click.ParamType[str]):
@@ -192,9 +193,12 @@ class Pullable(click.ParamType[str]):
 
     name = "name|ref|url"
 
+    def __init__(self, noun: str) -> None:
+        self._noun = noun
+
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not value:
-            raise UsageFault(f"{_where(param)} is empty", "see 'banger kernel list --available'")
+            raise UsageFault(f"{_where(param)} is empty", f"see 'banger {self._noun} list --available'")
         return str(value)
 
     def shell_complete(
@@ -202,7 +206,7 @@ class Pullable(click.ParamType[str]):
     ) -> list[click.shell_completion.CompletionItem]:
         from banger.cli.completion import complete_names
 
-        return complete_names("pullable kernel", incomplete)
+        return complete_names(f"pullable {self._noun}", incomplete)
 
 
 def _where(param: click.Parameter | None) -> str:
@@ -211,7 +215,7 @@ def _where(param: click.Parameter | None) -> str:
 
 SIZE, PUBLISH, SIGNAL = SizeType(), PublishType(), SignalType()
 LOCAL_PATH, NEW_FILE, NEW_PATH = LocalPath(), NewFile(), NewPath()
-KERNEL_SOURCE, PULLABLE = KernelSource(), Pullable()
+KERNEL_SOURCE, PULLABLE_KERNEL, PULLABLE_IMAGE = KernelSource(), Pullable("kernel"), Pullable("image")
 ARCHITECTURES = ("amd64", "arm64")
 KERNEL, IMAGE, VM = NameType("kernel"), NameType("image"), NameType("VM")
 

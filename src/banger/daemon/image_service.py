@@ -13,16 +13,18 @@ from banger import entries, system
 from banger.api import models as m
 from banger.api.errors import BangerError, Code
 from banger.api.operations import FETCHING
+from banger.catalogs.format import with_states
+from banger.catalogs.local import Catalogs
 from banger.config import Config
+from banger.daemon.catalog_service import CatalogService
 from banger.daemon.image_info import image_info
 from banger.daemon.jobs import Report, Shared, Workers
-from banger.debian import find_mirror
-from banger.imagecat import catalog as image_catalog
 from banger.imagecat import configuration
 from banger.imagecat import manifest as images
+from banger.imagecat.catalog import IMAGES, CatalogEntry, revision
 from banger.imagecat.copies import hold_image, promote_image, tag_image
-from banger.imagecat.debian import pull_debian
 from banger.imagecat.export import export_oci
+from banger.imagecat.fetch import Environment, fetch_image
 from banger.imagecat.importer import import_image
 from banger.imagecat.manifest import ImageManifest
 from banger.imagecat.register import KernelFiles, register_image
@@ -46,7 +48,7 @@ class Kernels(Protocol):
 
 
 class ImageService:
-    """The operations on images.
+    """The operations on images; those on their catalogs are those of `catalogs`.
 
     `publication` is the publication window: held while names are resolved and entries renamed, never during downloads
     and builds.
@@ -67,6 +69,8 @@ class ImageService:
         self._publication = publication
         self._users = users
         self._kernels = kernels
+        self._catalogs = Catalogs(IMAGES, layout.image_catalogs)
+        self.catalogs = CatalogService(self._catalogs, workers)
         self._image_pulls: Shared[ImageManifest] = Shared(workers)
 
     # unmanaged files may lie on filesystems that are slow to answer: images are read by the workers
@@ -250,31 +254,46 @@ class ImageService:
         return self._info(await self._pull_image(request.name, request.force, report))
 
     async def _pull_image(self, name: str, force: bool, report: Report) -> ImageManifest:
-        system.validate_name(name, "image")
-        entry = image_catalog.embedded_catalog().find(name)
+        entry = await self._workers.run(lambda job: self._catalogs.find(name, host_arch()))
         report(Progress(FETCHING, f"the image {name}, which takes a minute or more"))
         return await self._image_pulls.run(
-            name,
-            lambda job: pull_debian(
+            f"{entry!r}",
+            lambda job: fetch_image(
                 self._layout.images,
+                entry.name,
                 entry,
                 job,
-                mirror=find_mirror(self._config.debian_mirror),
-                arch=host_arch(),
+                environment=Environment(self._config.debian_mirror),
                 replace=force,
                 publishing=lambda: self._publication,
             ),
             report,
         )
 
+    async def resolve_entry(self, name: str) -> CatalogEntry | None:
+        """The catalog entry that NAME or CATALOG/NAME means; None for a reference to an image of a registry.
+
+        Also None for a bare name that no catalog has. Raises NOT_FOUND for a catalog that is not there or does not have
+        the name, INVALID for a name that several have, CORRUPT for a broken catalog.
+        """
+
+        def work(job: Job) -> CatalogEntry | None:
+            entries, _ = self._catalogs.merged()
+            if "/" not in name and name not in {entry.name for entry in entries}:
+                return None
+            return self._catalogs.resolve(name, host_arch(), self._config.default_registry)
+
+        return await self._workers.run(work)
+
     async def image_catalog(self, request: m.Empty, report: Report) -> m.ImageCatalog:
-        good, _ = await self._workers.run(lambda job: images.list_local(self._layout.images))
-        return m.ImageCatalog(
-            [
-                m.CatalogImage(entry.name, "debian", entry.description, "pulled" if pulled else "available")
-                for entry, pulled in image_catalog.embedded_catalog().annotated({image.name for image in good})
-            ]
-        )
+        def work(job: Job) -> m.ImageCatalog:
+            good, _ = images.list_local(self._layout.images)
+            entries, _ = self._catalogs.merged()
+            return m.ImageCatalog(
+                [_catalog_info(entry, state) for entry, state in with_states(entries, good, revision)]
+            )
+
+        return await self._workers.run(work)
 
     async def ensure_image(self, name: str, report: Report) -> ImageManifest:
         """The local image of that name, pulled from the catalog when it is missing."""
@@ -326,3 +345,16 @@ def _absent_ignored() -> Iterator[None]:
     except BangerError as error:
         if error.code is not Code.NOT_FOUND:
             raise
+
+
+def _catalog_info(entry: CatalogEntry, state: str) -> m.CatalogImage:
+    return m.CatalogImage(
+        name=entry.name,
+        origin=entry.origin,
+        distro=entry.distro,
+        arch=entry.arch,
+        kind=entry.kind,
+        description=entry.description,
+        size_bytes=entry.size_bytes,
+        state=state,
+    )

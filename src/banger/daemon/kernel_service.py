@@ -7,7 +7,6 @@ import os
 import stat
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
@@ -15,15 +14,17 @@ from banger import debian, download, system
 from banger.api import models as m
 from banger.api.errors import BangerError, Code
 from banger.api.operations import FETCHING
+from banger.catalogs.format import revision
+from banger.catalogs.local import Catalogs
 from banger.config import Config
+from banger.daemon.catalog_service import CatalogService
 from banger.daemon.jobs import Report, Shared, Workers
 from banger.entries import Listing, steadily, sum_file
 from banger.imagecat.manifest import images_with_kernel
 from banger.job import Job, Progress
-from banger.kernelcat import catalog, catalogs
 from banger.kernelcat import manifest as kernels
 from banger.kernelcat.bundle import write_bundle
-from banger.kernelcat.catalog import CatalogEntry
+from banger.kernelcat.catalog import KERNELS, CatalogEntry, annotate
 from banger.kernelcat.fetch import Environment, fetch
 from banger.kernelcat.importer import Claims, import_kernel, refuse_taken
 from banger.kernelcat.manifest import KernelManifest
@@ -42,7 +43,7 @@ class KernelUsers(Protocol):
 
 
 class KernelService:
-    """The operations on kernels and their catalogs.
+    """The operations on kernels; those on their catalogs are those of `catalogs`.
 
     `publication` is the publication window: held while names are resolved and entries renamed, never during downloads
     and builds.
@@ -56,6 +57,8 @@ class KernelService:
         self._workers = workers
         self._publication = publication
         self._users = users
+        self._catalogs = Catalogs(KERNELS, layout.kernel_catalogs)
+        self.catalogs = CatalogService(self._catalogs, workers)
         self._pulls: Shared[KernelManifest] = Shared(workers)
         self._listing = Listing(layout.kernels, lambda entry: self._info(kernels.read_at(entry, entry.name)))
 
@@ -123,7 +126,7 @@ class KernelService:
                 raise
             hint = error.hint
         try:
-            entry = await self._workers.run(lambda job: self._find(name, host_arch()))
+            entry = await self._workers.run(lambda job: self._catalogs.find(name, host_arch()))
             return await self._pull(entry, entry.name, False, report)
         except BangerError as error:
             if error.code is Code.NOT_FOUND and not error.hint:
@@ -158,21 +161,11 @@ class KernelService:
         name, sha256 = request.name, request.sha256.lower().removeprefix("sha256:")
         if "://" in name:
             return _url_entry(name, sha256, request.arch)
-        origin, slash, _ = name.rpartition("/")
-        in_catalog = not slash or origin in {catalog.EMBEDDED, *catalogs.names(self._layout.kernel_catalogs)}
-        if in_catalog and ":" not in name and "@" not in name:
-            entry = self._find(name, arch)
-        else:
-            if ":" not in name and "@" not in name and "." not in name.partition("/")[0]:
-                # never what strangers publish under the name of a catalog that is not there
-                raise BangerError(
-                    Code.NOT_FOUND,
-                    f"there is no catalog {origin!r}",
-                    hint=f"see 'banger kernel catalog list'; for an image say '{self._config.default_registry}/{name}'",
-                )
+        entry = self._catalogs.resolve(name, arch, self._config.default_registry)
+        if entry is None:
             reference = Reference.parse(name, self._config.default_registry)
             entry = CatalogEntry(local_name(reference), "", arch, "", "oci", image=str(reference), origin="")
-        if sha256 and sha256 != catalog.revision(entry).removeprefix("sha256:"):
+        if sha256 and sha256 != revision(entry).removeprefix("sha256:"):
             raise BangerError(
                 Code.INVALID,
                 f"{name!r} does not have the SHA-256 {sha256!r} that you ask for",
@@ -180,20 +173,11 @@ class KernelService:
             )
         return entry
 
-    def _find(self, name: str, arch: str) -> CatalogEntry:
-        entries, broken = catalogs.merged(self._layout.kernel_catalogs)
-        for origin in broken:
-            if name.startswith(f"{origin.name}/"):
-                raise BangerError(
-                    Code.CORRUPT, origin.problem, hint=f"try 'banger kernel catalog refresh {origin.name}'"
-                )
-        return catalog.lookup(entries, name, arch)
-
     async def catalog(self, request: m.Empty, report: Report) -> m.KernelCatalog:
         def work(job: Job) -> m.KernelCatalog:
             good, _ = kernels.list_local(self._layout.kernels)
-            entries, _ = catalogs.merged(self._layout.kernel_catalogs)
-            annotated = catalog.annotate(entries, good, self._candidate)
+            entries, _ = self._catalogs.merged()
+            annotated = annotate(entries, good, self._candidate)
             return m.KernelCatalog([_catalog_info(entry, state) for entry, state in annotated])
 
         return await self._workers.run(work)
@@ -249,34 +233,6 @@ class KernelService:
 
         return await self._workers.run(work, report)
 
-    # Catalogs --------------------------------------------------------------------------------------------------------
-
-    async def catalog_add(self, request: m.CatalogAdd, report: Report) -> m.CatalogInfo:
-        return await self._workers.run(
-            lambda job: _origin_info(
-                catalogs.add(self._layout.kernel_catalogs, request.location, request.name, request.public_key, job)
-            ),
-            report,
-        )
-
-    async def catalog_list(self, request: m.Empty, report: Report) -> m.CatalogList:
-        return await self._workers.run(lambda job: self._origins())
-
-    async def catalog_delete(self, request: m.NameRequest, report: Report) -> m.Empty:
-        await self._workers.run(lambda job: catalogs.remove(self._layout.kernel_catalogs, request.name))
-        return m.Empty()
-
-    async def catalog_refresh(self, request: m.CatalogRefresh, report: Report) -> m.CatalogList:
-        def work(job: Job) -> m.CatalogList:
-            catalogs.refresh(self._layout.kernel_catalogs, request.names, job)
-            listed = self._origins().catalogs
-            return m.CatalogList([catalog for catalog in listed if not request.names or catalog.name in request.names])
-
-        return await self._workers.run(work, report)
-
-    def _origins(self) -> m.CatalogList:
-        return m.CatalogList([_origin_info(origin) for origin in catalogs.list_all(self._layout.kernel_catalogs)])
-
     def _info(self, manifest: KernelManifest) -> m.KernelInfo:
         return m.KernelInfo(
             name=manifest.name,
@@ -329,10 +285,6 @@ def _catalog_info(entry: CatalogEntry, state: str) -> m.CatalogKernel:
         size_bytes=entry.size_bytes,
         state=state,
     )
-
-
-def _origin_info(origin: catalogs.Origin) -> m.CatalogInfo:
-    return m.CatalogInfo(**asdict(origin))
 
 
 def _in_use(name: str, vms: list[str], images: list[str]) -> BangerError:

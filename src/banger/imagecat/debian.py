@@ -19,8 +19,9 @@ from typing import IO, BinaryIO, cast
 
 from banger import system
 from banger.api.errors import BangerError, Code
+from banger.catalogs.format import origin_of
 from banger.debian import KEYRING, Mirror
-from banger.imagecat.catalog import CatalogEntry
+from banger.imagecat.catalog import CatalogEntry, revision
 from banger.imagecat.importer import Publishing, build_image
 from banger.imagecat.manifest import ImageManifest
 from banger.job import Job, command_failed, missing_tool
@@ -38,7 +39,6 @@ def pull_debian(
     job: Job,
     *,
     mirror: Mirror,
-    arch: str,
     name: str | None = None,
     kernel: Path | None = None,
     replace: bool = False,
@@ -49,21 +49,23 @@ def pull_debian(
     SOURCE_DATE_EPOCH in the environment bounds the time stamps (reproducible-builds.org). Raises MISSING_TOOL or
     UNSUPPORTED when this host or user cannot build it, DOWNLOAD when mmdebstrap fails, and what `build_image` raises.
     """
-    _check_host(arch)
+    _check_host(entry.arch)
     return build_image(
         images_dir,
         name or entry.name,
         job,
-        functools.partial(_bootstrap, images_dir, entry, arch, mirror, job),
+        functools.partial(_bootstrap, images_dir, entry, mirror, job),
         label=f"the {entry.suite} image",
         source=f"debian:{entry.suite}",
+        origin=origin_of(entry),
+        revision=revision(entry),
         kernel=kernel,
         replace=replace,
         publishing=publishing,
     )
 
 
-def mmdebstrap_command(entry: CatalogEntry, arch: str, mirror: Mirror) -> list[str]:
+def mmdebstrap_command(entry: CatalogEntry, mirror: Mirror) -> list[str]:
     """The command that writes the tree of `entry` as a tar archive to its standard output."""
     suites = [(mirror.main, entry.suite)]
     if mirror.security and entry.suite not in _NO_SECURITY_ARCHIVE:
@@ -74,7 +76,7 @@ def mmdebstrap_command(entry: CatalogEntry, arch: str, mirror: Mirror) -> list[s
     return [
         *(isolated if os.geteuid() == 0 else ["mmdebstrap", "--mode=unshare"]),
         "--format=tar",
-        f"--architectures={arch}",
+        f"--architectures={entry.arch}",
         f"--variant={entry.variant}",
         f"--include={','.join(entry.packages)}",
         '--aptopt=Acquire::Languages "none"',
@@ -86,9 +88,9 @@ def mmdebstrap_command(entry: CatalogEntry, arch: str, mirror: Mirror) -> list[s
 
 
 @contextlib.contextmanager
-def _bootstrap(images_dir: Path, entry: CatalogEntry, arch: str, mirror: Mirror, job: Job) -> Iterator[BinaryIO]:
+def _bootstrap(images_dir: Path, entry: CatalogEntry, mirror: Mirror, job: Job) -> Iterator[BinaryIO]:
     """Run mmdebstrap and give its standard output; raises its own error when it fails."""
-    argv = mmdebstrap_command(entry, arch, mirror)
+    argv = mmdebstrap_command(entry, mirror)
     with (
         _build_directory(images_dir, job) as directory,
         tempfile.TemporaryFile() as log,

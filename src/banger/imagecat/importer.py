@@ -75,21 +75,23 @@ def build_image(
     kernel: Path | None = None,
     init: str = "agent",
     config: ImageConfig | None = None,
+    origin: str = "",
+    revision: str = "",
     replace: bool = False,
     publishing: Publishing = contextlib.nullcontext,
 ) -> ImageManifest:
     """Make the image `name` of a tar stream and publish it in one step.
 
-    `open_tar` opens the stream, again if need be (see `write_squashfs`); `label` names it in errors, `source` in the
-    manifest; `kernel` is the entry of the installed kernel that the image refers to, whose files it gets as its own;
-    `publishing` is entered only for the last checks and the rename.
+    `open_tar` opens the stream, again if need be (see `write_squashfs`); `label` names it in errors; `source`, `origin`
+    and `revision` are those of the manifest; `kernel` is the entry of the installed kernel that the image refers to,
+    whose files it gets as its own; `publishing` is entered only for the last checks and the rename.
     """
     system.validate_name(name, "image")
     refuse_existing(images_dir / name, replace)
     with system.staging(images_dir, name) as staged:
         contents = write_squashfs(open_tar, staged / ROOTFS_SQUASHFS, job, label)
         kernel_ref = kernel.name if kernel else ""
-        facts = Facts(label, source, kernel_ref, init, config or ImageConfig())
+        facts = Facts(label, source, kernel_ref, init, config or ImageConfig(), origin, revision)
         manifest = finalize_rootfs(staged, name, contents, facts, job)
         publish(staged, images_dir, manifest, kernel, job, replace, publishing)
     return manifest

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from banger import debian, download, system
 from banger.api.errors import BangerError, Code
+from banger.catalogs.format import origin_of, revision
 from banger.job import Job
 from banger.kernelcat.archive import ARCHIVE_LIMIT
-from banger.kernelcat.catalog import CatalogEntry, revision
+from banger.kernelcat.catalog import CatalogEntry
 from banger.kernelcat.importer import Claims, Publishing, import_bundle, import_kernel, refuse_taken
 from banger.kernelcat.manifest import KernelManifest
 from banger.kernelcat.oci import fetch_oci
@@ -110,10 +111,9 @@ def _fetch_oci(entry: CatalogEntry, environment: Environment, target: _Target, j
 
 
 def _claims(entry: CatalogEntry, source: str, release: str) -> Claims:
-    origin = f"{entry.origin}/{entry.name}" if entry.origin else ""
     # the version of a deb entry is that of its series; the others name the kernel's own, if any
     version = "" if entry.kind == "deb" else entry.kernel_version
-    return Claims(entry.distro, entry.arch, version, source=source, origin=origin, revision=release)
+    return Claims(entry.distro, entry.arch, version, source=source, origin=origin_of(entry), revision=release)
 
 
 def _import(sources: list[Path], claims: Claims, target: _Target, job: Job) -> KernelManifest:

@@ -9,16 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from banger.api.errors import BangerError, Code
+from banger.catalogs.format import ENTRIES_LIMIT, revision, updated_time
 from banger.fields import ARCHITECTURES
 from banger.kernelcat.catalog import (
-    ENTRIES_LIMIT,
+    KERNELS,
     CatalogEntry,
     annotate,
-    embedded_catalog,
-    lookup,
-    parse_catalog,
-    revision,
-    updated_time,
 )
 from tests.unit.kernelcat.test_manifest import GOOD
 
@@ -41,7 +37,7 @@ def document(*entries: object, **fields: object) -> str:
 
 
 def parse_one(entry: dict[str, object], location: str = "") -> CatalogEntry:
-    (parsed,) = parse_catalog(document(entry), "test", origin="corp", location=location).entries
+    (parsed,) = KERNELS.parse(document(entry), "test", origin="corp", location=location).entries
     return parsed
 
 
@@ -57,10 +53,10 @@ def unknown(entry: CatalogEntry) -> str:
 
 
 def test_embedded_catalog_has_debian_for_every_architecture() -> None:
-    catalog = embedded_catalog().entries
+    catalog = KERNELS.embedded().entries
     for arch in ARCHITECTURES:
         for name in ("debian", "debian-cloud", "debian-rt"):
-            found = lookup(catalog, name, arch)
+            found = KERNELS.lookup(catalog, name, arch)
             assert (found.kind, found.origin) == ("deb", "banger")
             assert found.package.endswith(f"-{arch}")
             assert found.size_bytes > 1_000_000
@@ -90,7 +86,7 @@ def test_what_a_newer_banger_may_add_is_read_past() -> None:
     """Fields are ignored; kinds are kept, so that they are listed."""
     parsed = parse_one({**BUNDLE, "kind": "hologram", "lens": {"focal": 7}, "tarball_url": 7})
     assert (parsed.name, parsed.kind, parsed.tarball_url) == ("mine", "hologram", "")
-    parse_catalog(document(BUNDLE, colour="red"), "test")
+    KERNELS.parse(document(BUNDLE, colour="red"), "test")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +112,7 @@ def test_what_a_newer_banger_may_add_is_read_past() -> None:
 )
 def test_wrong_catalogs_are_refused(text: str | bytes, complaint: str) -> None:
     with pytest.raises(BangerError, match=complaint) as caught:
-        parse_catalog(text, "test")
+        KERNELS.parse(text, "test")
     assert caught.value.code is Code.CORRUPT
 
 
@@ -172,19 +168,19 @@ def test_wrong_entries_are_refused(change: dict[str, object], complaint: str) ->
 def test_a_newer_format_asks_for_a_newer_banger() -> None:
     for text in ('{"version": 2}', '{"version": %s}' % ("9" * 4000)):
         with pytest.raises(BangerError, match="needs a newer banger") as caught:
-            parse_catalog(text, "test")
+            KERNELS.parse(text, "test")
         assert caught.value.code is Code.UNSUPPORTED
         assert len(caught.value.message) < 200
 
 
 def test_the_number_of_entries_is_bounded() -> None:
     with pytest.raises(BangerError, match="at most 50000"):
-        parse_catalog(document(*[{}] * (ENTRIES_LIMIT + 1)), "test")
+        KERNELS.parse(document(*[{}] * (ENTRIES_LIMIT + 1)), "test")
 
 
 def test_the_time_of_an_update_can_be_read_without_the_entries() -> None:
     time = "2026-01-31T12:00:00.25Z"
-    assert parse_catalog(document(updated=time), "test").updated == time
+    assert KERNELS.parse(document(updated=time), "test").updated == time
     assert updated_time(document("broken", updated=time), "test") == time
     assert updated_time(document(), "test") == ""
 
@@ -296,12 +292,12 @@ ENTRIES = [
     ],
 )
 def test_names_with_and_without_their_catalog(name: str, arch: str, origin: str) -> None:
-    assert lookup(ENTRIES, name, arch).origin == origin
+    assert KERNELS.lookup(ENTRIES, name, arch).origin == origin
 
 
 def test_a_name_that_several_catalogs_have() -> None:
     with pytest.raises(BangerError, match="'debian' is in several catalogs") as caught:
-        lookup(ENTRIES, "debian", "amd64")
+        KERNELS.lookup(ENTRIES, "debian", "amd64")
     assert caught.value.code is Code.INVALID
     assert caught.value.hint == "say banger/debian or corp/debian"
 
@@ -319,7 +315,7 @@ def test_a_name_that_several_catalogs_have() -> None:
 )
 def test_unknown_names_and_architectures_are_explained(name: str, arch: str, message: str, hint: str) -> None:
     with pytest.raises(BangerError, match=message) as caught:
-        lookup(ENTRIES, name, arch)
+        KERNELS.lookup(ENTRIES, name, arch)
     assert caught.value.code is Code.NOT_FOUND
     assert hint in caught.value.hint
 

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from banger.api.errors import BangerError, Code
+from banger.catalogs.local import Catalogs, Origin
 from banger.job import Job
-from banger.kernelcat import catalogs
-from banger.kernelcat.catalog import embedded_catalog, lookup
-from banger.kernelcat.catalogs import Origin
+from banger.kernelcat.catalog import KERNELS
 from tests.unit.kernelcat.test_catalog import BUNDLE
 
 NOON, LATER = "2026-01-31T12:00:00Z", "2026-01-31T12:00:01Z"
@@ -33,7 +32,7 @@ def write(file: Path, *names: str, updated: str = "") -> Path:
 
 
 def add(directory: Path, file: Path, name: str = "", key: str = "") -> Origin:
-    return catalogs.add(directory, str(file), name, key, Job())
+    return Catalogs(KERNELS, directory).add(str(file), name, key, Job())
 
 
 def refused(code: Code, action: Callable[[], object]) -> BangerError:
@@ -49,11 +48,11 @@ def tree(directory: Path) -> dict[str, bytes]:
 
 
 def test_without_catalogs_there_is_the_embedded_one(directory: Path) -> None:
-    assert catalogs.names(directory) == []
-    entries, broken = catalogs.merged(directory)
-    assert sorted(entries, key=repr) == sorted(embedded_catalog().entries, key=repr)
+    assert Catalogs(KERNELS, directory).names() == []
+    entries, broken = Catalogs(KERNELS, directory).merged()
+    assert sorted(entries, key=repr) == sorted(KERNELS.embedded().entries, key=repr)
     assert broken == []
-    assert catalogs.list_all(directory) == [Origin("banger", "", "", len(entries))]
+    assert Catalogs(KERNELS, directory).list_all() == [Origin("banger", "", "", len(entries))]
 
 
 def test_a_catalog_is_merged_under_its_name(tmp_path: Path, directory: Path) -> None:
@@ -61,13 +60,13 @@ def test_a_catalog_is_merged_under_its_name(tmp_path: Path, directory: Path) -> 
     origin = add(directory, file)
     assert replace(origin, refreshed_at="") == Origin("corp", str(file), "", 2, NOON)
     assert origin.refreshed_at.endswith("Z")
-    assert catalogs.names(directory) == ["corp"]
-    assert catalogs.list_all(directory)[1:] == [origin]
-    entries, broken = catalogs.merged(directory)
+    assert Catalogs(KERNELS, directory).names() == ["corp"]
+    assert Catalogs(KERNELS, directory).list_all()[1:] == [origin]
+    entries, broken = Catalogs(KERNELS, directory).merged()
     assert broken == []
     assert [entry.origin for entry in entries if (entry.name, entry.arch) == ("debian", "amd64")] == ["banger", "corp"]
-    assert lookup(entries, "mine", "amd64").tarball_url == f"{tmp_path}/mine.tar.zst"
-    assert lookup(entries, "corp/debian", "amd64").kind == "bundle"
+    assert KERNELS.lookup(entries, "mine", "amd64").tarball_url == f"{tmp_path}/mine.tar.zst"
+    assert KERNELS.lookup(entries, "corp/debian", "amd64").kind == "bundle"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +113,7 @@ def test_wrong_names(tmp_path: Path, directory: Path, file: str, name: str, code
     ],
 )
 def test_wrong_locations(directory: Path, location: str) -> None:
-    refused(Code.INVALID, lambda: catalogs.add(directory, location, "corp", "", Job()))
+    refused(Code.INVALID, lambda: Catalogs(KERNELS, directory).add(location, "corp", "", Job()))
 
 
 def test_a_name_is_given_once(tmp_path: Path, directory: Path) -> None:
@@ -142,7 +141,7 @@ def test_what_cannot_be_added(tmp_path: Path, directory: Path, content: bytes | 
     error = refused(code, lambda: add(directory, file))
     assert message in error.message
     assert str(file) in error.message
-    assert catalogs.names(directory) == []
+    assert Catalogs(KERNELS, directory).names() == []
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path, directory: Path) -> None:
@@ -157,10 +156,10 @@ def test_refreshing_takes_what_is_new(tmp_path: Path, directory: Path) -> None:
     add(directory, other)
     write(corp, "mine", "more", updated=LATER)
     write(other, "edge", "more")
-    catalogs.refresh(directory, ["corp"], Job())
-    assert [origin.entries for origin in catalogs.list_all(directory)[1:]] == [2, 1]
-    catalogs.refresh(directory, [], Job())
-    assert [origin.entries for origin in catalogs.list_all(directory)[1:]] == [2, 2]
+    Catalogs(KERNELS, directory).refresh(["corp"], Job())
+    assert [origin.entries for origin in Catalogs(KERNELS, directory).list_all()[1:]] == [2, 1]
+    Catalogs(KERNELS, directory).refresh([], Job())
+    assert [origin.entries for origin in Catalogs(KERNELS, directory).list_all()[1:]] == [2, 2]
     assert sorted(entry.name for entry in directory.iterdir()) == ["corp", "other"]
 
 
@@ -171,10 +170,10 @@ def test_what_cannot_be_refreshed_stays_and_stops_no_other(tmp_path: Path, direc
     files[0].unlink()
     files[1].write_text("{")
     write(files[2], "c", "more")
-    error = refused(Code.NOT_FOUND, lambda: catalogs.refresh(directory, [], Job()))
+    error = refused(Code.NOT_FOUND, lambda: Catalogs(KERNELS, directory).refresh([], Job()))
     assert str(files[0]) in error.message
     assert str(files[1]) in error.message
-    origins = catalogs.list_all(directory)[1:]
+    origins = Catalogs(KERNELS, directory).list_all()[1:]
     assert [(origin.entries, origin.problem) for origin in origins] == [(1, ""), (1, ""), (2, "")]
 
 
@@ -183,14 +182,14 @@ def test_catalogs_do_not_go_back_in_time(tmp_path: Path, directory: Path) -> Non
     add(directory, file)
     before = tree(directory)
     write(file, "older", updated=NOON)
-    error = refused(Code.CORRUPT, lambda: catalogs.refresh(directory, [], Job()))
+    error = refused(Code.CORRUPT, lambda: Catalogs(KERNELS, directory).refresh([], Job()))
     assert NOON in error.message
     assert LATER in error.message
     assert "kernel catalog rm corp" in error.hint
     assert tree(directory) == before
     write(file, "other", updated=LATER)  # of an unsigned one, edited by hand, that is no attack
-    catalogs.refresh(directory, [], Job())
-    assert "corp" in {entry.origin for entry in catalogs.merged(directory)[0] if entry.name == "other"}
+    Catalogs(KERNELS, directory).refresh([], Job())
+    assert "corp" in {entry.origin for entry in Catalogs(KERNELS, directory).merged()[0] if entry.name == "other"}
 
 
 def damage_nothing(entry: Path) -> None:
@@ -215,19 +214,19 @@ def test_a_broken_catalog_hides_no_other(tmp_path: Path, directory: Path, damage
     add(directory, write(tmp_path / "corp.json", "mine"))
     add(directory, write(tmp_path / "other.json", "edge"))
     damage(directory / "corp")
-    entries, broken = catalogs.merged(directory)
+    entries, broken = Catalogs(KERNELS, directory).merged()
     assert {"edge", "debian"} <= {entry.name for entry in entries}
     assert "corp" not in {entry.origin for entry in entries}
     assert [origin.name for origin in broken] == ["corp"]
     assert broken[0].problem
-    assert catalogs.list_all(directory)[1] == broken[0]
+    assert Catalogs(KERNELS, directory).list_all()[1] == broken[0]
     if broken[0].location:
-        catalogs.refresh(directory, [], Job())
+        Catalogs(KERNELS, directory).refresh([], Job())
     else:
-        error = refused(Code.CORRUPT, lambda: catalogs.refresh(directory, [], Job()))
+        error = refused(Code.CORRUPT, lambda: Catalogs(KERNELS, directory).refresh([], Job()))
         assert "kernel catalog rm corp" in error.hint
-        catalogs.remove(directory, "corp")
-    assert catalogs.merged(directory)[1] == []
+        Catalogs(KERNELS, directory).remove("corp")
+    assert Catalogs(KERNELS, directory).merged()[1] == []
 
 
 @pytest.mark.parametrize("name", ["banger", "my catalog"])
@@ -235,21 +234,21 @@ def test_directories_made_by_hand_with_names_that_cannot_be(tmp_path: Path, dire
     add(directory, write(tmp_path / "corp.json", "mine"))
     (directory / "corp").rename(directory / name)
     (directory / "loop").symlink_to("loop")
-    entries, broken = catalogs.merged(directory)
+    entries, broken = Catalogs(KERNELS, directory).merged()
     assert [origin.name for origin in broken] == [name]
-    assert entries == catalogs.merged(tmp_path / "none")[0]
+    assert entries == Catalogs(KERNELS, tmp_path / "none").merged()[0]
 
 
 def test_removing(tmp_path: Path, directory: Path) -> None:
     add(directory, write(tmp_path / "corp.json", "mine"))
-    assert "'corp'" in refused(Code.NOT_FOUND, lambda: catalogs.remove(directory, "corq")).hint
-    refused(Code.INVALID, lambda: catalogs.remove(directory, "banger"))
-    refused(Code.NOT_FOUND, lambda: catalogs.remove(directory, "../kernel-catalogs"))
-    catalogs.remove(directory, "corp")
+    assert "'corp'" in refused(Code.NOT_FOUND, lambda: Catalogs(KERNELS, directory).remove("corq")).hint
+    refused(Code.INVALID, lambda: Catalogs(KERNELS, directory).remove("banger"))
+    refused(Code.NOT_FOUND, lambda: Catalogs(KERNELS, directory).remove("../kernel-catalogs"))
+    Catalogs(KERNELS, directory).remove("corp")
     assert list(directory.iterdir()) == []
     for action in (
-        lambda: catalogs.remove(directory, "corp"),
-        lambda: catalogs.refresh(directory, ["corp"], Job()),
+        lambda: Catalogs(KERNELS, directory).remove("corp"),
+        lambda: Catalogs(KERNELS, directory).refresh(["corp"], Job()),
     ):
         refused(Code.NOT_FOUND, action)
 
@@ -261,7 +260,7 @@ def test_a_cancelled_refresh_changes_nothing(tmp_path: Path, directory: Path) ->
     write(file, "other")
     job = Job()
     job.cancel()
-    refused(Code.CANCELLED, lambda: catalogs.refresh(directory, [], job))
+    refused(Code.CANCELLED, lambda: Catalogs(KERNELS, directory).refresh([], job))
     assert tree(directory) == before
 
 
@@ -279,7 +278,7 @@ def test_catalogs_that_come_and_go_are_whole_or_absent(tmp_path: Path, directory
         try:
             for _ in range(60):
                 add(directory, file)
-                catalogs.remove(directory, "corp")
+                Catalogs(KERNELS, directory).remove("corp")
         finally:
             ended.set()
 
@@ -287,9 +286,9 @@ def test_catalogs_that_come_and_go_are_whole_or_absent(tmp_path: Path, directory
     thread.start()
     problems: list[str] = []
     while not ended.is_set():
-        problems += [origin.problem for origin in catalogs.list_all(directory) if origin.problem]
+        problems += [origin.problem for origin in Catalogs(KERNELS, directory).list_all() if origin.problem]
         try:
-            catalogs.refresh(directory, [], Job())
+            Catalogs(KERNELS, directory).refresh([], Job())
         except BangerError as error:
             if error.code is not Code.NOT_FOUND:
                 problems.append(error.message)

@@ -1,0 +1,79 @@
+"""Makes images of catalog entries: of Debian's packages, or of a bundle over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from banger import debian
+from banger.api.errors import BangerError, Code
+from banger.imagecat.catalog import CatalogEntry
+from banger.imagecat.debian import pull_debian
+from banger.imagecat.importer import Publishing
+from banger.imagecat.manifest import ImageManifest
+from banger.job import Job
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What this host adds to an entry: `debian_mirror` '' means the host's own."""
+
+    debian_mirror: str = ""
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where an image goes."""
+
+    images_dir: Path
+    name: str
+    kernel: Path | None
+    replace: bool
+    publishing: Publishing
+
+
+def fetch_image(
+    images_dir: Path,
+    name: str,
+    entry: CatalogEntry,
+    job: Job,
+    *,
+    environment: Environment,
+    kernel: Path | None = None,
+    replace: bool = False,
+    publishing: Publishing = nullcontext,
+) -> ImageManifest:
+    """Make the image `name` of an entry of the kinds `debian` and `bundle`.
+
+    `kernel` is the entry of the installed kernel that it is to refer to; `publishing` and `replace` are as for
+    `build_image`. Raises UNSUPPORTED for other kinds, DOWNLOAD when the source cannot be reached, CORRUPT when it is
+    not what the entry says, and what `build_image` raises.
+    """
+    kind = _KINDS.get(entry.kind)
+    if kind is None:
+        raise BangerError(
+            Code.UNSUPPORTED,
+            f"the image {entry.name!r} is of the kind {entry.kind!r}, which this banger cannot pull",
+            hint="upgrade banger",
+        )
+    return kind(entry, environment, _Target(images_dir, name, kernel, replace, publishing), job)
+
+
+def _fetch_debian(entry: CatalogEntry, environment: Environment, target: _Target, job: Job) -> ImageManifest:
+    return pull_debian(
+        target.images_dir,
+        entry,
+        job,
+        mirror=debian.find_mirror(environment.debian_mirror),
+        name=target.name,
+        kernel=target.kernel,
+        replace=target.replace,
+        publishing=target.publishing,
+    )
+
+
+_KINDS: dict[str, Callable[[CatalogEntry, Environment, _Target, Job], ImageManifest]] = {
+    "debian": _fetch_debian,
+}
