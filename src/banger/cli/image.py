@@ -17,7 +17,7 @@ from banger.cli.progress import Display
 from banger.cli.render import age, plain, print_fields, print_json, print_table, shorten
 from banger.system import human_size
 
-_DISTRO_WIDTH = 18  # so that lists fit into 100 columns
+_DISTRO_WIDTH = 20  # so that lists fit into 100 columns
 
 IMAGE_GROUP = LazyGroup(
     "image",
@@ -91,7 +91,7 @@ def list_images(available: bool, as_json: bool) -> None:
             [
                 image.name,
                 image.arch,
-                shorten(image.distro, _DISTRO_WIDTH),
+                shorten(image.distro.partition(" (")[0], _DISTRO_WIDTH),
                 human_size(image.size_bytes) if image.size_bytes else "",
                 age(image.imported_at),
                 "its own" if image.own_kernel else image.kernel_ref,

@@ -92,9 +92,9 @@ def tag_image(
     Raises NOT_FOUND without the image, EXISTS for a taken name without `replace`, INVALID for the same name.
     """
     system.validate_name(target, "image")
+    read_local(images_dir, source)
     if source == target:
         raise BangerError(Code.INVALID, f"the image {source!r} has this name already", hint="give another name")
-    read_local(images_dir, source)
     refuse_existing(images_dir / target, replace)
     with _told_of(target, images_dir), system.staging(images_dir, target) as staged:
         entry = staged / "entry"
