@@ -180,7 +180,7 @@ def is_made_by(directory: Path, producer: str) -> bool:
             and {path.name for path in directory.iterdir()} == {INDEX, MARKER, "blobs"}
             and [path.name for path in (directory / "blobs").iterdir()] == ["sha256"]
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 

@@ -61,3 +61,8 @@ def test_ages() -> None:
     assert render.age(then.replace(tzinfo=None).isoformat()) == "5h"
     assert render.age("") == ""
     assert render.age("yesterday") == "yesterday"
+
+
+def test_long_texts_are_cut() -> None:
+    assert render.shorten("Debian", 6) == "Debian"
+    assert render.shorten("Debian GNU/Linux", 8) == "Debian…"

@@ -25,6 +25,7 @@ from banger.imagecat.manifest import (
     read_local,
     write_local,
 )
+from banger.imagecat.registered import Registered
 from banger.kernelcat import manifest as kernels
 from banger.kernelcat.manifest import KernelManifest
 
@@ -39,10 +40,20 @@ MANIFEST = ImageManifest(
     kernel_ref="generic",
     config=ImageConfig(entrypoint=("/hello",), cmd=("a", "b"), env=("A=b",), user="1:2", workdir="/w", volumes=("/v",)),
 )
+REGISTERED = {"part": "initrd", "path": "/srv/initrd", "size_bytes": 5, "mtime_ns": 7, "sha256": "1" * 64}
 
 
 def test_a_manifest_reads_back() -> None:
     assert parse_manifest(MANIFEST.to_json()) == MANIFEST
+    unmanaged = dataclasses.replace(
+        MANIFEST,
+        kernel_ref="",
+        own_kernel=True,
+        managed=False,
+        rootfs="/srv/root.ext4",
+        registered=(Registered("initrd", "/srv/initrd", 5, 7, "1" * 64),),
+    )
+    assert parse_manifest(unmanaged.to_json()) == unmanaged
 
 
 @given(st.lists(st.text()), st.text())
@@ -69,13 +80,20 @@ def test_any_config_reads_back(words: list[str], word: str) -> None:
         ("rootfs_mtime_ns", -1),
         ("work_seed", "/srv/seed.ext4"),
         ("kernel_ref", "../generic"),
+        ("own_kernel", 1),
+        ("registered", {}),
+        ("part", REGISTERED | {"part": "rootfs"}),
+        ("path", REGISTERED | {"path": "seed.ext4"}),
+        ("sha256", REGISTERED | {"sha256": "1"}),
+        ("mtime_ns", REGISTERED | {"mtime_ns": -1}),
         ("config", []),
         ("config", {"cmd": "not a list"}),
         ("config", {"env": [1]}),
     ],
 )
 def test_a_wrong_field_is_named(key: str, value: object) -> None:
-    fields = json.loads(MANIFEST.to_json()) | {key: value}
+    wrong = {"registered": [value]} if isinstance(value, dict) and "part" in value else {key: value}
+    fields = json.loads(MANIFEST.to_json()) | wrong
     with pytest.raises(BangerError) as caught:
         parse_manifest(json.dumps(fields))
     assert caught.value.code == Code.CORRUPT
