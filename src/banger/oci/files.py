@@ -125,7 +125,7 @@ class ArchiveFiles:
         self._file = file
         self._extents: dict[str, tuple[int, int]] = {}
         self._links: dict[str, str] = {}
-        stream = _Counted(file, job, label)
+        stream = _Headers(file, job, label)
         reader = tar.TarReader(stream, label, _ARCHIVE_LIMIT)
         for count, member in enumerate(reader):
             if count == _MEMBERS_MAX:
@@ -166,24 +166,35 @@ class ArchiveFiles:
         return name in self._extents or name in self._links
 
 
-class _Counted:
-    """A file to read that knows how far it has been read."""
+class _Headers(tar.Pieces):
+    """A file whose headers are read and whose data is passed over; it knows how far it has been read."""
 
     def __init__(self, file: BinaryIO, job: Job, label: str) -> None:
+        super().__init__(iter(()))
         self._file = file
         self._job = job
         self._label = label
+        self._size = os.fstat(file.fileno()).st_size
         self._unchecked = 0
         self.position = 0
 
     def read(self, size: int, /) -> bytes:
         data = self._file.read(size)
-        self.position += len(data)
-        self._unchecked += len(data)
+        self._advance(len(data))
+        return data
+
+    def skip(self, size: int) -> int:
+        count = min(size, self._size - self.position)
+        self._file.seek(count, os.SEEK_CUR)
+        self._advance(count)
+        return count
+
+    def _advance(self, count: int) -> None:
+        self.position += count
+        self._unchecked += count
         if self._unchecked >= _CHECK_EVERY:
             self._unchecked = 0
-            self._job.progress("read", self._label, self.position)
-        return data
+            self._job.progress("read", self._label, self.position, self._size)
 
 
 @contextlib.contextmanager
