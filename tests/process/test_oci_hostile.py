@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -523,3 +524,21 @@ def test_rate_limit_on_blobs(server: Server) -> None:
     error = failure(lambda: pull(address, "kernel:1"))
     assert error.code is Code.DOWNLOAD
     assert "429 Too Many Requests and wants to be asked again in 3600 s" in error.message
+
+
+def test_layers_at_the_same_time(server: Server) -> None:
+    """Threads share a repository and its token, also when that is refused on the way."""
+    built = image([layer({"vmlinux": NOISE[n * 100_000 : n * 100_000 + 300_000]}, "") for n in range(8)])
+    address = serve(server, built)
+    tokens = [Reply(json.dumps({"token": f"number-{n}"}).encode()) for n in range(20)]
+    realm = server.serve("/token", *tokens)
+    challenge = Reply(status=401, headers={"WWW-Authenticate": f'Bearer realm="{realm}"'})
+    server.serve("/v2/kernel/manifests/1", challenge, Reply(built.manifest))
+    for each in built.layers:
+        path = f"/v2/kernel/blobs/{digest_of(each.data)}"
+        server.serve(path, Reply(each.data, cut=200_000), challenge, Reply(each.data))
+    repository = opened(address, "kernel:1")
+    found = repository.resolve(AMD64)
+    with ThreadPoolExecutor(4) as pool:
+        contents = list(pool.map(lambda each: b"".join(repository.blob(each, "layer")), found.layers))
+    assert contents == [each.data for each in built.layers]
