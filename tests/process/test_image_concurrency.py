@@ -13,6 +13,7 @@ from banger.api.errors import BangerError, Code
 from tests.daemons import DaemonProcess, running_daemon
 from tests.process.test_image_register import ext4, install_kernel, root_directory, squashfs
 
+IMAGE = "Tiny"  # no reference to a registry can be called so: what is missing stays missing
 ROUNDS = 8
 GONE = {Code.NOT_FOUND, Code.IN_USE}  # it was removed before, or while it was used
 
@@ -72,25 +73,25 @@ def check(daemon: DaemonProcess, names: set[str]) -> None:
     assert {path.name for path in daemon.layout.images.iterdir()} == names
 
 
-def register(daemon: DaemonProcess, files: Path, force: bool = False, name: str = "tiny") -> m.ImageInfo:
+def register(daemon: DaemonProcess, files: Path, force: bool = False) -> m.ImageInfo:
     rootfs, seed = str(files / "rootfs.squashfs"), str(files / "seed.ext4")
-    return daemon.client.call(op.IMAGE_REGISTER, m.ImageRegister(name, rootfs, "mine", seed, force))
+    return daemon.client.call(op.IMAGE_REGISTER, m.ImageRegister(IMAGE, rootfs, "mine", seed, force))
 
 
 def import_one(daemon: DaemonProcess, files: Path, force: bool = False) -> m.ImageInfo:
-    return daemon.client.call(op.IMAGE_IMPORT, m.ImageImport("tiny", str(files / "root"), "mine", force))
+    return daemon.client.call(op.IMAGE_IMPORT, m.ImageImport(IMAGE, str(files / "root"), "mine", force))
 
 
 def remove(daemon: DaemonProcess) -> object:
-    return daemon.client.call(op.IMAGE_DELETE, m.ImageDelete("tiny"))
+    return daemon.client.call(op.IMAGE_DELETE, m.ImageDelete(IMAGE))
 
 
 def promote(daemon: DaemonProcess) -> m.ImageInfo:
-    return daemon.client.call(op.IMAGE_PROMOTE, m.NameRequest("tiny"))
+    return daemon.client.call(op.IMAGE_PROMOTE, m.NameRequest(IMAGE))
 
 
 def create(daemon: DaemonProcess) -> m.VmInfo:
-    return daemon.client.call(op.VM_CREATE, m.VmCreate(image="tiny", name="one", home_bytes=64 << 20))
+    return daemon.client.call(op.VM_CREATE, m.VmCreate(image=IMAGE, name="one", home_bytes=64 << 20))
 
 
 def test_promote_and_remove(daemon: DaemonProcess, files: Path) -> None:
@@ -108,15 +109,15 @@ def test_promote_twice(daemon: DaemonProcess, files: Path) -> None:
         outcomes = codes(race(*[lambda: promote(daemon)] * 3))
         assert outcomes.count(None) == 1
         assert set(outcomes) <= {None, Code.WRONG_STATE, Code.IN_USE}
-        assert daemon.client.call(op.IMAGE_SHOW, m.NameRequest("tiny")).managed
-        check(daemon, {"tiny"})
+        assert daemon.client.call(op.IMAGE_SHOW, m.NameRequest(IMAGE)).managed
+        check(daemon, {IMAGE})
 
 
 def test_register_and_remove(daemon: DaemonProcess, files: Path) -> None:
     for _ in range(ROUNDS):
         registered, removed = codes(race(lambda: register(daemon, files), lambda: remove(daemon)))
         assert (registered, removed) in {(None, None), (None, Code.NOT_FOUND)}
-        check(daemon, set() if removed is None else {"tiny"})
+        check(daemon, set() if removed is None else {IMAGE})
         if removed is not None:
             remove(daemon)
 
@@ -127,8 +128,8 @@ def test_register_and_import(daemon: DaemonProcess, files: Path, force: bool) ->
         outcomes = race(*[lambda: register(daemon, files, force), lambda: import_one(daemon, files, force)] * 2)
         failed = [outcome for outcome in outcomes if outcome is not None]
         assert len(failed) == (0 if force else 3)
-        assert all(error.message == "there already is an image 'tiny'" for error in failed)
-        check(daemon, {"tiny"})
+        assert all(error.message == f"there already is an image {IMAGE!r}" for error in failed)
+        check(daemon, {IMAGE})
         remove(daemon)
 
 
@@ -136,9 +137,9 @@ def test_parallel_imports_have_one_winner(daemon: DaemonProcess, files: Path) ->
     outcomes = race(*[lambda: import_one(daemon, files)] * 6)
     failed = [outcome for outcome in outcomes if outcome is not None]
     assert len(failed) == 5
-    assert {(error.code, error.message) for error in failed} == {(Code.EXISTS, "there already is an image 'tiny'")}
+    assert {(error.code, error.message) for error in failed} == {(Code.EXISTS, f"there already is an image {IMAGE!r}")}
     assert all("--force" in error.hint for error in failed)
-    check(daemon, {"tiny"})
+    check(daemon, {IMAGE})
 
 
 def test_tag_and_remove(daemon: DaemonProcess, files: Path) -> None:
@@ -146,7 +147,7 @@ def test_tag_and_remove(daemon: DaemonProcess, files: Path) -> None:
         import_one(daemon, files)
         tagged, removed = codes(
             race(
-                lambda: daemon.client.call(op.IMAGE_TAG, m.ImageTag("tiny", "other", force=True)),
+                lambda: daemon.client.call(op.IMAGE_TAG, m.ImageTag(IMAGE, "other", force=True)),
                 lambda: remove(daemon),
             )
         )
@@ -184,7 +185,7 @@ def test_create_a_vm_and_remove_its_image(daemon: DaemonProcess, files: Path, ma
             assert (removed.code, "is used by one" in removed.message) == (Code.IN_USE, True)
         whole_vm(daemon, created)
         if removed is not None:
-            check(daemon, {"tiny"})
+            check(daemon, {IMAGE})
             remove(daemon)
 
 
@@ -199,4 +200,4 @@ def test_create_a_vm_while_its_image_changes(daemon: DaemonProcess, files: Path,
         assert changed is None
         assert created is None or created.code is Code.IN_USE
         whole_vm(daemon, created)
-        check(daemon, {"tiny"})
+        check(daemon, {IMAGE})
