@@ -457,7 +457,21 @@ def test_names_and_sources(registry: RunningRegistry, daemon: DaemonProcess, mod
     banger(daemon, "kernel", "pull", f"{repository}@{made.digest}", "--sha256", digest, "--as", "checked")
     assert "SHA-256" in banger(daemon, "kernel", "pull", f"{repository}:6.1", "--sha256", digest, status=1)
     listed = daemon.client.call(op.KERNEL_LIST, m.Empty()).kernels
-    assert [kernel.name for kernel in listed] == ["checked", "kernel", f"kernel-{digest[:12]}", "kernel-6.1", "mine"]
+    names = ["checked", "kernel", f"kernel-{digest[:12]}", "kernel-6.1", "mine"]
+    assert [kernel.name for kernel in listed] == sorted(names)
+
+
+def test_registries_of_the_configuration(registry: RunningRegistry, modules: Files, tmp_path: Path) -> None:
+    made = image(plain(modules))
+    for name in ("default/kernel:1", "copies/org/kernel:2"):
+        push(registry, tmp_path, name, made)
+    mirrors = f'[registry_mirrors]\n"registry.example.org" = ["{registry.address}/copies"]'
+    config = f'default_registry = "{registry.address}"\n{mirrors}\n'
+    with running_daemon(tmp_path / "daemon", config=config) as daemon:
+        banger(daemon, "kernel", "pull", "default/kernel:1")
+        assert shown(daemon, "kernel-1").source == f"oci:{registry.address}/default/kernel:1"
+        banger(daemon, "kernel", "pull", "registry.example.org/org/kernel:2")
+        assert shown(daemon, "kernel-2").source == "oci:registry.example.org/org/kernel:2"
 
 
 def test_what_the_user_is_told(registry: RunningRegistry, daemon: DaemonProcess, tmp_path: Path) -> None:
