@@ -50,7 +50,8 @@ class DockerArchiveSource:
         name = entry.text("Config")
         body = self._read(name)
         config = Fields.parse(body, f"{name[:100]!r} in {self._files.label}")
-        if platform.rank(offered := platform_of(config)) is None:
+        offered = platform_of(config)
+        if offered.architecture and platform.rank(offered) is None:
             raise other_platform(self._label, {str(offered)[:60]}, platform)
         names, diff_ids = entry.texts("Layers"), config.object("rootfs").texts("diff_ids")
         if len(names) != len(diff_ids) or len(names) > LAYERS_MAX:

@@ -40,6 +40,8 @@ class Reference:
         """
         if _IDENTIFIER.fullmatch(text):
             raise _invalid(text, "it is an identifier of some local image")
+        if "://" in text:
+            raise _invalid(text, "it has no http:// or docker:// before it")
         rest, at, digest = text.partition("@")
         if at and not _DIGEST.fullmatch(digest):
             raise _invalid(text, "the digest must be sha256: and 64 hexadecimal digits")

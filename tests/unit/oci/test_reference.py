@@ -1,11 +1,13 @@
 """References to images: the grammar of distribution's reference package, with its own examples and arbitrary ones."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from banger.api.errors import BangerError, Code
-from banger.oci.reference import Reference
+from banger.oci.reference import Reference, split_mirror
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 
@@ -61,7 +63,8 @@ def test_parts(text: str, registry: str, repository: str, tag: str) -> None:
         ("Uppercase:tag", "is not a repository"),
         ("docker/Docker", "'docker/Docker' is not a repository"),
         ("test:5000/Uppercase/lowercase:tag", "is not a repository"),
-        ("https://github.com/docker/docker", "'https:' is not a registry"),
+        ("https://github.com/docker/docker", "it has no http:// or docker:// before it"),
+        ("docker://debian:12", "it has no http:// or docker:// before it"),
         ("-docker/docker", "is not a repository"),
         ("-docker.io/docker/docker", "'-docker.io' is not a registry"),
         ("docker///docker", "is not a repository"),
@@ -131,3 +134,49 @@ def test_long_nonsense_is_refused_at_once(text: str) -> None:
     with pytest.raises(BangerError) as caught:
         Reference.parse(text)
     assert len(caught.value.message) < 1000
+
+
+def test_default_registry() -> None:
+    for text, registry, repository in (
+        ("debian", "example.org:5000", "debian"),
+        ("org/debian", "example.org:5000", "org/debian"),
+        ("docker.io/debian", "docker.io", "library/debian"),
+        ("ghcr.io/debian", "ghcr.io", "debian"),
+    ):
+        reference = Reference.parse(text, "example.org:5000")
+        assert (reference.registry, reference.repository) == (registry, repository)
+    assert Reference.parse("debian", "index.docker.io") == Reference.parse("debian")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("mirror.example.org", ("", "mirror.example.org", "")),
+        ("https://mirror.example.org/", ("https", "mirror.example.org", "")),
+        ("http://[::1]:5000/a/b", ("http", "[::1]:5000", "a/b/")),
+    ],
+)
+def test_mirror(text: str, parts: tuple[str, str, str]) -> None:
+    assert split_mirror(text) == parts
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "/",
+        "http://",
+        "ftp://a",
+        "a//b",
+        "a/B",
+        "a?b",
+        "://a",
+        "user@a",
+        "a/../b",
+        "https://a:b@c",
+        "http://http://a",
+    ],
+)
+def test_what_is_no_mirror(text: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        split_mirror(text)
