@@ -80,7 +80,7 @@ def bare_guest(host: Host) -> Iterator[BareGuest]:
             loop = runner.get_loop()
             session = loop.run_until_complete(AgentSession.connect(vm.directory / "agent.sock", 60))
             agent = Agent(session)
-            loop.run_until_complete(agent.configure(vm_plan.guest_config(vm.record)))
+            loop.run_until_complete(agent.configure(vm_plan.guest_config(vm.record, ())))
             with connect_unix(port) as connection:
                 yield BareGuest(loop, agent, connection)
             loop.run_until_complete(session.close())

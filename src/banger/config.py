@@ -21,7 +21,8 @@ class Config:
     `vcpu` 0 means one where guests are emulated, else two. `debian_mirror` '' means the one in the host's own apt
     configuration. `accelerator` is auto, kvm or tcg. Registries are host or host:port: `insecure_registries` are spoken
     to without TLS, as those on loopback always are; images without a registry are in the `default_registry`;
-    `registry_mirrors` lists by registry the [http[s]://]host[:port][/prefix] that are asked before it.
+    `registry_mirrors` lists by registry the [http[s]://]host[:port][/prefix] that are asked before it. `ssh_key` is the
+    private key that guests let in, '' for banger's own.
     """
 
     default_image: str = "debian-bookworm"
@@ -39,6 +40,7 @@ class Config:
     insecure_registries: tuple[str, ...] = ()
     default_registry: str = DOCKER_HUB
     registry_mirrors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ssh_key: str = ""
 
     @property
     def registries(self) -> Registries:

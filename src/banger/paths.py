@@ -49,6 +49,10 @@ class Layout:
         return self.state / "vms"
 
     @property
+    def ssh_key(self) -> Path:
+        return self.state / "ssh" / "id_ed25519"
+
+    @property
     def log_file(self) -> Path:
         return self.state / "bangerd.log"
 

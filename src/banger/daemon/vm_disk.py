@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from banger import system
@@ -15,6 +16,7 @@ from banger.api.errors import BangerError, Code
 from banger.config import Config
 from banger.daemon import vm_plan
 from banger.disk.ext4 import clone_ext4, make_ext4
+from banger.disk.work_seed import prepare_home
 from banger.guest.binary import agent_binary
 from banger.guest.bootarchive import boot_archive
 from banger.imagecat import manifest as images
@@ -36,10 +38,14 @@ def create(
     image: ImageManifest,
     kernel: KernelManifest,
     kernel_dir: Path,
+    keys: Sequence[str],
     publication: threading.Lock,
     job: Job,
 ) -> None:
-    """Make `vms/<id>` with overlay and home disks of `sizes` bytes, and publish it; `kernel` lies in `kernel_dir`."""
+    """Make `vms/<id>` with overlay and home disks of `sizes` bytes, and publish it; `kernel` lies in `kernel_dir`.
+
+    `keys` are lines of authorized_keys for a home disk whose seed banger must not change.
+    """
     files = images.image_paths(layout.images, image)
     with system.staging(layout.vms, record.id) as staged:
         entry = staged / "vm"
@@ -51,6 +57,8 @@ def create(
                 system.copy_file_prefer_clone(files.rootfs, entry / vm_plan.ROOTFS)
             if files.work_seed is not None:
                 clone_ext4(files.work_seed, entry / vm_plan.HOME, sizes[1], job)
+                if not image.managed:
+                    prepare_home(entry / vm_plan.HOME, keys, job)
         except (FileNotFoundError, PermissionError) as error:
             _require_unchanged(layout, image)
             raise BangerError(Code.CORRUPT, f"{error.filename} cannot be read: {error.strerror}") from error

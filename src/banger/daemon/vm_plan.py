@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Container, Set
+from collections.abc import Container, Sequence, Set
 from datetime import UTC, datetime
 
 from banger import system
@@ -15,6 +15,7 @@ from banger.daemon.host_network import HostNetwork
 from banger.guest import agent as guest
 from banger.guest.protocol import DiskRole
 from banger.imagecat import runtime
+from banger.imagecat.home import ROOT_HOME
 from banger.imagecat.manifest import ImageManifest
 from banger.kernelcat.manifest import KernelManifest
 from banger.net.publish import LOOPBACK, free_ports, parse_publish
@@ -151,6 +152,7 @@ def plan(
         volumes=runtime.volumes(image.config, image.home),
         exposed_ports=runtime.exposed_ports(image.config),
         stop_signal=request.stop_signal or runtime.stop_signal(image.config),
+        home=image.home,
     )
 
 
@@ -190,8 +192,8 @@ def stop_signal(record: VmRecord) -> int:
     return signal_number(record.stop_signal) if record.init == "agent" else 0
 
 
-def guest_config(record: VmRecord) -> guest.GuestConfig:
-    """What the agent of a VM is told at every boot."""
+def guest_config(record: VmRecord, keys: Sequence[str]) -> guest.GuestConfig:
+    """What the agent of a VM is told at every boot; `keys` are lines for authorized_keys."""
     nics = record.machine.nics
     return guest.GuestConfig(
         hostname=record.name,
@@ -201,9 +203,17 @@ def guest_config(record: VmRecord) -> guest.GuestConfig:
         nameservers=tuple(server for nic in nics for server in nic.nameservers),
         environment=environment([*record.image_env, *record.env]),
         disks=tuple(
-            guest.Disk(disk.serial, _ROLES[disk.role], disk.filesystem, readonly=disk.readonly)
+            guest.Disk(
+                disk.serial,
+                _ROLES[disk.role],
+                disk.filesystem,
+                # an agent from before there were other homes knows no target of this role
+                target=record.home if disk.role == "home" and record.home != ROOT_HOME else "",
+                readonly=disk.readonly,
+            )
             for disk in record.machine.disks
         ),
+        keys=tuple(keys),
         init=guest.InitMode.IMAGE if record.init == "image" else guest.InitMode.AGENT,
         volumes=(*_VOLUMES, *record.volumes),
         directories=tuple(path for path in (record.workdir,) if runtime.is_plain_path(path)),

@@ -11,7 +11,7 @@ import socket
 import sqlite3
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -27,10 +27,12 @@ from banger.daemon.vm import DISK_FULL, Stages, Vm, describe
 from banger.guest.agent import Agent, ExecRequest, guest_errors
 from banger.guest.session import GuestFailure
 from banger.imagecat.manifest import ImageManifest
+from banger.imagecat.seeds import refresh_seed
 from banger.kernelcat.manifest import KernelManifest
 from banger.net.passt import UserNetwork
 from banger.paths import Layout
 from banger.process import ProcessId, Watched, spawn
+from banger.ssh_keys import SshKey, managed_key
 from banger.store.database import Store, disk_is_full
 from banger.store.records import VmRecord
 from banger.vmm import recorder
@@ -141,6 +143,10 @@ class VmService:
         if name in self._names_taken:
             self._refuse_name(name)
         vm_disk.check_disk(self._layout, self._config)
+        key = await self._key()
+        image = await self._workers.run(
+            lambda job: refresh_seed(self._layout.images, image, key, lambda: self._publication, job)
+        )
         uids = {vm.record.machine.uid for vm in self._vms.values()}
         ports = {port.host_port for vm in self._vms.values() for port in vm.record.ports}
         record = vm_plan.plan(
@@ -153,7 +159,7 @@ class VmService:
         try:
             await self._workers.run(
                 lambda job: vm_disk.create(
-                    self._layout, record, sizes, image, kernel, kernel_dir, self._publication, job
+                    self._layout, record, sizes, image, kernel, kernel_dir, [key.public], self._publication, job
                 )
             )
             self._store.put_vm(record)
@@ -250,6 +256,7 @@ class VmService:
 
     async def _launch(self, vm: Vm, stages: Stages) -> GuestLink:
         record = vm.record
+        key = await self._key()
         directory = self._layout.vm(record.id)
         network: UserNetwork | None = None
         helpers: list[ProcessId] = []
@@ -279,11 +286,23 @@ class VmService:
             vmm.release()
             raise
         stages.done("vmm")
-        return self._link(record, vmm)
+        return self._link(record, vmm, [key.public])
 
-    def _link(self, record: VmRecord, vmm: Vmm) -> GuestLink:
+    def _link(self, record: VmRecord, vmm: Vmm, keys: Sequence[str]) -> GuestLink:
         agent_socket = self._driver.agent_socket(self._layout.vm(record.id))
-        return GuestLink(vmm, agent_socket, vm_plan.guest_config(record), self._config.boot_timeout)
+        return GuestLink(vmm, agent_socket, vm_plan.guest_config(record, keys), self._config.boot_timeout)
+
+    async def _key(self) -> SshKey:
+        """The key that guests let in; made when there is none yet."""
+        return await self._workers.run(lambda job: managed_key(self._layout.ssh_key, self._config.ssh_key))
+
+    async def _keys_of_adopted(self) -> Sequence[str]:
+        """What guests that run already are told when they reboot: their own keys stay where there is none to be had."""
+        try:
+            return [(await self._key()).public]
+        except BangerError as error:
+            _log.warning("running guests keep their keys: %s", error)
+            return []
 
     async def _run_main(self, vm: Vm, link: GuestLink) -> None:
         if not vm.record.command:
@@ -481,7 +500,7 @@ class VmService:
             if (vm.record.auto_remove and vm.record.state != "created") or vm.record.attached:
                 await self._remove(vm)
             return
-        vm.link = self._link(vm.record, vmm)
+        vm.link = self._link(vm.record, vmm, await self._keys_of_adopted())
         if vm.record.attached:
             # its client waited for it through the daemon that is gone
             await self._remove(vm)

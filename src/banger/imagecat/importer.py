@@ -17,9 +17,19 @@ from banger import system
 from banger.api.errors import BangerError, Code
 from banger.decompress import open_decompressed
 from banger.disk.squashfs import Contents, TarSource, write_squashfs
+from banger.disk.work_seed import make_work_seed
 from banger.entries import sum_file
 from banger.fields import ARCHITECTURES
-from banger.imagecat.manifest import KERNEL, ROOTFS_SQUASHFS, ImageConfig, ImageManifest, Layer, write_local
+from banger.imagecat.home import home_of
+from banger.imagecat.manifest import (
+    KERNEL,
+    ROOTFS_SQUASHFS,
+    WORK_SEED,
+    ImageConfig,
+    ImageManifest,
+    Layer,
+    write_local,
+)
 from banger.job import Job, command_failed
 from banger.kernelcat.manifest import hold
 
@@ -112,7 +122,7 @@ class Facts:
 
 
 def finalize_rootfs(staged: Path, name: str, contents: Contents, facts: Facts, job: Job) -> ImageManifest:
-    """The manifest of a new managed image whose squashfs lies in `staged`.
+    """The manifest of a new managed image whose squashfs lies in `staged`; its work-seed is put beside that.
 
     Raises CORRUPT for a tree without programs, UNSUPPORTED for programs of another architecture.
     """
@@ -120,6 +130,8 @@ def finalize_rootfs(staged: Path, name: str, contents: Contents, facts: Facts, j
     if contents.arch not in ARCHITECTURES:
         raise no_root_filesystem(facts.label, contents.arch)
     os_release = parse_os_release(contents.os_release)
+    home = home_of(rootfs, facts.config.user, job)
+    make_work_seed(rootfs, home, staged / WORK_SEED, (), job)
     job.progress("digest", name)
     return ImageManifest(
         name=name,
@@ -134,6 +146,7 @@ def finalize_rootfs(staged: Path, name: str, contents: Contents, facts: Facts, j
         kernel_ref=facts.kernel_ref,
         init=facts.init,
         config=facts.config,
+        home=home,
         origin=facts.origin,
         revision=facts.revision,
         layers=facts.layers,

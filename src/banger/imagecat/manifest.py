@@ -61,7 +61,8 @@ class ImageManifest(Manifest):
     by path besides. `imported_at` is UTC, RFC 3339; `distro` and `pretty_name` come from os-release; `kernel_ref` names
     the kernel that its VMs boot unless told otherwise ("" for the default one), `own_kernel` says that the one in
     KERNEL is no copy of an installed one; `init` is "agent" when banger's agent stays PID 1 and "image" when it starts
-    the image's own init. `home` is the directory that the home disks of its VMs are mounted on.
+    the image's own init. `home` is the directory that the home disks of its VMs are mounted on; `key_fingerprint`
+    ("SHA256:...") tells which SSH key its own work-seed lets in, "" when none was put in yet.
 
     Of a pulled image `origin` is its catalog entry ("catalog/name", "" without one) and `revision` tells one release
     from the next: the digest of the manifest or index that a reference stood for, or the SHA-256 of a bundle. `layers`
@@ -86,6 +87,7 @@ class ImageManifest(Manifest):
     init: str = "agent"
     config: ImageConfig = field(default_factory=ImageConfig)
     home: str = "/root"
+    key_fingerprint: str = ""
     origin: str = ""
     revision: str = ""
     layers: tuple[Layer, ...] = ()
@@ -135,6 +137,7 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> ImageManifest:
             stop_signal=config.text("stop_signal", ""),
         ),
         home=fields.text("home", "/root"),
+        key_fingerprint=fields.text("key_fingerprint", ""),
         origin=fields.text("origin", ""),
         revision=fields.text("revision", ""),
         layers=tuple(

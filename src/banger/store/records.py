@@ -16,7 +16,8 @@ class VmRecord:
     `state` is created, running or stopped; while it is starting or stopping that is known to the daemon only.
     `command` runs detached at each start. `image_env` comes from the image, `env` from the user. `attached`: the VM
     belongs to a `vm run --rm` whose client waits for it. `volumes` and `exposed_ports` (8080/tcp) are the image's;
-    `stop_signal`, a name or a number, is what its main command gets first when the VM is stopped.
+    `stop_signal`, a name or a number, is what its main command gets first when the VM is stopped; `home` is where
+    the home disk is mounted.
     """
 
     id: str
@@ -43,3 +44,4 @@ class VmRecord:
     volumes: list[str] = field(default_factory=list)
     exposed_ports: list[str] = field(default_factory=list)
     stop_signal: str = TERM
+    home: str = "/root"
