@@ -13,10 +13,6 @@
 
 enum { MAX_STRINGS = 1024, MAX_STRING = 32768 };
 
-#define KEYS "/root/.ssh/authorized_keys"
-#define MANAGED_BEGIN "# banger: the keys from here on are written by banger"
-#define MANAGED_END "# banger: your own keys may follow"
-
 static char *no_environment[] = {NULL};
 char **configured_environment = no_environment;
 enum guest_state guest_state = STATE_WAITING;
@@ -254,59 +250,23 @@ static int set_hostname(const char *hostname, struct failure *failure) {
     return code;
 }
 
-void replace_managed_lines(const char *old, char **lines, struct buffer *result) {
-    bool managed = false;
-    for (size_t length; *old; old += length) {
-        length = strcspn(old, "\n");
-        bool begins = length == strlen(MANAGED_BEGIN) && memcmp(old, MANAGED_BEGIN, length) == 0;
-        bool ends = length == strlen(MANAGED_END) && memcmp(old, MANAGED_END, length) == 0;
-        managed = (managed || begins) && !ends;
-        if (!managed && !ends) {
-            buffer_append(result, old, length);
-            buffer_append(result, "\n", 1);
-        }
-        length += old[length] == '\n';
-    }
-    append_text(result, MANAGED_BEGIN "\n");
-    for (; lines && *lines; lines++) {
-        append_text(result, *lines);
-        append_text(result, "\n");
-    }
-    append_text(result, MANAGED_END "\n");
-}
-
-static int read_whole(const char *path, struct buffer *content, struct failure *failure) {
-    enum { LIMIT = 1 << 20 };
-    int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-    char part[4096];
-    ssize_t length = 0;
-    while (fd >= 0 && content->length < LIMIT && (length = read(fd, part, sizeof part)) > 0)
-        buffer_append(content, part, (size_t)length);
-    bool good = fd >= 0 ? length >= 0 && content->length < LIMIT : errno == ENOENT;
-    int code = good ? 0 : fail(failure, errno ? errno : EFBIG, "cannot read %s", path);
-    if (fd >= 0)
-        close(fd);
-    buffer_append(content, "", 1);
-    return code;
-}
-
-static int write_keys(char **keys, struct failure *failure) {
+/* Also where the home disk is, when that is elsewhere than root's home. The guest does without them if need be: a full
+ * disk, or what a user has put in their place, must not keep it from starting. */
+static void write_keys(char **keys) {
+    struct failure failure;
+    struct stat first, second;
     mkdir("/root", 0700);
-    struct stat status;
-    if (mkdir("/root/.ssh", 0700) < 0 && lstat("/root/.ssh", &status) == 0 && S_ISDIR(status.st_mode))
-        chmod("/root/.ssh", 0700);
-    struct buffer old = {0}, fresh = {0};
-    errno = 0;
-    int code = read_whole(KEYS, &old, failure);
-    if (!code && old.failed)
-        code = fail(failure, ENOMEM, "no memory for " KEYS);
-    if (!code) {
-        replace_managed_lines((const char *)old.data, keys, &fresh);
-        code = write_file(KEYS, &fresh, 0600, failure);
-    }
-    buffer_free(&old);
-    buffer_free(&fresh);
-    return code;
+    int root = open("/root", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), home = disks_home();
+    if (root < 0)
+        console_print("cannot write the SSH keys: cannot open /root: %s", strerror(errno));
+    else if (keys_write(root, keys, &failure))
+        console_print("cannot write the SSH keys of /root: %s", failure.message);
+    bool same = root >= 0 && home >= 0 && fstat(root, &first) == 0 && fstat(home, &second) == 0 &&
+                first.st_dev == second.st_dev && first.st_ino == second.st_ino;
+    if (home >= 0 && !same && keys_write(home, keys, &failure))
+        console_print("cannot write the SSH keys of the home disk: %s", failure.message);
+    if (root >= 0)
+        close(root);
 }
 
 /* Keeps what was given, when something was. */
@@ -329,8 +289,8 @@ static int apply_system(struct configuration *configuration, struct failure *fai
     bool new_searches = take(&searches, &configuration->searches);
     if ((new_nameservers || new_searches) && write_resolver(failure))
         return failure->code;
-    if (configuration->keys.count && write_keys(configuration->keys.items, failure))
-        return failure->code;
+    if (configuration->keys.count)
+        write_keys(configuration->keys.items);
     for (size_t i = 0; i < configuration->interface_count; i++)
         if (net_configure(&configuration->interfaces[i], failure))
             return failure->code;

@@ -21,6 +21,7 @@
 enum { API_FLAGS = MS_NOSUID | MS_NODEV | MS_NOEXEC };
 
 static int overlay_disk = -1; /* the overlay disk is out of sight once the root has moved */
+static int home_disk = -1;
 
 /* The image is hostile: its links are followed, but never out of the new root. */
 static int open_below(int root, const char *path) {
@@ -162,11 +163,17 @@ static int mount_root(const struct disk *disks, size_t count, struct failure *fa
 }
 
 static int mount_home(const struct disk *disk, int root, struct failure *failure) {
-    if (mount_disk(disk, HOME, failure))
-        return failure->code;
-    int target = system_directory(root, "root", 0700, failure);
+    const char *path = *disk->target ? disk->target : "/root";
+    int target = strcmp(path, "/root") == 0 ? system_directory(root, "root", 0700, failure)
+                                            : directory_open(root, path, failure);
     if (target < 0)
         return failure->code;
+    if (same_directory(target, root) || mount_disk(disk, HOME, failure)) {
+        if (same_directory(target, root))
+            fail(failure, EINVAL, "%s is the root of the guest: no home disk can be mounted there", path);
+        close(target);
+        return failure->code;
+    }
     int from = openat(target, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int home = open(HOME, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int code = 0;
@@ -175,7 +182,9 @@ static int mount_home(const struct disk *disk, int root, struct failure *failure
     else if (!disk->readonly)
         code = seed_home(from, home, failure);
     if (!code && mount_on(target, HOME, NULL, MS_MOVE, NULL) < 0)
-        code = fail(failure, errno, "cannot mount the home disk on /root: %s", strerror(errno));
+        code = fail(failure, errno, "cannot mount the home disk on %s: %s", path, strerror(errno));
+    if (!code)
+        home_disk = openat(home, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
     close(from);
     close(home);
     close(target);
@@ -376,6 +385,10 @@ int disks_mount(const struct disk *disks, size_t count, char **volumes, bool own
     /* As on every systemd distribution: container engines in the guest rely on it for their shared volumes. */
     mount(NULL, "/", NULL, MS_REC | MS_SHARED, NULL);
     return 0;
+}
+
+int disks_home(void) {
+    return home_disk;
 }
 
 void disks_freeze(void) {

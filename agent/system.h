@@ -40,6 +40,8 @@ int disks_mount(const struct disk *disks, size_t count, char **volumes, bool own
 /* Opens (O_PATH) the directory `path` below `root`, whose links are resolved inside of that root, and makes what is
  * missing. -1 with `failure` when something that is no directory is in the way. */
 int directory_open(int root, const char *path, struct failure *failure);
+/* The home disk, wherever it is mounted, as an O_PATH descriptor that stays; -1 without one. */
+int disks_home(void);
 /* Makes the disk below the root filesystem read-only, so that it is clean; for the very end. */
 void disks_freeze(void);
 
@@ -78,10 +80,13 @@ int net_loopback(struct failure *failure);
 /* Finds the interface by its MAC and replaces its addresses and default routes. */
 int net_configure(const struct interface *interface, struct failure *failure);
 
-/* config.c ------------------------------------------------------------------------------------------------------ */
+/* keys.c -------------------------------------------------------------------------------------------------------- */
 
-/* Lines between these two in `old` (with NUL) are replaced by `lines`; the others stay. The caller frees the buffer. */
+/* Banger's own lines in `old` (with NUL) are replaced by `lines`; the others stay. The caller frees the buffer. */
 void replace_managed_lines(const char *old, char **lines, struct buffer *result);
+/* Puts `lines` (ends with NULL) into .ssh/authorized_keys in the directory `home`, as the user whom that belongs to: what
+ * this user may have put in the way leads to nothing of another one. Links are not followed. 0 or an errno. */
+int keys_write(int home, char **lines, struct failure *failure);
 
 /* stats.c: parsers of single lines of files in /proc -------------------------------------------------------------- */
 

@@ -141,24 +141,6 @@ static void test_proc_lines(void) {
     CHECK(parse_mount("22 29 0:5 /\\ /a\\04 rw - t s rw", &mount) && strcmp(mount.target, "/a\\04") == 0);
 }
 
-static void check_keys(const char *old, char **keys, const char *expected) {
-    struct buffer result = {0};
-    replace_managed_lines(old, keys, &result);
-    CHECK(!result.failed && result.length == strlen(expected) && memcmp(result.data, expected, result.length) == 0);
-    buffer_free(&result);
-}
-
-static void test_keys(void) {
-#define BEGIN "# banger: the keys from here on are written by banger\n"
-#define END "# banger: your own keys may follow\n"
-    char *keys[] = {"ssh-ed25519 A a", "ssh-ed25519 B b", NULL};
-    char *fewer[] = {"ssh-ed25519 C c", NULL};
-    check_keys("", keys, BEGIN "ssh-ed25519 A a\nssh-ed25519 B b\n" END);
-    check_keys("own 1\n\n" BEGIN "ssh-ed25519 A a\nssh-ed25519 B b\n" END "own 2", fewer,
-               "own 1\n\nown 2\n" BEGIN "ssh-ed25519 C c\n" END);
-    check_keys("own\n" BEGIN "cut off", fewer, "own\n" BEGIN "ssh-ed25519 C c\n" END);
-}
-
 static void test_directories(void) {
     int outside = make_directory("outside"), root = make_directory("root");
     char target[256];
@@ -446,7 +428,6 @@ int main(void) {
     test_addresses();
     test_listener_lines();
     test_proc_lines();
-    test_keys();
     test_directories();
     test_copy();
     test_deep_copy();

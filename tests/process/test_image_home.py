@@ -102,7 +102,7 @@ def image(tmp_path: Path) -> ImageManifest:
 def keys_in(images: Path) -> str:
     seed = images / "one" / WORK_SEED
     subprocess.run(["e2fsck", "-fn", seed], check=True, capture_output=True)
-    argv = ["debugfs", "-R", "cat /.ssh/authorized_keys", seed]
+    argv = ["debugfs", "-R", "cat /.ssh/authorized_keys", str(seed)]
     return subprocess.run(argv, check=True, capture_output=True).stdout.decode()
 
 

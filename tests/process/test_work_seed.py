@@ -1,4 +1,4 @@
-"""Work-seeds: the home directory of a squashfs as an ext4 file, keys in it, nested homes; made and read by the real tools."""
+"""Work-seeds: the home of a squashfs as an ext4 file, keys in it, nested homes; by and with the real tools."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ KEY, OTHER = "ssh-ed25519 AAAA one", "ssh-ed25519 BBBB two"
 BLOCK = f"{MANAGED_BEGIN.decode()}\n{KEY}\n{MANAGED_END.decode()}\n"
 NOBODY = 65534
 
+Members = Sequence[tarfile.TarInfo | tuple[tarfile.TarInfo, bytes]]
+
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, **fields: object) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
@@ -43,7 +45,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, **fields: object) -> tarfil
     return info
 
 
-def squashfs(path: Path, members: Sequence[tarfile.TarInfo | tuple[tarfile.TarInfo, bytes]]) -> Path:
+def squashfs(path: Path, members: Members) -> Path:
     """A squashfs with these files."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
@@ -57,7 +59,7 @@ def squashfs(path: Path, members: Sequence[tarfile.TarInfo | tuple[tarfile.TarIn
 
 def debugfs(disk: Path, *commands: str, write: bool = False) -> str:
     """What debugfs prints for some commands."""
-    argv = ["debugfs", *(["-w"] if write else []), "-f", "-", disk]
+    argv = ["debugfs", *(["-w"] if write else []), "-f", "-", str(disk)]
     done = subprocess.run(argv, input="\n".join(commands).encode(), capture_output=True, check=True)
     return "\n".join(
         line for line in done.stdout.decode(errors="surrogateescape").splitlines() if not line.startswith("debugfs:")
@@ -86,7 +88,7 @@ def content(disk: Path, path: str) -> str:
     return done.stdout.decode()
 
 
-HOME = [
+HOME: Members = [
     member("root", tarfile.DIRTYPE, mode=0o710, uid=5, gid=70000, mtime=978307200),
     member("root/.config", tarfile.DIRTYPE, mode=0o2700, pax_headers={"SCHILY.xattr.user.note": "mine"}),
     (member("root/.config/rc", mode=0o4751, uid=1000, gid=4000000000, mtime=1000000000), b"text\n"),

@@ -24,7 +24,7 @@ from banger.job import Job
 # what prepared home disks are called: only others are looked at for a nested home, so that a ~/root of the user stays
 LABEL = "banger-home"
 
-# the lines that the guest's agent knows as banger's own: agent/config.c
+# the lines that the guest's agent knows as banger's own: agent/keys.c
 MANAGED_BEGIN = b"# banger: the keys from here on are written by banger"
 MANAGED_END = b"# banger: your own keys may follow"
 
@@ -260,7 +260,7 @@ def _check_keys(seed: Path, expected: bytes, home: debugfs.Inode, job: Job) -> N
 
 
 def replace_managed_lines(old: bytes, keys: Sequence[str]) -> bytes:
-    """The lines of an authorized_keys file with `keys` as banger's own: as in the agent, agent/config.c."""
+    """The lines of an authorized_keys file with `keys` as banger's own: as in the agent, agent/keys.c."""
     kept: list[bytes] = []
     managed = False
     for line in old.removesuffix(b"\n").split(b"\n") if old else []:

@@ -52,7 +52,7 @@ class Interface:
 
 @dataclass(frozen=True)
 class Disk:
-    """One disk, found by its serial; `target` is for the role OTHER."""
+    """One disk, found by its serial; `target` is for the roles OTHER and HOME ('' there: /root)."""
 
     serial: str
     role: DiskRole
@@ -71,7 +71,7 @@ class GuestConfig:
     search: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()  # lines of /etc/hosts
     environment: Mapping[str, str] = field(default_factory=dict)
-    keys: tuple[str, ...] = ()  # lines of root's authorized_keys
+    keys: tuple[str, ...] = ()  # lines of authorized_keys, in /root and on the home disk
     disks: tuple[Disk, ...] = ()
     init: InitMode | None = None
     volumes: tuple[str, ...] = ()
