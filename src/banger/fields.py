@@ -31,14 +31,14 @@ class Fields:
             raise BangerError(Code.CORRUPT, f"{where} is not valid JSON: {error}") from error
 
     @classmethod
-    def parse_list(cls, text: str | bytes, where: str) -> list[Fields]:
-        """Read one JSON document that is a list of objects."""
+    def parse_list(cls, text: str | bytes, where: str, most: int) -> list[Fields]:
+        """Read one JSON document that is a list of at most so many objects."""
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise BangerError(Code.CORRUPT, f"{where} is not valid JSON: {error}") from error
-        if not isinstance(values, list):
-            raise BangerError(Code.CORRUPT, f"{where} is not a JSON list")
+        if not isinstance(values, list) or len(values) > most:
+            raise BangerError(Code.CORRUPT, f"{where} is not a JSON list of at most {most:,} objects")
         return [cls(value, f"{where}, [{index}]") for index, value in enumerate(values)]
 
     def wrong(self, key: str, expected: str) -> BangerError:
@@ -107,11 +107,13 @@ class Fields:
         value = self._values.get(key)
         return Fields({} if value is None else value, where_key(self.where, key))
 
-    def objects(self, key: str) -> list[Fields]:
-        """A list of objects."""
+    def objects(self, key: str, most: int | None = None) -> list[Fields]:
+        """A list of objects, of at most so many: each takes some memory, however short it is written."""
         value = self._values.get(key)
         if not isinstance(value, list):
             raise self.wrong(key, "a list of objects")
+        if most is not None and len(value) > most:
+            raise self.wrong(key, f"a list of at most {most:,} objects, not of {len(value):,}")
         return [Fields(item, f"{self.where}, {key}[{index}]") for index, item in enumerate(value)]
 
     def arch(self, key: str = "arch", default: str | None = None) -> str:

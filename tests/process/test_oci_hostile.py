@@ -85,6 +85,8 @@ def test_manifest_without_a_type(server: Server) -> None:
         {**PLAIN, "layers": [None]},
         {**PLAIN, "layers": [BLOB] * 501},
         {**PLAIN, "layers": [BLOB] * 10_000},
+        b'{"schemaVersion": 2, "manifests": [' + b"{}," * 1_300_000 + b"{}]}",
+        b'{"schemaVersion": 2, "config": {}, "layers": [' + b"{}," * 1_300_000 + b"{}]}",
         {**PLAIN, "layers": [{**BLOB, "size": -1}]},
         {**PLAIN, "layers": [{**BLOB, "size": 1.5}]},
         {**PLAIN, "layers": [{**BLOB, "size": True}]},

@@ -13,7 +13,16 @@ from banger.fields import Fields
 from banger.job import Job
 from banger.oci.files import ArchiveFiles, Extent
 from banger.oci.layout_source import shown_names
-from banger.oci.manifest import LAYERS_MAX, MANIFEST_LIMIT, Descriptor, Image, digest_of, other_platform, platform_of
+from banger.oci.manifest import (
+    ENTRIES_MAX,
+    LAYERS_MAX,
+    MANIFEST_LIMIT,
+    Descriptor,
+    Image,
+    digest_of,
+    other_platform,
+    platform_of,
+)
 from banger.oci.platform import Platform
 from banger.oci.reference import same_name
 
@@ -46,7 +55,9 @@ class DockerArchiveSource:
 
     def resolve(self, platform: Platform) -> Image:
         """The image; raises NOT_FOUND and INVALID by its name and platform, CORRUPT."""
-        entry = self._choose(Fields.parse_list(self._read(_MANIFEST), f"{_MANIFEST!r} in {self._files.label}"))
+        entry = self._choose(
+            Fields.parse_list(self._read(_MANIFEST), f"{_MANIFEST!r} in {self._files.label}", ENTRIES_MAX)
+        )
         name = entry.text("Config")
         body = self._read(name)
         config = Fields.parse(body, f"{name[:100]!r} in {self._files.label}")

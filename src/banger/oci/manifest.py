@@ -15,6 +15,7 @@ MANIFEST_LIMIT = 4 << 20  # bytes, as the distribution specification asks regist
 INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
 LAYERS_MAX = 500  # docker refuses more than 127
+ENTRIES_MAX = 10_000  # of an index; the largest that are published have some dozens
 
 _READ_MAX = 16  # manifests below the first one: indexes may lie in indexes
 # annotations of layers that are single files, and of those that are archives all the same (ORAS)
@@ -62,7 +63,7 @@ class Manifest:
             # under one digest it would be another image to others (CVE-2021-41190)
             raise BangerError(Code.CORRUPT, f"{label} is both an image and an index of images")
         kind = _kind(fields)
-        return cls(digest_of(body), kind, fields, fields.objects("manifests") if kind in INDEXES else ())
+        return cls(digest_of(body), kind, fields, fields.objects("manifests", ENTRIES_MAX) if kind in INDEXES else ())
 
 
 def digest_of(data: bytes) -> str:
@@ -172,9 +173,7 @@ def _image(manifest: Manifest, digest: str, label: str) -> Image:
             f"{label} is of the type {manifest.kind[:120]!r}, which banger does not read",
             hint="push it again with a current tool: skopeo copy --format oci",
         )
-    layers = [read_descriptor(layer) for layer in manifest.fields.objects("layers")]
-    if len(layers) > LAYERS_MAX:
-        raise BangerError(Code.CORRUPT, f"{label} has {len(layers)} layers; {LAYERS_MAX} are possible")
+    layers = [read_descriptor(layer) for layer in manifest.fields.objects("layers", LAYERS_MAX)]
     for layer in layers:
         if "foreign" in layer.media_type or "nondistributable" in layer.media_type:
             raise BangerError(Code.UNSUPPORTED, f"{label} has a layer that registries must not hold")
