@@ -21,9 +21,9 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from banger import archives
 from banger.api.errors import BangerError, Code
 from banger.job import Job
-from banger.kernelcat import bundle
 from banger.kernelcat.bundle import Received, receive_bundle, write_bundle
 from banger.kernelcat.modules import boot_plan, read_module
 from tests.unit.kernelcat import builders
@@ -430,7 +430,7 @@ def test_export_of_what_was_received_has_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_export_does_not_depend_on_the_number_of_processors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle, "_JOB_SIZE", 1 << 20)
+    monkeypatch.setattr(archives, "_JOB_SIZE", 1 << 20)
     words = [os.urandom(12) for _ in range(1000)]
     noise = iter(os.urandom(1 << 19))
     tmp_path.joinpath("vmlinux").write_bytes(b"".join(words[3 * next(noise)] for _ in range(1 << 18)))

@@ -331,9 +331,10 @@ class ImageChecks(Model):
 
 
 class ImageExport(Model):
-    """`output` is an absolute path on the daemon's host; `format` is oci.
+    """`output` is an absolute path on the daemon's host; `format` is oci or bundle.
 
-    A directory becomes an OCI layout, a file that ends in .tar an archive of one.
+    Of `oci` a directory becomes an OCI layout, a file that ends in .tar an archive of one. `url` is where a bundle will
+    be published.
     """
 
     name: str
@@ -343,12 +344,27 @@ class ImageExport(Model):
     force: bool = False
 
 
+class ImageBundleEntry(Model):
+    """The catalog entry of an exported image bundle, as it stands in a catalog file."""
+
+    name: str
+    kind: str
+    distro: str
+    arch: str
+    kernel_ref: str
+    tarball_url: str
+    tarball_sha256: str
+    size_bytes: int
+    description: str
+
+
 class ImageExported(Model):
-    """What was written; `digest` is that of the OCI manifest."""
+    """What was written; `digest` is that of the OCI manifest or of the bundle, of which there is an `entry` too."""
 
     output: str
     digest: str
     size_bytes: int
+    entry: ImageBundleEntry | None = None
 
 
 class ImagePull(Model):

@@ -112,23 +112,41 @@ def verify(names: tuple[str, ...], as_json: bool) -> int:
 @click.command(
     cls=Command,
     epilog="""
+    banger image export NAME --bundle -o NAME.tar.zst
     banger image export NAME --oci -o NAME.tar
     banger image export NAME --oci -o layout/    for skopeo copy oci:layout, umoci unpack --image layout
     """,
 )
 @click.argument("name", type=IMAGE)
-@click.option("--oci", is_flag=True, required=True, help="An OCI layout with one layer, or an archive of it.")
+@click.option("--oci", is_flag=True, help="An OCI layout with one layer, or an archive of it.")
+@click.option("--bundle", is_flag=True, help="A bundle that others can pull; prints its entry for a catalog as JSON.")
 @click.option(
-    "-o", "--output", required=True, type=NEW_PATH, help="The directory to write, or the archive if it ends in .tar."
+    "-o",
+    "--output",
+    required=True,
+    type=NEW_PATH,
+    help="The file to write; without .tar at its end --oci makes a directory.",
+)
+@click.option(
+    "--url",
+    metavar="URL",
+    default="",
+    help="Where a bundle will be, instead of its file name, for its entry.",
 )
 @click.option("--force", is_flag=True, help="Replace the archive, or the directory of an earlier export.")
 @json_option
-def export(name: str, oci: bool, output: str, force: bool, as_json: bool) -> None:
-    """Write an image so that other tools can use it: the same bytes every time."""
-    request = m.ImageExport(name=name, output=output, format="oci", force=force)
+def export(name: str, oci: bool, bundle: bool, output: str, url: str, force: bool, as_json: bool) -> None:
+    """Write an image so that other tools, or other users of banger, can use it: the same bytes every time."""
+    if oci == bundle:
+        raise UsageFault("an image is exported either with --bundle or with --oci")
+    if url and oci:
+        raise UsageFault("--url is for bundles", "leave it out, or use --bundle")
+    request = m.ImageExport(name=name, output=output, format="bundle" if bundle else "oci", url=url, force=force)
     with Display() as display:
         exported = ensure_daemon().call(op.IMAGE_EXPORT, request, display.reporter(f"exporting {name}"))
-    if as_json:
+    if exported.entry is not None:
+        print_json(exported.entry)
+    elif as_json:
         print_json(exported)
     else:
         print(plain(f"exported {name} to {output}: {exported.digest}, {human_size(exported.size_bytes)}"))

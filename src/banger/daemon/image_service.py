@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
-from banger import entries, system
+from banger import archives, entries, system
 from banger.api import models as m
 from banger.api.errors import BangerError, Code
 from banger.api.operations import FETCHING
@@ -21,6 +21,7 @@ from banger.daemon.image_info import image_info
 from banger.daemon.jobs import Report, Shared, Workers
 from banger.imagecat import configuration
 from banger.imagecat import manifest as images
+from banger.imagecat.bundle import write_image_bundle
 from banger.imagecat.catalog import IMAGES, CatalogEntry, revision
 from banger.imagecat.copies import hold_image, promote_image, tag_image
 from banger.imagecat.export import export_oci
@@ -175,13 +176,18 @@ class ImageService:
 
     async def image_export(self, request: m.ImageExport, report: Report) -> m.ImageExported:
         output = absolute_path(request.output)
-        if request.format != "oci":
-            raise BangerError(Code.INVALID, f"{request.format!r} is not a format of exports", hint="use oci")
+        if request.format not in ("oci", "bundle"):
+            raise BangerError(Code.INVALID, f"{request.format!r} is not a format of exports", hint="use oci or bundle")
 
         def work(job: Job) -> m.ImageExported:
             with system.staging(self._layout.images, "export") as staged:
                 held = staged / "entry"
                 manifest = hold_image(self._layout.images, request.name, held)
+                if request.format == "bundle":
+                    with archives.new_file(output, request.force) as stream:
+                        write_image_bundle(held, manifest, stream, job)
+                    entry = _bundle_entry(manifest, output, request.url, job)
+                    return m.ImageExported(str(output), f"sha256:{entry.tarball_sha256}", entry.size_bytes, entry)
                 exported = export_oci(held, manifest, output, job, replace=request.force)
             return m.ImageExported(str(output), exported.digest, exported.size_bytes)
 
@@ -345,6 +351,20 @@ def _absent_ignored() -> Iterator[None]:
     except BangerError as error:
         if error.code is not Code.NOT_FOUND:
             raise
+
+
+def _bundle_entry(manifest: ImageManifest, output: Path, url: str, job: Job) -> m.ImageBundleEntry:
+    return m.ImageBundleEntry(
+        name=manifest.name,
+        kind="bundle",
+        distro=manifest.distro or "unknown",
+        arch=manifest.arch,
+        kernel_ref=manifest.kernel_ref,
+        tarball_url=url or output.name,
+        tarball_sha256=entries.sum_file(output, job),
+        size_bytes=output.stat().st_size,
+        description="",
+    )
 
 
 def _catalog_info(entry: CatalogEntry, state: str) -> m.CatalogImage:

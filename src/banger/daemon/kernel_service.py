@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from banger import debian, download, system
+from banger import archives, debian, download, system
 from banger.api import models as m
 from banger.api.errors import BangerError, Code
 from banger.api.operations import FETCHING
@@ -209,16 +207,12 @@ class KernelService:
         output = absolute_path(request.output)
 
         def work(job: Job) -> m.BundleEntry:
-            _refuse_output(output, request.force)
             with system.staging(self._layout.kernels, "export") as staged:
                 held = staged / "entry"
                 with self._publication:
                     manifest = kernels.hold(self._layout.kernels, request.name, held)
-                try:
-                    with system.staged_file(output, mode=0o644) as stream:
-                        write_bundle(held, stream, job)
-                except OSError as error:
-                    raise _not_written(output, error) from error
+                with archives.new_file(output, request.force) as stream:
+                    write_bundle(held, stream, job)
             return m.BundleEntry(
                 name=manifest.name,
                 kind="bundle",
@@ -298,26 +292,6 @@ def _in_use(name: str, vms: list[str], images: list[str]) -> BangerError:
         f"the kernel {name!r} is used by {' and '.join(users)}",
         hint=f"they keep their own copies: remove it all the same with 'banger kernel rm --force {name}'",
     )
-
-
-def _refuse_output(output: Path, replace: bool) -> None:
-    """Raise an error when a file cannot be written there, or not without replacing what is there."""
-    try:
-        mode = output.stat().st_mode
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise _not_written(output, error) from error
-    if not stat.S_ISREG(mode):
-        raise BangerError(Code.INVALID, f"{output} is not a regular file")
-    if not replace:
-        raise BangerError(Code.EXISTS, f"{output} exists already", hint="replace it with --force")
-
-
-def _not_written(output: Path, error: OSError) -> BangerError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    code = Code.EXHAUSTED if full else Code.INVALID
-    return BangerError(code, f"{output} cannot be written: {error.strerror}")
 
 
 def _disk_usage(entry: Path) -> int:

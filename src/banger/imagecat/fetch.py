@@ -9,6 +9,7 @@ from pathlib import Path
 
 from banger import debian
 from banger.api.errors import BangerError, Code
+from banger.imagecat.bundle import fetch_bundle
 from banger.imagecat.catalog import CatalogEntry
 from banger.imagecat.debian import pull_debian
 from banger.imagecat.importer import Publishing
@@ -74,6 +75,19 @@ def _fetch_debian(entry: CatalogEntry, environment: Environment, target: _Target
     )
 
 
+def _fetch_bundle(entry: CatalogEntry, environment: Environment, target: _Target, job: Job) -> ImageManifest:
+    return fetch_bundle(
+        target.images_dir,
+        target.name,
+        entry,
+        job,
+        kernel=target.kernel,
+        replace=target.replace,
+        publishing=target.publishing,
+    )
+
+
 _KINDS: dict[str, Callable[[CatalogEntry, Environment, _Target, Job], ImageManifest]] = {
+    "bundle": _fetch_bundle,
     "debian": _fetch_debian,
 }

@@ -7,20 +7,16 @@ modules/ what belongs into /lib/modules/<version>. A tar of a staged directory, 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import tempfile
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-import zstandard
-
-from banger import system
+from banger import archives, system
 from banger.api.errors import BangerError, Code
-from banger.decompress import MAGIC_SIZE, PieceReader, chunks, compression
+from banger.archives import Bounds, plain_member
 from banger.disk import tar
 from banger.disk.tar import Member, TarReader
 from banger.job import Job, command_failed
@@ -29,19 +25,12 @@ from banger.kernelcat.archive import ARCHIVE_LIMIT, Extraction
 from banger.kernelcat.modules import INDEX_LIMIT, MODULE_LIMIT, ModuleTree
 from banger.kernelcat.packer import ModulePacker, pack_modules
 from banger.kernelcat.staged import Found, discover_paths
-from banger.readahead import read_ahead
 
-_BUFFER = 1 << 17  # bytes
 _KERNELS = (layout.VMLINUZ, layout.VMLINUX, "bzImage", "Image", "kernel")  # a vmlinux is in the vmlinuz beside it
 _KEPT = ("modules.dep", "modules.builtin")  # what boot_plan asks for
 _INDEXES_LIMIT = 32 << 20  # bytes of all modules.* files; Debian's generic kernel has 5 MB
-_RATIO_MAX = 1000  # of unpacked to packed; a kernel with its modules has 5
-_RATIO_FROM = 64 << 20  # unpacked bytes before the ratio counts: less is no harm
-
-_LEVEL = 9  # 19 takes 24 times as long for a seventh less: docs/performance.md
-_WINDOW_LOG = 23  # 8 MiB, the most that every zstd unpacks without being told
-# several jobs of a fixed size: the bytes are the same for any number of threads, and so on any machine
-_JOB_SIZE = 32 << 20
+# a kernel with its modules unpacks to 5 times its size; below 64 MiB it is no harm
+_BOUNDS = Bounds(ARCHIVE_LIMIT, ratio_max=1000, ratio_from=64 << 20)
 
 
 @dataclass(frozen=True)
@@ -143,12 +132,8 @@ def receive_bundle(pieces: Iterable[bytes], label: str, modules_output: Path, sc
 
 def take_archive(extraction: Extraction, pieces: Iterable[bytes], label: str, job: Job) -> None:
     """Lay out a tar that arrives in `pieces`, perhaps compressed; all are taken, and what they raise passes."""
-    with read_ahead(pieces) as arriving:
-        stream = _reader(_bounded(arriving, label, job))
-        extraction.take(TarReader(stream, label, ARCHIVE_LIMIT))
-        while rest := stream.read(tar.CHUNK):
-            if rest.strip(b"\0"):
-                raise BangerError(Code.CORRUPT, f"{label} has data after the end of its archive")
+    with archives.reading(pieces, label, _BOUNDS, job) as reader:
+        extraction.take(reader)
 
 
 def write_bundle(entry: Path, output: BinaryIO, job: Job) -> None:
@@ -157,60 +142,9 @@ def write_bundle(entry: Path, output: BinaryIO, job: Job) -> None:
     What a start needs comes first: the kernel, the indexes of its modules, then all else. Raises CORRUPT when the
     modules cannot be read.
     """
-    # "ZSTD_c_nbWorkers" in zstd.h: with one worker or more, the output depends on the job size only
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        _LEVEL,
-        window_log=_WINDOW_LOG,
-        write_checksum=True,
-        threads=max(1, os.cpu_count() or 1),
-        job_size=_JOB_SIZE,
-        overlap_log=9,
-    )
-    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     total = sum(member.size for member, _ in _contents(entry, job))
-    done = 0
     with contextlib.closing(_contents(entry, job)) as contents:
-        for member, data in contents:
-            output.write(compressor.compress(tar.encode_header(member)))
-            for piece in data:
-                job.progress("compress", member.path.decode(errors="replace"), done, total)
-                output.write(compressor.compress(piece))
-                done += len(piece)
-            output.write(compressor.compress(bytes(-member.size % tar.BLOCK)))
-    output.write(compressor.compress(tar.encode_end()))
-    output.write(compressor.flush())
-
-
-def _reader(pieces: Iterator[bytes]) -> io.BufferedReader:
-    return io.BufferedReader(PieceReader(pieces), _BUFFER)
-
-
-def _bounded(arriving: Iterator[bytes], label: str, job: Job) -> Iterator[bytes]:
-    """What the pieces of an archive unpack to, told by magic number, as long as it is in proportion to them."""
-    packed = 0
-
-    def counted() -> Iterator[bytes]:
-        nonlocal packed
-        for piece in arriving:
-            packed += len(piece)
-            yield piece
-
-    pieces = counted()
-    head = b""
-    while len(head) < MAGIC_SIZE and (piece := next(pieces, None)) is not None:
-        head += piece
-    kind = compression(head)
-    pieces = chain([head], pieces)
-    contents = chunks(_reader(pieces), kind, concatenated=True, name=label) if kind else pieces
-    unpacked = 0
-    for piece in contents:
-        job.check()
-        unpacked += len(piece)
-        if unpacked > _RATIO_FROM and unpacked > packed * _RATIO_MAX:
-            raise BangerError(Code.CORRUPT, f"{label} unpacks to more than {_RATIO_MAX} times its size")
-        if unpacked > ARCHIVE_LIMIT:
-            raise BangerError(Code.EXHAUSTED, f"{label} unpacks to more than {system.human_size(ARCHIVE_LIMIT)}")
-        yield piece
+        archives.write(output, contents, total, job)
 
 
 def _find(directory: Path, label: str) -> Found:
@@ -250,7 +184,7 @@ def _contents(entry: Path, job: Job) -> Generator[tuple[Member, Iterator[bytes]]
 def _file(path: Path) -> Iterator[tuple[Member, Iterator[bytes]]]:
     with open(path, "rb") as content:
         size = os.fstat(content.fileno()).st_size
-        yield _member(path.name.encode(), size), iter(lambda: content.read(tar.CHUNK), b"")
+        yield plain_member(path.name.encode(), size), iter(lambda: content.read(tar.CHUNK), b"")
 
 
 def _packed(image: Path, job: Job, *, indexes: bool) -> Iterator[tuple[Member, Iterator[bytes]]]:
@@ -262,13 +196,9 @@ def _packed(image: Path, job: Job, *, indexes: bool) -> Iterator[tuple[Member, I
         for member in reader:
             is_index = member.path.startswith(b"modules.") and b"/" not in member.path
             if member.kind == tar.REGULAR and is_index == indexes:
-                yield _member(b"modules/" + member.path, member.size), reader.data()
+                yield plain_member(b"modules/" + member.path, member.size), reader.data()
         while child.stdout.read(tar.CHUNK):
             pass
         if status := child.wait():
             errors.seek(0)
             raise command_failed(argv, status, errors.read(1 << 16))
-
-
-def _member(path: bytes, size: int) -> Member:
-    return Member(path, tar.REGULAR, 0o644, uid=0, gid=0, mtime=0, size=size)
