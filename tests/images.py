@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import hashlib
 import os
@@ -16,16 +17,19 @@ from banger.imagecat.manifest import image_paths, list_local
 from banger.job import Job
 
 MINIMAL = "debian-bookworm-minimal"
+PODMAN = "test-podman"  # MINIMAL with podman, and a static busybox to fill images of its own
 HOST_ARCH = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
 
 
 def cached_image(name: str, cache: Path | None = None) -> Path:
-    """The images directory that holds an image of the catalog, ready to be used in place or linked from.
+    """The images directory that holds an image of the catalog, or PODMAN, ready to be used in place or linked from.
 
     It is kept in `cache` (by default in the system's temporary directory), by what the image is made of.
     """
     root = cache or Path(tempfile.gettempdir()) / f"banger-test-images-{os.getuid()}"
-    entry = IMAGES.lookup(IMAGES.embedded().entries, name, HOST_ARCH)
+    entry = IMAGES.lookup(IMAGES.embedded().entries, MINIMAL if name == PODMAN else name, HOST_ARCH)
+    if name == PODMAN:
+        entry = dataclasses.replace(entry, name=PODMAN, packages=(*entry.packages, "podman", "crun", "busybox-static"))
     mirror = find_mirror()
     key = hashlib.sha256("\n".join(mmdebstrap_command(entry, mirror)).encode()).hexdigest()[:16]
     images = root / key / "images"

@@ -13,6 +13,7 @@ from banger.imagecat.manifest import ImageConfig, read_local, write_local
 from banger.imagecat.runtime import wants_own_init
 from tests import roots
 from tests.daemons import link_entry
+from tests.images import PODMAN, cached_image
 from tests.vm.host import Host
 
 Make = Callable[..., str]
@@ -138,3 +139,24 @@ def test_a_shell_beside_the_init_of_an_image(host: Host, with_systemd: str) -> N
     script = b"tr '\\0' ' ' </proc/1/cmdline; echo; echo $0 $container\n"
     done = host.run("vm", "run", "--rm", "--image", with_systemd, "--memory", "768M", input=script)
     assert done.stdout == b"/sbin/init \n-bash banger\n", done.stderr
+
+
+@pytest.mark.timeout(900)  # the image takes minutes to build, once on a machine
+def test_podman_runs_containers_on_the_overlay_disk_itself(host: Host) -> None:
+    host.daemon.link([cached_image(PODMAN) / PODMAN])
+    host.ok("vm", "run", "-d", "--image", PODMAN, "--name", "engine", "--memory", "1G", "--", "sleep", "infinity")
+
+    def sh(script: str) -> str:
+        return host.ok("vm", "exec", "engine", "--", "sh", "-ec", script)
+
+    sh("mkdir -p /tmp/root/bin; cp /bin/busybox /tmp/root/bin/sh; tar -cC /tmp/root . | podman import --quiet - tiny")
+    form = '{{.Store.GraphDriverName}} {{index .Store.GraphStatus "Native Overlay Diff"}}'
+    assert sh(f"podman info --format '{form}'") == "overlay true\n"
+    # by no other way than overlay mounts of the kernel on ext4
+    assert sh("grep -c ' /var/lib/containers ext4 ' /proc/mounts; command -v fuse-overlayfs || :") == "1\n"
+    inside = "echo $$ in a container; echo kept >/data/file; cat /sys/fs/cgroup/memory.max"
+    run = f"podman run --rm --network none --memory 64m --volume kept:/data tiny sh -c '{inside}'"
+    assert sh(run) == f"1 in a container\n{64 << 20}\n"
+    host.ok("vm", "restart", "engine")
+    assert sh("cat /var/lib/containers/storage/volumes/kept/_data/file; podman image exists tiny") == "kept\n"
+    host.ok("vm", "rm", "-f", "engine")
