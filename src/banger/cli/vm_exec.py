@@ -52,7 +52,7 @@ class _RefThenCommand(Command):
     help="Environment variable; a NAME alone takes your value. Can be given several times.",
 )
 @click.option("-w", "--workdir", default="", metavar="PATH", help="Directory that it starts in.")
-@click.option("-u", "--user", default="", metavar="NAME", help="User that it runs as.")
+@click.option("-u", "--user", default="", metavar="NAME[:GROUP]", help="User that it runs as.")
 @click.option("-t", "--tty", is_flag=True, help="A terminal for the command even when this is none.")
 @click.option("-i", "--interactive", is_flag=True, hidden=True, expose_value=False)  # habit: docker exec -it
 @click.option("-d", "--detach", is_flag=True, help="Leave it running in the background.")

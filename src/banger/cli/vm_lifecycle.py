@@ -68,7 +68,10 @@ def start(refs: tuple[str, ...], timings: bool, as_json: bool) -> int:
 @grace_option
 @json_option
 def stop(refs: tuple[str, ...], grace: float | None, as_json: bool) -> int:
-    """Stop VMs, by force after a grace period."""
+    """Stop VMs, by force after a grace period.
+
+    The main command gets its stop signal first, then all get SIGTERM. An init of the image does it by its own means.
+    """
     client = ensure_daemon()
     with Display() as display:
         return for_each(

@@ -38,8 +38,10 @@ _OPTIONS = (
         metavar="NAME[=VALUE]",
         help="Environment variable; a NAME alone takes your value. Can be given several times.",
     ),
-    click.option("-w", "--workdir", default="", metavar="PATH", help="Directory that commands start in."),
-    click.option("-u", "--user", default="", metavar="NAME", help="User that commands run as."),
+    click.option(
+        "-w", "--workdir", default="", metavar="PATH", help="Directory that commands start in; made if missing."
+    ),
+    click.option("-u", "--user", default="", metavar="NAME[:GROUP]", help="User that commands run as."),
     click.option("--net", type=click.Choice(["none", "user"]), help="Network of the VM."),
     click.option(
         "-p",
@@ -132,6 +134,7 @@ def _create_options(function: Callable[..., int]) -> Decorated:
     banger vm run --rm -- sh -c 'uname -a; id'           one command in it
     tar c . | banger vm run --rm -- tar t                pipes work
     banger vm run -d --name web -p 8080:80 --memory 1G   stays in the background
+    banger vm run -d -P --image NAME                     its ports on free ones of 127.0.0.1
     """,
 )
 @_create_options
