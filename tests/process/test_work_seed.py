@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import os
 import re
+import shutil
 import stat
 import subprocess
 import tarfile
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from banger import system
 from banger.api.errors import BangerError, Code
 from banger.disk import work_seed
 from banger.disk.squashfs import write_squashfs
@@ -391,6 +393,32 @@ def test_a_repair_that_fails_changes_nothing(tmp_path: Path, nested: Path, monke
     assert caught.value.code is Code.CANCELLED
     assert disk.read_bytes() == data
     assert not list(tmp_path.glob(".staging*"))
+
+
+def test_a_repair_that_is_killed_leaves_the_old_or_the_new(tmp_path: Path, nested: Path) -> None:
+    original = ext4(tmp_path / "original", nested)
+    inside = names(original, "/root")
+    (tmp_path / "work").mkdir()
+    disk = tmp_path / "work/disk"
+
+    def work() -> None:
+        flatten_nested_work_home(disk, Job())
+
+    outcomes = set()
+    for step in range(12):
+        shutil.copy(original, disk)
+        process = multiprocessing.get_context("fork").Process(target=work)
+        process.start()
+        process.join(0.02 * step)  # where it is by then differs from run to run; what is tested does not
+        process.kill()
+        process.join()
+        check(disk)
+        outcomes.add(frozenset(names(disk)))
+        for left in (tmp_path / "work").glob(".staging*"):
+            system.remove_tree(left)
+    assert outcomes <= {frozenset({"root"}), frozenset(inside)}
+    assert flatten_nested_work_home(disk, Job()) or names(disk) == inside
+    assert names(disk) == inside
 
 
 def test_sparse(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from banger import system
@@ -47,9 +48,11 @@ def create(
     `keys` are lines of authorized_keys for a home disk whose seed banger must not change.
     """
     files = images.image_paths(layout.images, image)
-    with system.staging(layout.vms, record.id) as staged:
+    with system.staging(layout.vms, record.id) as staged, ThreadPoolExecutor(1) as executor:
         entry = staged / "vm"
         entry.mkdir(mode=0o700)
+        # both disks at once: growing a copy of a seed takes longer than making an empty disk
+        overlay = executor.submit(make_ext4, entry / vm_plan.OVERLAY, sizes[0], "overlay", job)
         # copies come before the lock, since they may take long; under it their sources are seen to be still the same
         try:
             if not image.managed:
@@ -64,12 +67,12 @@ def create(
             raise BangerError(Code.CORRUPT, f"{error.filename} cannot be read: {error.strerror}") from error
         with publication:
             _link(layout, entry, image, kernel, kernel_dir)
-        make_ext4(entry / vm_plan.OVERLAY, sizes[0], "overlay", job)
         if files.work_seed is None:
             make_ext4(entry / vm_plan.HOME, sizes[1], "home", job)
+        overlay.result()
         system.write_file_atomically(entry / RECORD, json.dumps(encode(record), indent=1).encode())
         job.check()
-        # no syncfs: it would wait for everything that other guests write; a disk lost to a power cut was empty
+        # no syncfs: it would wait for everything that other guests write; a disk lost to a power cut had nothing new
         entry.rename(layout.vm(record.id))
         system.fsync_directory(layout.vms)
 
