@@ -22,7 +22,8 @@ class Config:
     configuration. `accelerator` is auto, kvm or tcg. Registries are host or host:port: `insecure_registries` are spoken
     to without TLS, as those on loopback always are; images without a registry are in the `default_registry`;
     `registry_mirrors` lists by registry the [http[s]://]host[:port][/prefix] that are asked before it. `ssh_key` is the
-    private key that guests let in, '' for banger's own.
+    private key that guests let in, '' for banger's own. `cache_size` is what
+    the layers of pulled images may take.
     """
 
     default_image: str = "debian-bookworm"
@@ -35,6 +36,7 @@ class Config:
     boot_timeout: float = 120.0
     reserve_memory: int = 256 << 20
     reserve_disk: int = 512 << 20
+    cache_size: int = 20 << 30
     debian_mirror: str = ""
     accelerator: str = "auto"
     insecure_registries: tuple[str, ...] = ()

@@ -49,17 +49,20 @@ def compression(head: bytes) -> str | None:
     return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
 
 
-def chunks(stream: IO[bytes], kind: str, *, concatenated: bool = False, name: str = "") -> Iterator[bytes]:
+def chunks(
+    stream: IO[bytes], kind: str, *, concatenated: bool = False, name: str = "", head: bytes = b""
+) -> Iterator[bytes]:
     """The decompressed bytes of one compressed stream, in pieces of at most 1 MiB; what follows it is ignored.
 
-    With `concatenated` all streams that follow one another, as gzip(1), xz(1) and zstd(1) do. Raises CORRUPT, with
-    `name` as what is damaged, when it is damaged or ends early.
+    `head` is what has been read of it already. With `concatenated` all streams that follow one another, as gzip(1),
+    xz(1) and zstd(1) do. Raises CORRUPT, with `name` as what is damaged, when it is damaged or ends early.
     """
     subject = name or f"the {kind} data"
     decode = _DECODERS.get(kind)
     if decode is None:
         raise BangerError(Code.UNSUPPORTED, f"{subject} is compressed with {kind}, which cannot be unpacked here")
     source = _Source(stream)
+    source.put_back(head)
     try:
         yield from decode(source)
         while concatenated and (head := source.skip_padding()):

@@ -107,6 +107,10 @@ class Fields:
         value = self._values.get(key)
         return Fields({} if value is None else value, where_key(self.where, key))
 
+    def keys(self, key: str) -> tuple[str, ...]:
+        """The keys of an object, sorted, none when absent or null."""
+        return tuple(sorted(self.object(key)._values))
+
     def objects(self, key: str, most: int | None = None) -> list[Fields]:
         """A list of objects, of at most so many: each takes some memory, however short it is written."""
         value = self._values.get(key)

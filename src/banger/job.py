@@ -43,6 +43,20 @@ class Job:
         self._cancelled = threading.Event()
         self._lock = threading.Lock()
         self._children: set[subprocess.Popen[bytes]] = set()
+        self._parts: set[Job] = set()
+
+    @contextlib.contextmanager
+    def part(self, report: Callable[[Progress], None]) -> Iterator[Job]:
+        """A job for a part of this one's work, with a progress of its own: cancelled with it, or alone."""
+        part = Job(report)
+        with self._lock:
+            self.check()
+            self._parts.add(part)
+        try:
+            yield part
+        finally:
+            with self._lock:
+                self._parts.discard(part)
 
     def progress(
         self, stage: str, message: str = "", done: int | None = None, total: int | None = None, unit: str = "bytes"
@@ -62,6 +76,8 @@ class Job:
             self._cancelled.set()
             for child in self._children:
                 _kill_group(child)
+            for part in self._parts:
+                part.cancel()
 
     @contextlib.contextmanager
     def popen(

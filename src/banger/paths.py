@@ -45,6 +45,10 @@ class Layout:
         return self.state / "image-catalogs"
 
     @property
+    def blobs(self) -> Path:
+        return self.cache / "blobs" / "sha256"
+
+    @property
     def vms(self) -> Path:
         return self.state / "vms"
 

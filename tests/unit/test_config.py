@@ -20,7 +20,9 @@ def test_every_key_can_be_set(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     sizes = (1 << 31, 1 << 30, 1 << 29)
     mirrors = {"docker.io": ("http://10.0.0.1:5000/hub", "mirror.example.org"), "ghcr.io": ()}
-    wanted = Config("img", "krn", 3, *sizes, 2.5, 60.0, 1, 2, "copy:/m", "tcg", ("10.0.0.1:5000",), "ghcr.io", mirrors)
+    limits = (1, 2, 3)
+    registries = (("10.0.0.1:5000",), "ghcr.io", mirrors)
+    wanted = Config("img", "krn", 3, *sizes, 2.5, 60.0, *limits, "copy:/m", "tcg", *registries, ssh_key="/key")
     lines = [f"{key} = {json.dumps(value)}" for key, value in asdict(wanted).items() if key != "registry_mirrors"]
     tables = [f"{json.dumps(key)} = {json.dumps(value)}" for key, value in mirrors.items()]
     file.write_text("\n".join([*lines, "[registry_mirrors]", *tables]))

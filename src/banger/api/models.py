@@ -368,8 +368,52 @@ class ImageExported(Model):
 
 
 class ImagePull(Model):
+    """`name` is a name in a catalog, perhaps with its origin, a reference to an image of a registry, or an image in
+    files: oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:REF] with absolute paths.
+
+    `save_as` '' means the name that follows from it; `platform` (linux/arm64/v8) '' the host's own. `kernel_ref` names
+    the kernel that the image is to refer to.
+    """
+
     name: str
+    save_as: str = ""
+    platform: str = ""
+    kernel_ref: str = ""
     force: bool = False
+
+
+class BlobInfo(Model):
+    """A layer in the cache, `used_at` in seconds since 1970; `images` were made of it, and need it no more."""
+
+    digest: str
+    size_bytes: int
+    used_at: float
+    in_use: bool
+    images: list[str]
+
+
+class BlobList(Model):
+    """The least recently used first."""
+
+    blobs: list[BlobInfo]
+
+
+class CachePrune(Model):
+    """The least recently used blobs go until `keep_bytes` are left; never those that are being read."""
+
+    keep_bytes: int = 0
+
+
+class CachePruned(Model):
+    blobs: int
+    freed_bytes: int
+
+
+class CacheVerified(Model):
+    """How many blobs were read, and the digests of those that were damaged and have been removed."""
+
+    blobs: int
+    removed: list[str]
 
 
 # VMs -------------------------------------------------------------------------------------------------------------

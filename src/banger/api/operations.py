@@ -82,7 +82,12 @@ IMAGE_HISTORY = Call("image.history", m.NameRequest, m.ImageHistory, "Show how a
 IMAGE_PRUNE = Call("image.prune", m.ImagePrune, m.ImagesRemoved, "Remove broken or unused images.")
 IMAGE_VERIFY = Call("image.verify", m.ImageVerify, m.ImageChecks, "Read local images again.", long=True)
 IMAGE_EXPORT = Call("image.export", m.ImageExport, m.ImageExported, "Write an image as an OCI layout.", long=True)
-IMAGE_PULL = Call("image.pull", m.ImagePull, m.ImageInfo, "Fetch an image of the catalog.", long=True)
+IMAGE_PULL = Call("image.pull", m.ImagePull, m.ImageInfo, "Fetch an image of a catalog or registry.", long=True)
+IMAGE_CACHE_LIST = Call("image.cache.list", m.Empty, m.BlobList, "List the layers in the cache.")
+IMAGE_CACHE_PRUNE = Call("image.cache.prune", m.CachePrune, m.CachePruned, "Remove layers from the cache.")
+IMAGE_CACHE_VERIFY = Call(
+    "image.cache.verify", m.Empty, m.CacheVerified, "Read the layers in the cache again.", long=True
+)
 IMAGE_CATALOG = Call("image.catalog", m.Empty, m.ImageCatalog, "List the images that can be pulled.")
 IMAGE_CATALOG_ADD = Call("image.catalog.add", m.CatalogAdd, m.CatalogInfo, "Add a catalog.", long=True)
 IMAGE_CATALOG_LIST = Call("image.catalog.list", m.Empty, m.CatalogList, "List the catalogs.")

@@ -24,7 +24,7 @@ IMAGE_GROUP = LazyGroup(
     {
         "list": Entry("image", "list_images", "List local images, or those that can be pulled."),
         "show": Entry("image", "show", "Show one local image."),
-        "pull": Entry("image", "pull", "Fetch an image of the catalog."),
+        "pull": Entry("image", "pull", "Fetch an image of a catalog or a registry."),
         "import": Entry("image", "import_image", "Make an image from a tar or a directory."),
         "register": Entry("image", "register", "Make an image of a file that stays where it is."),
         "promote": Entry("image_manage", "promote", "Copy the files of registered images and manage them."),
@@ -34,6 +34,7 @@ IMAGE_GROUP = LazyGroup(
         "export": Entry("image_manage", "export", "Write an image so that other tools can use it."),
         "rm": Entry("image", "remove", "Remove local images."),
         "prune": Entry("image_manage", "prune", "Remove images that nothing uses."),
+        "cache": Entry("image_cache", "CACHE_GROUP", "Manage the layers that are kept for pulls."),
         "catalog": Entry("image_catalog", "CATALOG_GROUP", "Manage the catalogs that images are pulled from."),
     },
     help="""Root filesystems that VMs start from.
@@ -149,19 +150,28 @@ def show(name: str, as_json: bool) -> None:
 @click.command(
     cls=Command,
     epilog="""
-    banger image list --available
-    banger image pull NAME
-    banger image pull corp/edge
+    banger image pull debian-bookworm
+    banger image pull corp/edge --as edge
+    banger image pull docker.io/library/alpine:3.20 --kernel-ref NAME
+    banger image pull ghcr.io/org/app@sha256:... --platform linux/arm64
+    banger image pull docker-archive:saved.tar.gz
     """,
 )
-@click.argument("name", metavar="NAME", type=PULLABLE_IMAGE)
-@click.option("--force", is_flag=True, help="Replace a local image of that name.")
+@click.argument("name", metavar="NAME|REF", type=PULLABLE_IMAGE)
+@click.option("--as", "save_as", metavar="NAME", type=IMAGE, help="Local name, instead of the one that follows.")
+@click.option("--platform", metavar="OS/ARCH", default="", help="What it is to be for, instead of this host.")
+@click.option("--kernel-ref", metavar="KERNEL", type=KERNEL, help="Kernel that VMs of this image boot.")
+@click.option("--force", is_flag=True, help="Replace a local image of that name, once the new one is complete.")
 @json_option
-def pull(name: str, force: bool, as_json: bool) -> None:
-    """Fetch an image of the catalog."""
+def pull(name: str, save_as: str | None, platform: str, kernel_ref: str | None, force: bool, as_json: bool) -> None:
+    """Fetch an image: a catalog's NAME (or CATALOG/NAME), or any container image.
+
+    REF is [REGISTRY/]REPOSITORY[:TAG][@DIGEST], on docker.io unless it names a registry. What docker, podman, skopeo
+    and buildah write into files can be read too: oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF].
+    """
+    request = m.ImagePull(name, save_as or "", platform, kernel_ref or "", force)
     with Display() as display:
-        request = m.ImagePull(name=name, force=force)
-        image = ensure_daemon().call(op.IMAGE_PULL, request, display.reporter(f"pulling {name}"))
+        image = ensure_daemon().call(op.IMAGE_PULL, request, display.reporter(f"pulling {save_as or name}"))
     print_arrived(image, as_json, "pulled")
 
 

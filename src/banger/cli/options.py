@@ -189,16 +189,22 @@ class NewFile(NewPath):
 
 
 class Pullable(click.ParamType[str]):
-    """What can be pulled: anything, completed from the catalogs."""
+    """What can be pulled: anything, completed from the catalogs or from what is there."""
 
     name = "name|ref|url"
 
-    def __init__(self, noun: str) -> None:
+    def __init__(self, noun: str, completed: str) -> None:
         self._noun = noun
+        self._completed = completed
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not value:
             raise UsageFault(f"{_where(param)} is empty", f"see 'banger {self._noun} list --available'")
+        # images in files, docs/oci-import.md: the daemon has no working directory
+        transport, _, rest = str(value).partition(":")
+        if transport in ("oci", "oci-archive", "docker-archive") and rest:
+            path, other, name = rest.partition(":")
+            return f"{transport}:{Path(path).expanduser().absolute()}{other}{name}"
         return str(value)
 
     def shell_complete(
@@ -206,7 +212,7 @@ class Pullable(click.ParamType[str]):
     ) -> list[click.shell_completion.CompletionItem]:
         from banger.cli.completion import complete_names
 
-        return complete_names(f"pullable {self._noun}", incomplete)
+        return complete_names(self._completed, incomplete)
 
 
 def _where(param: click.Parameter | None) -> str:
@@ -215,7 +221,9 @@ def _where(param: click.Parameter | None) -> str:
 
 SIZE, PUBLISH, SIGNAL = SizeType(), PublishType(), SignalType()
 LOCAL_PATH, NEW_FILE, NEW_PATH = LocalPath(), NewFile(), NewPath()
-KERNEL_SOURCE, PULLABLE_KERNEL, PULLABLE_IMAGE = KernelSource(), Pullable("kernel"), Pullable("image")
+KERNEL_SOURCE = KernelSource()
+PULLABLE_KERNEL, PULLABLE_IMAGE = Pullable("kernel", "pullable kernel"), Pullable("image", "pullable image")
+USED_IMAGE = Pullable("image", "image")  # one that is there is taken, any other is pulled
 ARCHITECTURES = ("amd64", "arm64")
 KERNEL, IMAGE, VM = NameType("kernel"), NameType("image"), NameType("VM")
 

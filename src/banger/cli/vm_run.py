@@ -17,14 +17,29 @@ from banger.cli import terminal
 from banger.cli.connect import ensure_daemon
 from banger.cli.errors import UsageFault, around_guest_command
 from banger.cli.lazy import Command
-from banger.cli.options import IMAGE, KERNEL, PUBLISH, SIGNAL, SIZE, VM, Decorated, json_option, resolve_env
+from banger.cli.options import (
+    KERNEL,
+    PUBLISH,
+    SIGNAL,
+    SIZE,
+    USED_IMAGE,
+    VM,
+    Decorated,
+    json_option,
+    resolve_env,
+)
 from banger.cli.progress import Display
 from banger.cli.render import note, print_json
 from banger.cli.timings import print_timings
 
 _MIB = "in binary units: 512M, 1.5GiB"
 _OPTIONS = (
-    click.option("--image", type=IMAGE, help="Image to start from."),
+    click.option(
+        "--image",
+        metavar="NAME|REF",
+        type=USED_IMAGE,
+        help="Image to start from: a local one, or one that is pulled: from a catalog, or docker.io/library/alpine.",
+    ),
     click.option("--kernel", type=KERNEL, help="Kernel to boot instead of the image's own."),
     click.option("--name", type=VM, metavar="NAME", help="Name of the VM; one is made up otherwise."),
     click.option("--vcpu", type=click.IntRange(min=1), metavar="N", help="Number of processors."),

@@ -67,6 +67,7 @@ class Daemon:
             self._layout.images,
             self._layout.image_catalogs,
             self._layout.cache,
+            self._layout.blobs,
         ):
             for leftover in await self._workers.run(functools.partial(_sweep, directory)):
                 _log.info("removed what an interrupted operation left: %s", leftover)
@@ -118,6 +119,9 @@ class Daemon:
             op.IMAGE_VERIFY.name: images.image_verify,
             op.IMAGE_EXPORT.name: images.image_export,
             op.IMAGE_PULL.name: images.image_pull,
+            op.IMAGE_CACHE_LIST.name: images.image_cache_list,
+            op.IMAGE_CACHE_PRUNE.name: images.image_cache_prune,
+            op.IMAGE_CACHE_VERIFY.name: images.image_cache_verify,
             op.IMAGE_CATALOG.name: images.image_catalog,
             op.IMAGE_CATALOG_ADD.name: images.catalogs.add,
             op.IMAGE_CATALOG_LIST.name: images.catalogs.list,

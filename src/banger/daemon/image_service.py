@@ -12,28 +12,28 @@ from typing import Protocol
 from banger import archives, entries, system
 from banger.api import models as m
 from banger.api.errors import BangerError, Code
-from banger.api.operations import FETCHING
 from banger.catalogs.format import with_states
 from banger.catalogs.local import Catalogs
 from banger.config import Config
 from banger.daemon.catalog_service import CatalogService
 from banger.daemon.image_info import image_info
-from banger.daemon.jobs import Report, Shared, Workers
-from banger.imagecat import configuration
+from banger.daemon.image_pulls import BundleFetch, ImagePulls, Kernels
+from banger.daemon.jobs import Report, Workers
+from banger.imagecat import configuration, oci
 from banger.imagecat import manifest as images
 from banger.imagecat.bundle import write_image_bundle
 from banger.imagecat.catalog import IMAGES, CatalogEntry, revision
 from banger.imagecat.copies import hold_image, promote_image, tag_image
 from banger.imagecat.export import export_oci
-from banger.imagecat.fetch import Environment, fetch_image
-from banger.imagecat.importer import import_image
+from banger.imagecat.fetch import fetch_image
+from banger.imagecat.importer import finalize_rootfs, import_image
 from banger.imagecat.manifest import ImageManifest
 from banger.imagecat.register import KernelFiles, register_image
-from banger.job import Job, Progress
+from banger.job import Job
 from banger.kernelcat import manifest as kernels
 from banger.kernelcat.manifest import KernelManifest
+from banger.oci.blobs import BlobCache
 from banger.paths import Layout, absolute_path
-from banger.vmm.detect import host_arch
 
 
 class ImageUsers(Protocol):
@@ -42,15 +42,10 @@ class ImageUsers(Protocol):
     def vms_with_image(self, name: str) -> list[str]: ...
 
 
-class Kernels(Protocol):
-    """Where the kernels of images come from."""
-
-    async def ensure(self, name: str, report: Report) -> KernelManifest: ...
-
-
 class ImageService:
     """The operations on images; those on their catalogs are those of `catalogs`.
 
+    `pull_and_flatten`, `finalize_pulled_rootfs` and `bundle_fetch` reach beyond this host: tests put their own there.
     `publication` is the publication window: held while names are resolved and entries renamed, never during downloads
     and builds.
     """
@@ -63,6 +58,10 @@ class ImageService:
         publication: threading.Lock,
         users: ImageUsers,
         kernels: Kernels,
+        *,
+        pull_and_flatten: oci.Flatten = oci.pull_and_flatten,
+        finalize_pulled_rootfs: oci.Finalize = finalize_rootfs,
+        bundle_fetch: BundleFetch = fetch_image,
     ) -> None:
         self._layout = layout
         self._config = config
@@ -72,7 +71,19 @@ class ImageService:
         self._kernels = kernels
         self._catalogs = Catalogs(IMAGES, layout.image_catalogs)
         self.catalogs = CatalogService(self._catalogs, workers)
-        self._image_pulls: Shared[ImageManifest] = Shared(workers)
+        self._cache = BlobCache(layout.blobs, config.cache_size)
+        self._pulls = ImagePulls(
+            layout,
+            config,
+            workers,
+            publication,
+            kernels,
+            self._catalogs,
+            self._cache,
+            pull_and_flatten=pull_and_flatten,
+            finalize_pulled_rootfs=finalize_pulled_rootfs,
+            bundle_fetch=bundle_fetch,
+        )
 
     # unmanaged files may lie on filesystems that are slow to answer: images are read by the workers
 
@@ -257,39 +268,30 @@ class ImageService:
         return self._layout.kernels / name
 
     async def image_pull(self, request: m.ImagePull, report: Report) -> m.ImageInfo:
-        return self._info(await self._pull_image(request.name, request.force, report))
+        return self._info(await self._pulls.pull(request, report))
 
-    async def _pull_image(self, name: str, force: bool, report: Report) -> ImageManifest:
-        entry = await self._workers.run(lambda job: self._catalogs.find(name, host_arch()))
-        report(Progress(FETCHING, f"the image {name}, which takes a minute or more"))
-        return await self._image_pulls.run(
-            f"{entry!r}",
-            lambda job: fetch_image(
-                self._layout.images,
-                entry.name,
-                entry,
-                job,
-                environment=Environment(self._config.debian_mirror),
-                replace=force,
-                publishing=lambda: self._publication,
-            ),
-            report,
-        )
-
-    async def resolve_entry(self, name: str) -> CatalogEntry | None:
-        """The catalog entry that NAME or CATALOG/NAME means; None for a reference to an image of a registry.
-
-        Also None for a bare name that no catalog has. Raises NOT_FOUND for a catalog that is not there or does not have
-        the name, INVALID for a name that several have, CORRUPT for a broken catalog.
-        """
-
-        def work(job: Job) -> CatalogEntry | None:
-            entries, _ = self._catalogs.merged()
-            if "/" not in name and name not in {entry.name for entry in entries}:
-                return None
-            return self._catalogs.resolve(name, host_arch(), self._config.default_registry)
+    async def image_cache_list(self, request: m.Empty, report: Report) -> m.BlobList:
+        def work(job: Job) -> m.BlobList:
+            users = images.images_by_layer(self._layout.images)
+            return m.BlobList(
+                [
+                    m.BlobInfo(blob.digest, blob.size, blob.used_at, blob.in_use, users.get(blob.digest, []))
+                    for blob in self._cache.blobs()
+                ]
+            )
 
         return await self._workers.run(work)
+
+    async def image_cache_prune(self, request: m.CachePrune, report: Report) -> m.CachePruned:
+        removed = await self._workers.run(lambda job: self._cache.prune(request.keep_bytes))
+        return m.CachePruned(len(removed), sum(blob.size for blob in removed))
+
+    async def image_cache_verify(self, request: m.Empty, report: Report) -> m.CacheVerified:
+        def work(job: Job) -> m.CacheVerified:
+            digests = [blob.digest for blob in self._cache.blobs()]
+            return m.CacheVerified(len(digests), self._cache.verify(digests, job))
+
+        return await self._workers.run(work, report)
 
     async def image_catalog(self, request: m.Empty, report: Report) -> m.ImageCatalog:
         def work(job: Job) -> m.ImageCatalog:
@@ -302,19 +304,8 @@ class ImageService:
         return await self._workers.run(work)
 
     async def ensure_image(self, name: str, report: Report) -> ImageManifest:
-        """The local image of that name, pulled from the catalog when it is missing."""
-        try:
-            return await self._read(name)
-        except BangerError as error:
-            if error.code is not Code.NOT_FOUND:
-                raise
-            hint = error.hint
-        try:
-            return await self._pull_image(name, False, report)
-        except BangerError as error:
-            if error.code is Code.NOT_FOUND and not error.hint:
-                error.hint = hint
-            raise
+        """The local image that a name or a reference means, pulled when it is missing."""
+        return await self._pulls.ensure(name, report)
 
     async def kernel_for(self, image: ImageManifest, name: str, report: Report) -> tuple[KernelManifest, Path]:
         """The kernel that a VM of `image` boots, and the directory with its files: the one called `name`, else its own.

@@ -240,6 +240,15 @@ def images_with_kernel(images_dir: Path, name: str) -> list[str]:
     return [image.name for image in found if image.kernel_ref == name]
 
 
+def images_by_layer(images_dir: Path) -> dict[str, list[str]]:
+    """The images that were made of each layer, by the digest of its blob."""
+    users: dict[str, list[str]] = {}
+    for image in entries.read_all(images_dir, _parse_entry)[0]:
+        for digest in {layer.digest for layer in image.layers}:
+            users.setdefault(digest, []).append(image.name)
+    return users
+
+
 def disk_usage(images_dir: Path, name: str) -> int:
     """Bytes that the files in an image's directory take on disk."""
     return sum(system.allocated_bytes(Path(file)) for file in os.scandir(images_dir / name) if file.is_file())

@@ -6,96 +6,205 @@ import contextlib
 import functools
 import re
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
+from banger import system
 from banger.api.errors import BangerError, Code
 from banger.disk.squashfs import Contents, pack
 from banger.fields import Fields
-from banger.imagecat.manifest import ImageConfig, Layer
+from banger.imagecat.importer import Facts, Publishing, publish
+from banger.imagecat.manifest import CONFIG, ROOTFS_SQUASHFS, ImageConfig, ImageManifest, Layer, read_local
+from banger.imagecat.runtime import wants_own_init
 from banger.job import Job
-from banger.oci import pull
+from banger.oci import onepass, pull
 from banger.oci.blobs import BlobCache
 from banger.oci.layers import Tree, merged
-from banger.oci.manifest import Descriptor, Image
+from banger.oci.location import Location
+from banger.oci.manifest import Descriptor, Image, other_platform, platform_of
+from banger.oci.platform import Platform
+from banger.oci.source import Environment, Source
 
-CONFIG_LIMIT = 4 << 20  # bytes
+_CONFIG_LIMIT = 4 << 20  # bytes
 
-
-@dataclass(frozen=True)
-class Flattened:
-    """The root filesystem that an image's layers make, and what the image says of itself: `config` as it came."""
-
-    contents: Contents
-    config: bytes
-    layers: tuple[Layer, ...]
+Flatten = Callable[[pull.Opened, Sequence[Descriptor], Sequence[str], Path, BlobCache, Job], Contents]
+Finalize = Callable[[Path, str, Contents, Facts, Job], ImageManifest]
 
 
-OpenBlobs = Callable[[Job], AbstractContextManager[pull.Blobs]]
+def pull_oci(
+    images_dir: Path,
+    name: str,
+    text: str,
+    job: Job,
+    *,
+    platform: Platform,
+    environment: Environment,
+    cache: BlobCache,
+    kernel: Path | None = None,
+    origin: str = "",
+    replace: bool = False,
+    publishing: Publishing = contextlib.nullcontext,
+    flatten: Flatten,
+    finalize: Finalize,
+) -> ImageManifest:
+    """Make the image `name` of what `text` names (see `open_source`), for a platform.
+
+    One that is there already, from the same place and with the same digest, stays as it is unless `replace`. `kernel`
+    and `publishing` are as for `build_image`; `flatten` is `pull_and_flatten`, `finalize` `finalize_rootfs`, or what
+    stands in for them. Raises EXISTS for a name that is taken otherwise, and what these and `open_source` raise.
+    """
+    while True:
+        with pull.opened(text, environment, job) as opened:
+            image = opened.source.resolve(platform)
+            if not replace and (there := _already_there(images_dir, name, source_of(text), image, kernel)):
+                return there
+            config = _read_config(opened.source, image.config, text)
+            _check_platform(config, platform, text)
+            diff_ids = parse_diff_ids(config, text)
+            _check_layers(image.layers, diff_ids, text)
+            with system.staging(images_dir, name) as staged:
+                try:
+                    contents = flatten(opened, image.layers, diff_ids, staged / ROOTFS_SQUASHFS, cache, job)
+                except pull.DamagedCache:
+                    continue
+                (staged / CONFIG).write_bytes(config)
+                parsed = parse_config(config, text)
+                facts = Facts(
+                    label=text,
+                    source=source_of(text),
+                    kernel_ref=kernel.name if kernel else "",
+                    init="image" if wants_own_init(parsed) else "agent",
+                    config=parsed,
+                    origin=origin,
+                    revision=image.digest,
+                    layers=tuple(
+                        Layer(blob.digest, diff_id, blob.size)
+                        for blob, diff_id in zip(image.layers, diff_ids, strict=True)
+                    ),
+                )
+                manifest = finalize(staged, name, contents, facts, job)
+                publish(staged, images_dir, manifest, kernel, job, replace, publishing)
+                return manifest
+
+
+def source_of(text: str) -> str:
+    """How manifests name what `open_source` opens."""
+    return text if Location.parse(text) else f"oci:{text}"
+
+
+def _already_there(images_dir: Path, name: str, source: str, image: Image, kernel: Path | None) -> ImageManifest | None:
+    """The image of that name if it is this very one, None if there is none; raises EXISTS for another."""
+    if not (images_dir / name).exists():
+        return None
+    try:
+        there = read_local(images_dir, name)
+    except BangerError as error:
+        raise BangerError(
+            Code.EXISTS, f"there already is an image {name!r}, and it is broken", hint="replace it with --force"
+        ) from error
+    if there.source != source:
+        raise BangerError(
+            Code.EXISTS,
+            f"the name {name!r} belongs to an image from {there.source}",
+            hint="give the new one another name with --as, or replace that one with --force",
+        )
+    changed = "" if there.revision == image.digest else "what it was pulled from has changed since"
+    if kernel is not None and kernel.name != there.kernel_ref:
+        changed = f"its kernel is {there.kernel_ref or 'the default one'!r}"
+    if changed:
+        raise BangerError(
+            Code.EXISTS, f"there already is an image {name!r}, and {changed}", hint="replace it with --force"
+        )
+    return there
 
 
 def pull_and_flatten(
-    open_blobs: OpenBlobs, image: Image, rootfs: Path, label: str, cache: BlobCache, job: Job
-) -> Flattened:
-    """Download an image and pack the tree that its layers make into the new squashfs `rootfs`; `label` names it.
+    opened: pull.Opened,
+    layers: Sequence[Descriptor],
+    diff_ids: Sequence[str],
+    rootfs: Path,
+    cache: BlobCache,
+    job: Job,
+) -> Contents:
+    """Download layers (the lowest first) and pack the tree that they make into the new squashfs `rootfs`.
 
-    `open_blobs` opens what the blobs come from, which works with the job that it is given. Nothing is unpacked on the
-    way. Raises CORRUPT for what is not what its digests say or breaks a rule of `layers.Tree`, EXHAUSTED beyond a limit
-    or without disk space, and what the source raises.
+    `diff_ids` are the digests of what the layers unpack to; nothing is unpacked on the way. Raises CORRUPT for what is
+    not what its digests say or breaks a rule of `layers.Tree`, EXHAUSTED beyond a limit or without disk space, what the
+    source raises, and DamagedCache when it has to be done again.
     """
-    while True:
-        total = pull.Total(job, label)
-        with (
-            cache.held([descriptor.digest for descriptor in image.layers]),
-            job.part(total.report) as part,
-            open_blobs(part) as source,
-        ):
-            config = _read_config(source, image.config, label)
-            diff_ids = parse_diff_ids(config, label)
-            if len(diff_ids) != len(image.layers):
-                layers = f"{label} has {len(image.layers)} layers"
-                raise BangerError(Code.CORRUPT, f"{layers}, its configuration speaks of {len(diff_ids)}")
-            with pull.downloading(source, image.layers, cache, part, total) as blobs:
-                try:
-                    contents = _flatten(blobs, diff_ids, rootfs, label, job)
-                except BangerError as error:
-                    # what lies in the cache may have been damaged there: then it is fetched again
-                    cached = [blob.descriptor.digest for blob in blobs if blob.cached]
-                    if error.code is not Code.CORRUPT or not cache.verify(cached, job):
-                        raise
-                    continue
-        found = zip(image.layers, diff_ids, strict=True)
-        return Flattened(contents, config, tuple(Layer(blob.digest, diff, blob.size) for blob, diff in found))
+    if opened.source.local:
+        return _flatten(pull.local(opened, layers), diff_ids, rootfs, opened.label, job)
+    with cache.held([layer.digest for layer in layers]), pull.downloading(opened, layers, cache) as blobs:
+        try:
+            return _flatten(blobs, diff_ids, rootfs, opened.label, job)
+        except BangerError as error:
+            cached = [blob.descriptor.digest for blob in blobs if blob.cached]
+            if error.code is Code.CORRUPT and cache.verify(cached, job):
+                raise pull.DamagedCache from error
+            raise
 
 
-def _flatten(blobs: Sequence[pull.Blob], diff_ids: Sequence[str], rootfs: Path, label: str, job: Job) -> Contents:
+def _flatten(blobs: Sequence[pull.Readable], diff_ids: Sequence[str], rootfs: Path, label: str, job: Job) -> Contents:
+    try:
+        opened = [functools.partial(layer.checked, job) for layer in _layers(blobs, diff_ids, label)]
+        return pack(onepass.merged(opened, label), rootfs, job)
+    except onepass.OutOfOrder:
+        job.progress("merge", label)
     tree = Tree(label)
-    layers: list[pull.Layer] = []
-    left = pull.UNPACKED_LIMIT
-    for number, (blob, diff_id) in enumerate(zip(blobs, diff_ids, strict=True), 1):
-        layer = pull.Layer(blob, diff_id, f"layer {number} of {label}", left)
+    layers = _layers(blobs, diff_ids, label)
+    for layer in layers:
         with layer.checked(job) as reader:
             tree.add_layer(iter(reader), job)
-        left -= layer.unpacked
-        layers.append(layer)
     plan = tree.plan()
     del tree
-    job.progress("pack", label, 0, plan.kept.count(1), unit="files")
     return pack(merged([functools.partial(layer.open, job) for layer in layers], plan), rootfs, job)
 
 
-def _read_config(source: pull.Blobs, descriptor: Descriptor, label: str) -> bytes:
-    if descriptor.size > CONFIG_LIMIT:
-        raise BangerError(Code.CORRUPT, f"the configuration of {label} has {descriptor.size:,} bytes")
-    with contextlib.closing(source.blob(descriptor, f"the configuration of {label}")) as pieces:
+def _layers(blobs: Sequence[pull.Readable], diff_ids: Sequence[str], label: str) -> list[pull.Layer]:
+    budget = pull.Budget(pull.UNPACKED_LIMIT)
+    return [
+        pull.Layer(blob, diff_id, f"layer {number} of {label}", budget)
+        for number, (blob, diff_id) in enumerate(zip(blobs, diff_ids, strict=True), 1)
+    ]
+
+
+def _read_config(source: Source, descriptor: Descriptor, label: str) -> bytes:
+    what = f"the configuration of {label}"
+    if descriptor.size > _CONFIG_LIMIT:
+        raise BangerError(Code.CORRUPT, f"{what} has {descriptor.size:,} bytes; {_CONFIG_LIMIT:,} are possible")
+    with contextlib.closing(source.blob(descriptor, what)) as pieces:
         return b"".join(pieces)
+
+
+def _check_platform(config: bytes, platform: Platform, label: str) -> None:
+    """An image that is in no index says here alone what it is for."""
+    fields = Fields.parse(config, f"the configuration of {label}")
+    offered = platform_of(fields)
+    if offered.architecture and platform.rank(offered) is None:
+        shown = f"{offered.os[:20]}/{offered.architecture[:20]}/{offered.variant[:20]}".rstrip("/")
+        raise other_platform(label, {shown}, platform)
+
+
+def _check_layers(layers: Sequence[Descriptor], diff_ids: Sequence[str], label: str) -> None:
+    for layer in layers:
+        if layer.title or "tar" not in layer.media_type:
+            what = layer.title or layer.media_type
+            raise BangerError(
+                Code.UNSUPPORTED,
+                f"{label} is not the image of a root filesystem: {what[:120]!r} is one of its layers",
+                hint="files of such an artifact can be had with the oras command",
+            )
+    if len(diff_ids) != len(layers):
+        raise BangerError(
+            Code.CORRUPT, f"{label} has {len(layers)} layers, its configuration speaks of {len(diff_ids)}"
+        )
+    if not layers:
+        raise BangerError(Code.CORRUPT, f"{label} has no layers: there is nothing in it")
 
 
 def parse_diff_ids(config: bytes, label: str) -> tuple[str, ...]:
     """The digests of an image's unpacked layers, the lowest first; raises CORRUPT."""
     rootfs = Fields.parse(config, f"the configuration of {label}").object("rootfs")
-    diff_ids = rootfs.texts("diff_ids")
+    diff_ids = rootfs.texts("diff_ids") if rootfs.has("diff_ids") else ()
     if not all(re.fullmatch(r"sha256:[0-9a-f]{64}", diff_id) for diff_id in diff_ids):
         raise rootfs.wrong("diff_ids", "digests: sha256: and 64 hexadecimal digits")
     return diff_ids
@@ -104,21 +213,24 @@ def parse_diff_ids(config: bytes, label: str) -> tuple[str, ...]:
 def parse_config(config: bytes, label: str) -> ImageConfig:
     """What an image says of its main process (OCI Image Configuration 1.1, "config"); raises CORRUPT."""
     fields = Fields.parse(config, f"the configuration of {label}").object("config")
+    if b"\\u0000" in config:
+        raise BangerError(Code.CORRUPT, f"the configuration of {label} has NUL characters")
+    variables = _texts(fields, "Env")
     return ImageConfig(
         entrypoint=_texts(fields, "Entrypoint"),
         cmd=_texts(fields, "Cmd"),
-        env=_variables(fields),
-        user=fields.text("User", ""),
-        workdir=fields.text("WorkingDir", ""),
+        env=tuple(variable for variable in variables if variable.find("=") > 0),
+        user=_text(fields, "User"),
+        workdir=_text(fields, "WorkingDir"),
         volumes=fields.keys("Volumes"),
         exposed_ports=fields.keys("ExposedPorts"),
-        stop_signal=fields.text("StopSignal", ""),
+        stop_signal=_text(fields, "StopSignal"),
     )
+
+
+def _text(fields: Fields, key: str) -> str:
+    return fields.text(key, "") if fields.has(key) else ""
 
 
 def _texts(fields: Fields, key: str) -> tuple[str, ...]:
     return fields.texts(key) if fields.has(key) else ()
-
-
-def _variables(fields: Fields) -> tuple[str, ...]:
-    return tuple(variable for variable in _texts(fields, "Env") if not variable.startswith("=") and "=" in variable)

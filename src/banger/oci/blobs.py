@@ -31,26 +31,22 @@ class CachedBlob:
 
 
 class BlobCache:
-    """The blobs in `directory`/sha256, at most `limit` bytes of them besides what is in use.
+    """The blobs in `directory`, at most `limit` bytes of them besides what is in use.
 
     One process works with a cache at a time; any number of its threads do.
     """
 
     def __init__(self, directory: Path, limit: int) -> None:
-        self.directory = directory / "sha256"
+        self.directory = directory
         self._limit = limit
         self._lock = threading.Lock()
         self._held: Counter[str] = Counter()
         self._fetching: set[str] = set()
         self._fetched = threading.Condition(self._lock)
 
-    def sweep(self) -> list[Path]:
-        """Remove what interrupted downloads left; for the start of the only process that uses the cache."""
-        return system.sweep_staging(self.directory)
-
     @contextlib.contextmanager
     def held(self, digests: Collection[str]) -> Iterator[None]:
-        """Keep blobs in the cache, also those that are yet to come, until the block ends; its limit is enforced then."""
+        """Keep blobs in the cache, also those that are yet to come, until the block ends; then it is trimmed."""
         with self._lock:
             self._held.update(digests)
         try:

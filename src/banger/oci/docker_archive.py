@@ -37,6 +37,8 @@ class DockerArchiveSource:
     Such an image has no digest of a manifest; that of its config, which Docker calls the image's ID, serves instead.
     """
 
+    local = True
+
     def __init__(self, files: ArchiveFiles, name: str, job: Job) -> None:
         self._files = files
         self._name = name

@@ -18,9 +18,9 @@ from banger.job import Job
 
 MEMBERS_MAX = 2_000_000  # of all layers together; each file takes about 200 bytes of memory
 
-_WHITEOUT = b".wh."
-_OPAQUE = b".wh..wh..opq"
-_RESERVED = b".wh..wh."  # of AUFS, whose own files are no part of a tree
+WHITEOUT = b".wh."
+OPAQUE = b".wh..wh..opq"
+RESERVED = b".wh..wh."  # of AUFS, whose own files are no part of a tree
 _LINKS_MAX = 40  # on one way, as Linux has it (path_resolution(7))
 
 OpenLayer = Callable[[], AbstractContextManager[TarReader]]
@@ -74,7 +74,7 @@ class Tree:
             self._next += 1
             path = member.path
             parent, _, name = path.rpartition(b"/")
-            if name.startswith(_WHITEOUT):
+            if name.startswith(WHITEOUT):
                 self._white_out(parent, name)
             elif member.kind == tar.DIRECTORY:
                 self._add_directory(path, parent, name, number)
@@ -135,7 +135,8 @@ class Tree:
         parent, _, name = member.link.rpartition(b"/")
         found = self._walk(parent, member.path, make=False)
         target = found[0].children.get(name) if found else None
-        if target is None or isinstance(target, _Directory):
+        goes = (member.link + b"/").startswith(member.path + b"/")  # it makes room for the link first
+        if target is None or isinstance(target, _Directory) or goes:
             raise self._corrupt(
                 f"has a hard link {show(member.path)} to {show(member.link)}, which is no file before it"
             )
@@ -147,19 +148,19 @@ class Tree:
 
     def _white_out(self, parent: bytes, name: bytes) -> None:
         """Remove what layers below have there; what the same layer adds stays."""
-        if name.startswith(_RESERVED) and name != _OPAQUE:
+        if name.startswith(RESERVED) and name != OPAQUE:
             return
+        hidden = name[len(WHITEOUT) :]
+        if hidden in (b"", b".", b".."):
+            raise self._corrupt(f"has a whiteout {show(name)}, which names nothing")
         found = self._walk(parent, parent + b"/" + name, make=False)
         if found is None:
             return
         directory = found[0]
         self._last_path = None
-        if name == _OPAQUE:
+        if name == OPAQUE:
             self._remove_older(directory)
             return
-        hidden = name[len(_WHITEOUT) :]
-        if hidden in (b"", b".", b".."):
-            raise self._corrupt(f"has a whiteout {show(name)}, which names nothing")
         node = directory.children.get(hidden)
         if isinstance(node, _Directory):
             if not self._remove_older(node):

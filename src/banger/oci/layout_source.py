@@ -27,6 +27,8 @@ class LayoutSource:
     Raises CORRUPT for what is no layout, UNSUPPORTED for one of another version.
     """
 
+    local = True
+
     def __init__(self, files: Files, name: str, job: Job) -> None:
         self._files = files
         self._name = name

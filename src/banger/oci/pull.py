@@ -11,16 +11,19 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from banger.api.errors import BangerError, Code
-from banger.decompress import MAGIC_SIZE, chunks, compression
+from banger.decompress import MAGIC_SIZE, PieceReader, chunks, compression
 from banger.disk import tar
 from banger.disk.tar import Pieces, TarReader
 from banger.job import Job, Progress
 from banger.oci.blobs import BlobCache, no_space
 from banger.oci.manifest import Descriptor
+from banger.oci.source import Environment, Source, open_source
+from banger.readahead import read_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -36,10 +39,11 @@ _RESERVE = 256 << 20  # bytes to leave free on the disk
 _CHECK_EVERY = 32 << 20
 
 
-class Blobs(Protocol):
-    """Where blobs come from; see `oci.source`."""
+class Readable(Protocol):
+    """A blob that can be read from its beginning as often as need be."""
 
-    def blob(self, descriptor: Descriptor, label: str) -> Generator[bytes, None, None]: ...
+    def open(self, job: Job) -> io.RawIOBase:
+        """Its content; raises what obtaining it raises."""
 
 
 class Blob:
@@ -73,6 +77,9 @@ class Blob:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+    def open(self, job: Job) -> io.RawIOBase:
+        return _BlobReader(self, job)
 
     def read(self, position: int, size: int, job: Job) -> bytes:
         """Up to `size` bytes, b"" at the end; waits for what is still to come, and raises what its download raised."""
@@ -108,6 +115,18 @@ class _BlobReader(io.RawIOBase):
         return len(data)
 
 
+@dataclass(frozen=True)
+class LocalBlob:
+    """A blob of a source on this host, which is read there."""
+
+    source: Source
+    descriptor: Descriptor
+    label: str
+
+    def open(self, job: Job) -> io.RawIOBase:
+        return PieceReader(self.source.blob(self.descriptor, self.label))
+
+
 class Total:
     """Makes one progress of those of several downloads; other stages pass as they are."""
 
@@ -118,8 +137,9 @@ class Total:
         self._done: dict[str, int] = {}
         self._total = 0
 
-    def begin(self, total: int) -> None:
-        self._total = total
+    def begin(self, descriptors: Sequence[Descriptor]) -> None:
+        """What is reported from now on is of these blobs."""
+        self._total = sum(descriptor.size for descriptor in descriptors)
 
     def report(self, progress: Progress) -> None:
         if progress.stage != "download" or not self._total:
@@ -131,31 +151,60 @@ class Total:
         self._job.progress("download", self._message, min(done, self._total), self._total)
 
 
-@contextlib.contextmanager
-def downloading(
-    source: Blobs, descriptors: Sequence[Descriptor], cache: BlobCache, part: Job, total: Total
-) -> Iterator[list[Blob]]:
-    """Blobs that come from the cache or else from `source`, in this order, a few at once, while the block runs.
+class DamagedCache(Exception):
+    """Blobs in the cache were wrong; they are gone, and the pull has to begin again."""
 
-    `part` is the job that `source` works with, whose progress goes to `total`; it is cancelled with the block.
+
+@dataclass(frozen=True)
+class Opened:
+    """A source that works with the job `part`, whose progress goes to `total`; `label` names the image."""
+
+    source: Source
+    part: Job
+    total: Total
+    label: str
+
+
+@contextlib.contextmanager
+def opened(text: str, environment: Environment, job: Job) -> Iterator[Opened]:
+    """What `open_source` opens, for the block."""
+    total = Total(job, text)
+    with job.part(total.report) as part, open_source(text, part, environment) as source:
+        yield Opened(source, part, total, text)
+
+
+def local(opened: Opened, descriptors: Sequence[Descriptor]) -> list[LocalBlob]:
+    """The blobs of a source on this host."""
+    opened.total.begin(descriptors)
+    return [LocalBlob(opened.source, descriptor, label) for descriptor, label in _labelled(descriptors)]
+
+
+@contextlib.contextmanager
+def downloading(opened: Opened, descriptors: Sequence[Descriptor], cache: BlobCache) -> Iterator[list[Blob]]:
+    """Blobs that come from the cache or else from the source, a few at once, while the block runs.
+
+    The source's job is cancelled with the block.
     """
-    count = len(descriptors)
-    blobs = [Blob(descriptor, f"layer {number} of {count}") for number, descriptor in enumerate(descriptors, 1)]
-    total.begin(sum(descriptor.size for descriptor in descriptors))
-    # the same layer twice in one image waits for itself: it is read twice, but fetched once
+    blobs = [Blob(descriptor, label) for descriptor, label in _labelled(descriptors)]
+    opened.total.begin(descriptors)
     with ThreadPoolExecutor(_PARALLEL, "layer") as pool:
         try:
-            for blob in blobs:
-                pool.submit(_obtain, blob, blobs, source, cache, part)
+            for blob in reversed(blobs):  # as onepass reads them
+                pool.submit(_obtain, blob, blobs, opened.source, cache, opened.part)
             yield blobs
         finally:
-            part.cancel()
+            opened.part.cancel()
             pool.shutdown(cancel_futures=True)
             for blob in blobs:
                 blob.close()
 
 
-def _obtain(blob: Blob, all_blobs: Sequence[Blob], source: Blobs, cache: BlobCache, part: Job) -> None:
+def _labelled(descriptors: Sequence[Descriptor]) -> list[tuple[Descriptor, str]]:
+    count = len(descriptors)
+    return [(descriptor, f"layer {number} of {count}") for number, descriptor in enumerate(descriptors, 1)]
+
+
+def _obtain(blob: Blob, all_blobs: Sequence[Blob], source: Source, cache: BlobCache, part: Job) -> None:
     """Make a blob readable and complete it; whatever goes wrong is told to the readers of all."""
     descriptor = blob.descriptor
     try:
@@ -199,20 +248,26 @@ def _write(file: BinaryIO, pieces: Iterator[bytes], blob: Blob, directory: Path)
     blob.grown(len(last))
 
 
-class Layer:
-    """A layer's tar: opened as often as need be, its unpacked bytes checked by digest when it is read to its end."""
+@dataclass
+class Budget:
+    """How many bytes layers may still unpack to, all together."""
 
-    def __init__(self, blob: Blob, diff_id: str, label: str, left: int) -> None:
-        self.blob = blob
-        self.diff_id = diff_id
-        self.label = label
-        self.unpacked = 0  # bytes, once it has been checked
-        self._limit = left
+    left: int
+
+
+class Layer:
+    """A layer's tar, which can be opened as often as need be; `label` names it in errors."""
+
+    def __init__(self, blob: Readable, diff_id: str, label: str, budget: Budget) -> None:
+        self._blob = blob
+        self._diff_id = diff_id
+        self._label = label
+        self._budget = budget
 
     @contextlib.contextmanager
     def open(self, job: Job) -> Iterator[TarReader]:
         """Its members."""
-        with contextlib.closing(self._pieces(job)) as pieces:
+        with read_ahead(self._pieces(job)) as pieces:
             yield self._reader(Pieces(pieces))
 
     @contextlib.contextmanager
@@ -223,33 +278,37 @@ class Layer:
         def hashed() -> Iterator[bytes]:
             for piece in self._pieces(job):
                 digest.update(piece)
-                self.unpacked += len(piece)
+                self._budget.left -= len(piece)
+                if self._budget.left < 0:
+                    raise BangerError(Code.EXHAUSTED, f"with {self._label} more than {UNPACKED_LIMIT:,} bytes come out")
                 yield piece
 
-        stream = Pieces(hashed())
-        yield self._reader(stream)
-        while stream.skip(tar.CHUNK):
-            if self.unpacked > self._limit:
-                raise BangerError(Code.EXHAUSTED, f"{self.label} unpacks to more than {UNPACKED_LIMIT:,} bytes")
-        if f"sha256:{digest.hexdigest()}" != self.diff_id:
+        with read_ahead(hashed()) as pieces:
+            stream = Pieces(pieces)
+            yield self._reader(stream)
+            while stream.skip(tar.CHUNK):
+                pass
+        if f"sha256:{digest.hexdigest()}" != self._diff_id:
             raise BangerError(
                 Code.CORRUPT,
-                f"{self.label} is not what its image was made of: it unpacks to sha256:{digest.hexdigest()}, "
-                f"not {self.diff_id}",
+                f"{self._label} is not what its image was made of: it unpacks to sha256:{digest.hexdigest()}, "
+                f"not {self._diff_id}",
                 hint="the image was damaged or tampered with where it is published: ask its publisher",
             )
 
     def _reader(self, stream: Pieces) -> TarReader:
         # its digest tells a whole layer from one that is cut off, and some tools leave the end mark out
-        return TarReader(stream, self.label, self._limit, end_mark=False)
+        return TarReader(stream, self._label, UNPACKED_LIMIT, end_mark=False)
 
     def _pieces(self, job: Job) -> Generator[bytes, None, None]:
-        head = b""
-        while len(head) < MAGIC_SIZE and (more := self.blob.read(len(head), MAGIC_SIZE - len(head), job)):
-            head += more
-        kind = compression(head)
-        with io.BufferedReader(_BlobReader(self.blob, job), _STEP) as raw:
+        with self._blob.open(job) as raw:
+            head = b""
+            while len(head) < MAGIC_SIZE and (more := raw.read(MAGIC_SIZE - len(head))):
+                head += more
+            kind = compression(head)
+            rest = io.BufferedReader(raw, _STEP)
             if kind is not None:
-                yield from chunks(raw, kind, concatenated=True, name=self.label)
+                yield from chunks(rest, kind, concatenated=True, name=self._label, head=head)
             else:
-                yield from iter(lambda: raw.read(_STEP), b"")
+                yield head
+                yield from iter(lambda: rest.read(_STEP), b"")

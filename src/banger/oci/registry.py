@@ -19,6 +19,8 @@ from banger.oci.reference import Reference, Registries, split_mirror
 class Registry:
     """One repository of a registry, as a `source.Source`; threads may share it."""
 
+    local = False
+
     def __init__(
         self, reference: Reference, job: Job, registries: Registries | None = None, *, timeouts: Timeouts = USUAL
     ) -> None:

@@ -21,7 +21,12 @@ from banger.paths import absolute_path
 
 
 class Source(Protocol):
-    """Where one image comes from. Threads may read blobs at the same time."""
+    """Where one image comes from. Threads may read blobs at the same time.
+
+    One that is `local` lies on this host: its blobs can as well be read again as be kept in a cache.
+    """
+
+    local: bool
 
     def resolve(self, platform: Platform) -> Image:
         """The image for a platform; raises NOT_FOUND, INVALID, DOWNLOAD, CORRUPT, UNSUPPORTED."""

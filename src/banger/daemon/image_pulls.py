@@ -1,0 +1,214 @@
+"""Pulling images: from catalogs, registries, layouts and archives; equal pulls share one download."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from banger import system
+from banger.api import models as m
+from banger.api.errors import BangerError, Code
+from banger.api.operations import FETCHING
+from banger.catalogs.local import Catalogs
+from banger.config import Config
+from banger.daemon.jobs import Report, Shared, Workers
+from banger.imagecat import fetch, oci
+from banger.imagecat import manifest as images
+from banger.imagecat.catalog import CatalogEntry
+from banger.imagecat.manifest import ImageManifest
+from banger.job import Job, Progress
+from banger.kernelcat.manifest import KernelManifest
+from banger.oci.blobs import BlobCache
+from banger.oci.location import Location
+from banger.oci.platform import Platform
+from banger.oci.reference import Reference
+from banger.oci.source import Environment, default_name
+from banger.paths import Layout
+
+
+class Kernels(Protocol):
+    """Where the kernels of images come from."""
+
+    async def ensure(self, name: str, report: Report) -> KernelManifest: ...
+
+
+class BundleFetch(Protocol):
+    """As `fetch.fetch_image`."""
+
+    def __call__(
+        self,
+        images_dir: Path,
+        name: str,
+        entry: CatalogEntry,
+        job: Job,
+        *,
+        environment: fetch.Environment,
+        kernel: Path | None,
+        replace: bool,
+        publishing: Callable[[], threading.Lock],
+    ) -> ImageManifest: ...
+
+
+class ImagePulls:
+    """Finds out what a name means, and pulls it."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        config: Config,
+        workers: Workers,
+        publication: threading.Lock,
+        kernels: Kernels,
+        catalogs: Catalogs[CatalogEntry],
+        cache: BlobCache,
+        *,
+        pull_and_flatten: oci.Flatten,
+        finalize_pulled_rootfs: oci.Finalize,
+        bundle_fetch: BundleFetch,
+    ) -> None:
+        self._layout = layout
+        self._config = config
+        self._workers = workers
+        self._publication = publication
+        self._kernels = kernels
+        self._catalogs = catalogs
+        self._cache = cache
+        self._pull_and_flatten = pull_and_flatten
+        self._finalize_pulled_rootfs = finalize_pulled_rootfs
+        self._bundle_fetch = bundle_fetch
+        self._flights: Shared[ImageManifest] = Shared(workers)
+
+    async def pull(self, request: m.ImagePull, report: Report) -> ImageManifest:
+        """Pull what a request names; see `ImagePull`."""
+        platform = Platform.parse(request.platform) if request.platform else Platform.host()
+        try:
+            entry = await self._workers.run(lambda job: self._resolve(request.name, platform))
+        except BangerError as error:
+            if error.code is not Code.NOT_FOUND or not _is_bare(request.name):
+                raise
+            return await self._pull_unknown(request, platform, error, report)
+        if entry is None:
+            return await self._pull_oci(request, self._canonical(request.name), platform, report)
+        wanted = m.ImagePull(
+            name=request.name,
+            save_as=request.save_as or entry.name,
+            kernel_ref=request.kernel_ref or entry.kernel_ref,
+            force=request.force,
+        )
+        if entry.kind == "oci":
+            origin = f"{entry.origin}/{entry.name}"
+            return await self._pull_oci(wanted, self._canonical(entry.image), platform, report, origin)
+        return await self._pull_entry(wanted, entry, report)
+
+    async def ensure(self, name: str, report: Report) -> ImageManifest:
+        """The local image that a name or a reference means, pulled when it is missing."""
+        there = await self._workers.run(lambda job: self._find_local(name))
+        return there or await self.pull(m.ImagePull(name), report)
+
+    def _find_local(self, name: str) -> ImageManifest | None:
+        if _is_name(name):
+            try:
+                return images.read_local(self._layout.images, name)
+            except BangerError as error:
+                if error.code is not Code.NOT_FOUND:
+                    raise
+                return None
+        if self._resolve(name, Platform.host()) is not None:
+            name = name.rpartition("/")[2]
+            return images.read_local(self._layout.images, name) if (self._layout.images / name).exists() else None
+        text = self._canonical(name)
+        local = self._layout.images / default_name(text, self._config.registries)
+        there = images.read_local(self._layout.images, local.name) if _is_name(local.name) and local.exists() else None
+        # one of that name from elsewhere is told of when this one is pulled
+        return there if there is not None and there.source == oci.source_of(text) else None
+
+    def _resolve(self, name: str, platform: Platform) -> CatalogEntry | None:
+        return self._catalogs.resolve(name, platform.architecture, self._config.default_registry)
+
+    def _canonical(self, text: str) -> str:
+        """The same for however it was written."""
+        location = Location.parse(text)
+        return str(location or Reference.parse(text, self._config.default_registry))
+
+    async def _pull_unknown(
+        self, request: m.ImagePull, platform: Platform, unknown: BangerError, report: Report
+    ) -> ImageManifest:
+        """Pull what no catalog has from the default registry."""
+        try:
+            return await self._pull_oci(request, self._canonical(request.name), platform, report)
+        except BangerError as error:
+            if error.code in (Code.NOT_FOUND, Code.DOWNLOAD):
+                hint = unknown.hint if unknown.hint.startswith("did you mean") else error.hint
+                raise BangerError(error.code, f"{unknown.message}, and {error.message}", hint=hint) from error
+            raise
+
+    async def _pull_oci(
+        self, request: m.ImagePull, text: str, platform: Platform, report: Report, origin: str = ""
+    ) -> ImageManifest:
+        try:
+            name = system.validate_name(request.save_as or default_name(text, self._config.registries), "image")
+        except BangerError as error:
+            error.hint = error.hint if request.save_as else "say what it is to be called here: --as NAME"
+            raise
+        kernel = await self._kernel(request.kernel_ref, report)
+        report(Progress(FETCHING, f"the image {name}"))
+        return await self._flights.run(
+            f"{name} {text} {platform} {kernel} {request.force}",
+            lambda job: oci.pull_oci(
+                self._layout.images,
+                name,
+                text,
+                job,
+                platform=platform,
+                environment=Environment(self._layout.cache, self._config.registries),
+                cache=self._cache,
+                kernel=kernel,
+                origin=origin,
+                replace=request.force,
+                publishing=lambda: self._publication,
+                flatten=self._pull_and_flatten,
+                finalize=self._finalize_pulled_rootfs,
+            ),
+            report,
+        )
+
+    async def _pull_entry(self, request: m.ImagePull, entry: CatalogEntry, report: Report) -> ImageManifest:
+        name = system.validate_name(request.save_as, "image")
+        kernel = await self._kernel(request.kernel_ref, report)
+        slow = ", which takes a minute or more" if entry.kind == "debian" else ""
+        report(Progress(FETCHING, f"the image {name}{slow}"))
+        return await self._flights.run(
+            f"{name} {entry!r} {kernel} {request.force}",
+            lambda job: self._bundle_fetch(
+                self._layout.images,
+                name,
+                entry,
+                job,
+                environment=fetch.Environment(self._config.debian_mirror),
+                kernel=kernel,
+                replace=request.force,
+                publishing=lambda: self._publication,
+            ),
+            report,
+        )
+
+    async def _kernel(self, name: str, report: Report) -> Path | None:
+        """The directory of a kernel that an image is to refer to, which is pulled when it is missing."""
+        if not name:
+            return None
+        kernel = await self._kernels.ensure(name, report)
+        return self._layout.kernels / kernel.name
+
+
+def _is_bare(name: str) -> bool:
+    return not any(character in name for character in "/:@")
+
+
+def _is_name(name: str) -> bool:
+    try:
+        system.validate_name(name, "image")
+    except BangerError:
+        return False
+    return True

@@ -1,0 +1,394 @@
+"""Images out of registries and archives through a daemon: what arrives, what is shared, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from banger.api import models as m
+from banger.api import operations as op
+from banger.api.errors import BangerError, Code
+from banger.imagecat import manifest as images
+from tests.daemons import DaemonProcess, running_daemon
+from tests.registry import (
+    Image,
+    Layer,
+    RunningRegistry,
+    cutting_proxy,
+    digest_of,
+    image,
+    layer,
+    oci_layout,
+    running_registry,
+)
+
+# a program for x86-64 that nobody runs: e_ident and e_machine, System V ABI, "ELF Header"
+ELF = b"\x7fELF\x02\x01".ljust(18, b"\0") + (62).to_bytes(2, "little") + bytes(44)
+BASE = layer({"bin/": None, "bin/sh": ELF, "etc/": None, "etc/os-release": b'ID=tiny\nPRETTY_NAME="Tiny 1"\n'})
+TOP = layer({"etc/": None, "etc/motd": b"hello"})
+PADDING = random.Random(1).randbytes(3 << 20)
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither logins nor proxies."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "no-logins"))
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRegistry]:
+    with running_registry(tmp_path_factory.mktemp("registry") / "registry") as registry:
+        yield registry
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
+    with running_daemon(tmp_path / "daemon") as daemon:
+        yield daemon
+        staged = [*daemon.layout.images.glob(".staging-*"), *daemon.layout.cache.rglob(".staging-*")]
+        assert staged == []
+
+
+class Pusher:
+    """Pushes images made of layers into a registry."""
+
+    def __init__(self, registry: RunningRegistry, directory: Path) -> None:
+        self.registry = registry
+        self._directory = directory
+        self._count = 0
+
+    def __call__(self, name: str, pushed: Image | Sequence[Layer], *options: str) -> str:
+        self._count += 1
+        made = pushed if isinstance(pushed, Image) else image(pushed)
+        self.registry.push(oci_layout(self._directory / str(self._count), [made]), name, *options)
+        return f"{self.registry.address}/{name}"
+
+
+@pytest.fixture
+def push(registry: RunningRegistry, tmp_path: Path) -> Pusher:
+    return Pusher(registry, tmp_path / "layouts")
+
+
+def pull(daemon: DaemonProcess, name: str, save_as: str = "", *, force: bool = False) -> m.ImageInfo:
+    return daemon.client.call(op.IMAGE_PULL, m.ImagePull(name, save_as, force=force))
+
+
+def refused(daemon: DaemonProcess, name: str) -> BangerError:
+    with pytest.raises(BangerError) as caught:
+        pull(daemon, name)
+    assert caught.value.hint or caught.value.code is Code.CORRUPT
+    return caught.value
+
+
+def listing(daemon: DaemonProcess, name: str) -> dict[str, bytes]:
+    """The files of an image by path."""
+    manifest = images.read_local(daemon.layout.images, name)
+    rootfs = images.image_paths(daemon.layout.images, manifest).rootfs
+    target = daemon.layout.state / f"unpacked-{manifest.rootfs_sha256[:8]}"
+    if not target.exists():
+        subprocess.run(
+            ["unsquashfs", "-quiet", "-no-progress", "-dest", target, rootfs], check=True, capture_output=True
+        )
+    return {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()}
+
+
+def cached(daemon: DaemonProcess) -> list[str]:
+    return [blob.digest for blob in daemon.client.call(op.IMAGE_CACHE_LIST, m.Empty()).blobs]
+
+
+def configured(layers: Sequence[Layer], **config: object) -> Image:
+    """An image whose configuration says more."""
+    made = image(layers)
+    fields = json.loads(made.config)
+    fields.update(config)
+    return with_config(made, json.dumps(fields).encode())
+
+
+def with_config(made: Image, config: bytes) -> Image:
+    manifest = json.loads(made.manifest)
+    manifest["config"].update(digest=digest_of(config), size=len(config))
+    return dataclasses.replace(made, config=config, manifest=json.dumps(manifest).encode())
+
+
+def test_an_image_of_a_registry(daemon: DaemonProcess, push: Pusher) -> None:
+    config = {
+        "Entrypoint": ["/bin/sh", "-c"],
+        "Cmd": ["id"],
+        "Env": ["PATH=/bin", "A=b=c", "none"],
+        "User": "nobody",
+        "WorkingDir": "/etc",
+        "ExposedPorts": {"80/tcp": {}},
+        "Volumes": {"/data": {}},
+        "StopSignal": "SIGQUIT",
+        "Labels": {"who": "me"},
+    }
+    name = push("team/tiny:1.0", configured([BASE, TOP], config=config, created="2026-01-02T03:04:05Z"))
+    info = pull(daemon, name)
+    assert (info.name, info.arch, info.distro, info.source) == ("tiny-1.0", "amd64", "Tiny 1", f"oci:{name}")
+    assert (info.entrypoint, info.command, info.env) == (["/bin/sh", "-c"], ["id"], ["PATH=/bin", "A=b=c"])
+    assert (info.user, info.workdir, info.stop_signal) == ("nobody", "/etc", "SIGQUIT")
+    assert (info.exposed_ports, info.volumes, info.labels) == (["80/tcp"], ["/data"], {"who": "me"})
+    assert info.created == "2026-01-02T03:04:05Z"
+    assert info.digest.startswith("sha256:")
+    files = listing(daemon, "tiny-1.0")
+    assert files["etc/motd"] == b"hello"
+    assert files["bin/sh"] == ELF
+    assert set(cached(daemon)) == {digest_of(BASE.data), digest_of(TOP.data)}
+    assert [manifest.name for manifest in images.list_local(daemon.layout.images)[0]] == ["tiny-1.0"]
+
+
+def test_the_same_digest_is_not_pulled_again(daemon: DaemonProcess, push: Pusher) -> None:
+    name = push("same", [BASE])
+    first = pull(daemon, name)
+    daemon.client.call(op.IMAGE_CACHE_PRUNE, m.CachePrune())
+    assert pull(daemon, name) == first
+    assert cached(daemon) == []
+    assert pull(daemon, name, force=True).sha256 == first.sha256  # same digest, same bytes
+    assert cached(daemon) == [digest_of(BASE.data)]
+
+
+def test_a_tag_that_has_moved(daemon: DaemonProcess, push: Pusher) -> None:
+    name = push("moving", [BASE])
+    pull(daemon, name)
+    push("moving", [BASE, TOP])
+    error = refused(daemon, name)
+    assert (error.code, error.hint) == (Code.EXISTS, "replace it with --force")
+    assert "has changed since" in error.message
+    assert pull(daemon, name, force=True).layers == 2
+
+
+def test_two_references_for_one_name(daemon: DaemonProcess, push: Pusher) -> None:
+    pull(daemon, push("one/app:2", [BASE]))
+    other = push("two/app:2", [BASE])
+    error = refused(daemon, other)
+    assert error.code is Code.EXISTS
+    assert "belongs to an image from oci:" in error.message
+    assert "--as" in error.hint
+    assert pull(daemon, other, save_as="second").name == "second"
+
+
+def test_layers_are_downloaded_once(daemon: DaemonProcess, push: Pusher, registry: RunningRegistry) -> None:
+    pull(daemon, push("shared/one", [BASE, TOP]))
+    two = push("shared/two", [BASE, layer({"two": b"2"})])
+    stored = registry.blob(digest_of(BASE.data))
+    away = stored.with_name("away")
+    stored.rename(away)
+    try:
+        assert listing(daemon, pull(daemon, two).name)["two"] == b"2"
+    finally:
+        away.rename(stored)
+
+
+def test_a_blob_that_was_damaged_in_the_cache_is_fetched_again(daemon: DaemonProcess, push: Pusher) -> None:
+    name = push("damaged", [BASE, layer({"padding": PADDING})])
+    first = pull(daemon, name)
+    for blob in daemon.layout.blobs.iterdir():
+        data = bytearray(blob.read_bytes())
+        data[len(data) // 2] ^= 1
+        blob.write_bytes(data)
+    assert pull(daemon, name, force=True).sha256 == first.sha256
+    assert daemon.client.call(op.IMAGE_CACHE_VERIFY, m.Empty()) == m.CacheVerified(2, [])
+
+
+def test_the_cache_is_listed_verified_pruned_and_held_to_its_limit(tmp_path: Path, push: Pusher) -> None:
+    large = layer({"padding": PADDING})
+    with running_daemon(tmp_path / "daemon", config=f"cache_size = {4 << 20}\n") as daemon:
+        pull(daemon, push("cache/one", [BASE, large]))
+        listed = daemon.client.call(op.IMAGE_CACHE_LIST, m.Empty()).blobs
+        assert {blob.digest: blob.images for blob in listed} == {
+            digest_of(BASE.data): ["one"],
+            digest_of(large.data): ["one"],
+        }
+        assert not any(blob.in_use for blob in listed)
+        pull(daemon, push("cache/two", [BASE, layer({"other": PADDING[::-1]})]))
+        assert digest_of(large.data) not in cached(daemon)
+        assert digest_of(BASE.data) in cached(daemon)
+        damaged = daemon.layout.blobs / digest_of(BASE.data).removeprefix("sha256:")
+        damaged.write_bytes(b"x")
+        verified = daemon.client.call(op.IMAGE_CACHE_VERIFY, m.Empty())
+        assert verified == m.CacheVerified(2, [digest_of(BASE.data)])
+        pruned = daemon.client.call(op.IMAGE_CACHE_PRUNE, m.CachePrune())
+        assert pruned.blobs == 1
+        assert pruned.freed_bytes > 3 << 20
+        assert cached(daemon) == []
+
+
+@pytest.mark.parametrize(("packed", "form"), [("gzip", "v2s2"), ("gzip", "oci"), ("zstd", "oci")])
+def test_formats(daemon: DaemonProcess, push: Pusher, packed: str, form: str) -> None:
+    layers = [layer({"bin/": None, "bin/sh": ELF}, packed), layer({"a": b"a"}, packed)]
+    name = push(f"formats/{packed}-{form}", layers, "--format", form)
+    assert listing(daemon, pull(daemon, name).name) == {"bin/sh": ELF, "a": b"a"}
+
+
+@pytest.mark.parametrize("transport", ["oci", "oci-archive", "docker-archive"])
+def test_images_in_files(daemon: DaemonProcess, tmp_path: Path, transport: str) -> None:
+    layout = oci_layout(tmp_path / "layout", [image([BASE, TOP])])
+    target = tmp_path / "saved"
+    tag = "team/app:3" if transport == "docker-archive" else "v3"
+    copy = ["skopeo", "copy", "--quiet", "--insecure-policy", f"oci:{layout}", f"{transport}:{target}:{tag}"]
+    subprocess.run(copy, check=True, capture_output=True)
+    info = pull(daemon, f"{transport}:{target}:{tag}")
+    assert info.name == ("app-3" if transport == "docker-archive" else "saved-v3")
+    assert listing(daemon, info.name)["etc/motd"] == b"hello"
+    assert cached(daemon) == []  # they lie on this host already
+    assert pull(daemon, f"{transport}:{target}:{tag}") == info
+
+
+REFUSED: dict[str, tuple[Callable[[], Image], Code, str]] = {
+    "layers that unpack to something else": (
+        lambda: with_config(image([BASE, TOP]), image([TOP, BASE]).config),
+        Code.CORRUPT,
+        "is not what its image was made of",
+    ),
+    "a configuration of fewer layers": (
+        lambda: with_config(image([BASE, TOP]), image([BASE]).config),
+        Code.CORRUPT,
+        "has 2 layers, its configuration speaks of 1",
+    ),
+    "no configuration": (lambda: with_config(image([BASE]), b"[]"), Code.CORRUPT, "is not a JSON object"),
+    "digests of another kind": (
+        lambda: configured([BASE], rootfs={"diff_ids": ["md5:1"]}),
+        Code.CORRUPT,
+        "'diff_ids' in",
+    ),
+    "no layers": (lambda: image([]), Code.CORRUPT, "has no layers"),
+    "an artifact": (
+        lambda: image([Layer(b"{}", digest_of(b"{}"), "application/vnd.in-toto+json")]),
+        Code.UNSUPPORTED,
+        "is not the image of a root filesystem",
+    ),
+    "another platform": (
+        lambda: image([BASE], architecture="s390x"),
+        Code.NOT_FOUND,
+        "is for 'linux/s390x', not for linux/amd64",
+    ),
+    "no program": (lambda: image([TOP]), Code.CORRUPT, "there is no program in it"),
+    "no tar": (
+        lambda: image([Layer(b"hello", digest_of(b"hello"), BASE.media_type)]),
+        Code.CORRUPT,
+        "layer 1 of",
+    ),
+    "gzip that is cut off": (
+        lambda: image([dataclasses.replace(BASE, data=BASE.data[:-20])]),
+        Code.CORRUPT,
+        "is damaged",
+    ),
+    "a name that leads out": (
+        lambda: image([BASE, layer({"../../etc/passwd": b""})]),
+        Code.CORRUPT,
+        "points out of the archive",
+    ),
+    "a configuration of wrong types": (
+        lambda: configured([BASE], config={"Env": "PATH=/bin"}),
+        Code.CORRUPT,
+        "'Env' in",
+    ),
+    "NUL characters": (lambda: configured([BASE], config={"User": "a\0b"}), Code.CORRUPT, "NUL"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(daemon: DaemonProcess, push: Pusher, case: str) -> None:
+    make, code, message = REFUSED[case]
+    name = push(f"refused/{list(REFUSED).index(case)}", make())
+    error = refused(daemon, name)
+    assert error.code is code
+    assert message in error.message
+    assert "\n" not in error.message
+    assert list(daemon.layout.images.iterdir()) == []
+
+
+def test_unknown_images(tmp_path: Path, registry: RunningRegistry) -> None:
+    config = f'default_registry = "{registry.address}"\n'
+    with running_daemon(tmp_path / "daemon", config=config) as daemon:
+        error = refused(daemon, "debian-bookwurm")
+        assert error.code is Code.NOT_FOUND
+        assert "no image 'debian-bookwurm' in the catalogs, and the registry has no image" in error.message
+        assert error.hint == "did you mean 'debian-bookworm'?"
+        error = refused(daemon, "corp/edge")
+        assert error.message == "there is no catalog 'corp'"
+        error = refused(daemon, "Not A Reference")
+        assert error.code is Code.INVALID
+
+
+def test_a_connection_that_breaks_is_resumed(daemon: DaemonProcess, push: Pusher, registry: RunningRegistry) -> None:
+    push("broken", [BASE, layer({"padding": PADDING})])
+    with cutting_proxy(registry.address, after=1 << 20, times=2) as proxy:
+        info = pull(daemon, f"{proxy.address}/broken")
+        assert proxy.broken
+    assert listing(daemon, info.name)["padding"] == PADDING
+
+
+def test_a_registry_that_goes_away(daemon: DaemonProcess, push: Pusher, registry: RunningRegistry) -> None:
+    push("lost", [BASE, layer({"padding": PADDING})])
+    with cutting_proxy(registry.address, after=1 << 16, times=1000) as proxy:
+        error = refused(daemon, f"{proxy.address}/lost")
+    assert error.code is Code.DOWNLOAD
+    assert list(daemon.layout.images.iterdir()) == []
+
+
+def together(*work: Callable[[], object]) -> list[object]:
+    """The results or errors of calls that begin at once."""
+    results: list[object] = [None] * len(work)
+    barrier = threading.Barrier(len(work))
+
+    def run(index: int) -> None:
+        barrier.wait()
+        try:
+            results[index] = work[index]()
+        except BangerError as error:
+            results[index] = error
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(work))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_parallel_pulls_of_one_reference_are_one_download(
+    daemon: DaemonProcess, push: Pusher, registry: RunningRegistry
+) -> None:
+    push("once", [BASE, layer({"padding": PADDING})])
+    with cutting_proxy(registry.address, after=1 << 40) as proxy:
+        name = f"{proxy.address}/once"
+        infos = together(*[lambda: pull(daemon, name)] * 6)
+        blobs = [head for head in proxy.heads if f"/blobs/{digest_of(BASE.data)}" in head]
+    assert len({repr(info) for info in infos}) == 1
+    assert isinstance(infos[0], m.ImageInfo)
+    assert len(blobs) == 1
+
+
+def test_parallel_pulls_to_one_name_have_one_winner(daemon: DaemonProcess, push: Pusher) -> None:
+    names = [push(f"race/{number}", [BASE, layer({"who": b"%d" % number})]) for number in range(4)]
+    results = together(*[lambda name=name: pull(daemon, name, save_as="winner") for name in names])
+    won = [result for result in results if isinstance(result, m.ImageInfo)]
+    lost = [result for result in results if isinstance(result, BangerError)]
+    assert (len(won), {error.code for error in lost}) == (1, {Code.EXISTS})
+    assert listing(daemon, "winner")["who"] == won[0].source.rpartition("/")[2].partition(":")[0].encode()
+
+
+def test_pulls_against_removals_and_replacements(daemon: DaemonProcess, push: Pusher) -> None:
+    name = push("against", [BASE])
+    expected = {Code.NOT_FOUND, Code.EXISTS}
+    for _ in range(10):
+        results = together(
+            lambda: pull(daemon, name, save_as="it"),
+            lambda: pull(daemon, name, save_as="it", force=True),
+            lambda: daemon.client.call(op.IMAGE_DELETE, m.ImageDelete("it")),
+            lambda: daemon.client.call(op.IMAGE_TAG, m.ImageTag("it", "copy", True)),
+        )
+        assert {error.code for error in results if isinstance(error, BangerError)} <= expected
+        checks = daemon.client.call(op.IMAGE_VERIFY, m.ImageVerify()).images
+        assert [check for check in checks if check.problem] == []
