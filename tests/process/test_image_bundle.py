@@ -26,6 +26,7 @@ from banger.imagecat.catalog import CatalogEntry
 from banger.imagecat.importer import import_image
 from banger.imagecat.manifest import ImageConfig, ImageManifest, Layer, read_local, write_local
 from banger.imagecat.register import register_image
+from banger.imagecat.rootfs import filesystem_type
 from banger.job import Job
 from banger.vmm.detect import host_arch
 from tests.daemons import running_daemon
@@ -406,3 +407,10 @@ def test_exported_published_pulled_and_outdated(tmp_path: Path) -> None:
 
 def state(listed: m.ImageCatalog, name: str) -> str:
     return next(entry.state for entry in listed.entries if entry.name == name)
+
+
+def test_an_image_of_a_bundle_without_a_work_seed_gets_one(image: Path, tmp_path: Path) -> None:
+    content = exported(image)
+    (tmp_path / "fetched").mkdir()
+    fetch_file(tmp_path / "fetched/images", content)
+    assert filesystem_type(tmp_path / "fetched/images/mine/work-seed.ext4") == "ext4"

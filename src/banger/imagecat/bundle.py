@@ -23,6 +23,7 @@ from banger.archives import Bounds, plain_member
 from banger.catalogs.format import origin_of, revision
 from banger.disk import tar
 from banger.disk.tar import Member, TarReader
+from banger.disk.work_seed import make_work_seed
 from banger.entries import MANIFEST
 from banger.fields import Fields
 from banger.imagecat.catalog import CatalogEntry
@@ -99,6 +100,9 @@ def fetch_bundle(
             document = _receive(pieces, source, staged, job)
             manifest = _manifest(document, name, entry, source, kernel)
             _check(staged, manifest)
+            seed = staged / WORK_SEED
+            if manifest.rootfs == ROOTFS_SQUASHFS and not seed.exists():
+                make_work_seed(staged / ROOTFS_SQUASHFS, manifest.home, seed, (), job)
             publish(staged, images_dir, manifest, kernel, job, replace, publishing)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
