@@ -43,7 +43,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(TYPED)
-	$(BIN)/mypy --scripts-are-modules scripts/setup-host \
+	$(BIN)/mypy --scripts-are-modules scripts/setup-host scripts/build-golden-image \
 		$(wildcard scripts/publish-* scripts/make-*-kernel scripts/register-*-image)
 
 bench: $(VENV)/installed

@@ -187,6 +187,7 @@ def test_a_bundle_over_http(image: Path, images: Path, server: BundleServer) -> 
     assert (manifest.config, manifest.home, manifest.layers) == (before.config, before.home, before.layers)
     assert (images / "mine/rootfs.squashfs").read_bytes() == (image / "rootfs.squashfs").read_bytes()
     assert (images / "mine/config.json").read_text() == '{"os": "linux"}'
+    assert filesystem_type(images / "mine/work-seed.ext4") == "ext4"  # made here
     assert left(images) == ["mine"]
 
 

@@ -21,7 +21,7 @@ from banger.daemon.image_pulls import BundleFetch, ImagePulls, Kernels
 from banger.daemon.jobs import Report, Workers
 from banger.imagecat import configuration, oci
 from banger.imagecat import manifest as images
-from banger.imagecat.bundle import write_image_bundle
+from banger.imagecat.bundle import bundle_entry, write_image_bundle
 from banger.imagecat.catalog import IMAGES, CatalogEntry, revision
 from banger.imagecat.copies import hold_image, promote_image, tag_image
 from banger.imagecat.export import export_oci
@@ -197,7 +197,7 @@ class ImageService:
                 if request.format == "bundle":
                     with archives.new_file(output, request.force) as stream:
                         write_image_bundle(held, manifest, stream, job)
-                    entry = _bundle_entry(manifest, output, request.url, job)
+                    entry = bundle_entry(manifest, output, request.url, job)
                     return m.ImageExported(str(output), f"sha256:{entry.tarball_sha256}", entry.size_bytes, entry)
                 exported = export_oci(held, manifest, output, job, replace=request.force)
             return m.ImageExported(str(output), exported.digest, exported.size_bytes)
@@ -342,20 +342,6 @@ def _absent_ignored() -> Iterator[None]:
     except BangerError as error:
         if error.code is not Code.NOT_FOUND:
             raise
-
-
-def _bundle_entry(manifest: ImageManifest, output: Path, url: str, job: Job) -> m.ImageBundleEntry:
-    return m.ImageBundleEntry(
-        name=manifest.name,
-        kind="bundle",
-        distro=manifest.distro or "unknown",
-        arch=manifest.arch,
-        kernel_ref=manifest.kernel_ref,
-        tarball_url=url or output.name,
-        tarball_sha256=entries.sum_file(output, job),
-        size_bytes=output.stat().st_size,
-        description="",
-    )
 
 
 def _catalog_info(entry: CatalogEntry, state: str) -> m.CatalogImage:

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from banger import archives, download, system
+from banger.api import models as m
 from banger.api.errors import BangerError, Code
 from banger.archives import Bounds, plain_member
 from banger.catalogs.format import origin_of, revision
 from banger.disk import tar
 from banger.disk.tar import Member, TarReader
 from banger.disk.work_seed import make_work_seed
-from banger.entries import MANIFEST
+from banger.entries import MANIFEST, sum_file
 from banger.fields import Fields
 from banger.imagecat.catalog import CatalogEntry
 from banger.imagecat.importer import Publishing, now, publish, refuse_existing
@@ -127,6 +128,21 @@ def write_image_bundle(entry: Path, manifest: ImageManifest, output: BinaryIO, j
     total = manifest.size_bytes
     with contextlib.closing(_contents(entry, manifest)) as contents:
         archives.write(output, contents, total, job)
+
+
+def bundle_entry(manifest: ImageManifest, output: Path, url: str, job: Job) -> m.ImageBundleEntry:
+    """The catalog entry of the bundle `output`; `url` is where it will be published, '' for beside the catalog."""
+    return m.ImageBundleEntry(
+        name=manifest.name,
+        kind="bundle",
+        distro=manifest.distro or "unknown",
+        arch=manifest.arch,
+        kernel_ref=manifest.kernel_ref,
+        tarball_url=url or output.name,
+        tarball_sha256=sum_file(output, job),
+        size_bytes=output.stat().st_size,
+        description="",
+    )
 
 
 def _contents(entry: Path, manifest: ImageManifest) -> Generator[tuple[Member, Iterable[bytes]]]:
