@@ -75,6 +75,7 @@ def test_what_cannot_be_built_is_told(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["x.tar.zst"]
 
 
+@pytest.mark.timeout(600)  # builds two
 def test_a_golden_image_is_the_same_every_time(tmp_path: Path) -> None:
     if shutil.which("mmdebstrap") is None:
         pytest.skip("mmdebstrap is not installed")
