@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from banger.guest.agent import Agent, ExecRequest
-from banger.guest.session import AgentError, Exit
-from tests.process.agents import TIMEOUT, AgentProcess, Fifo, agent_process, collect
+from banger.guest.session import AgentError, Data, Exit
+from tests.process.agents import TIMEOUT, AgentProcess, Fifo, agent_process
 
 pytestmark = pytest.mark.anyio
 
@@ -21,10 +21,10 @@ async def _until_gone(process: AgentProcess, agent: Agent) -> None:
     assert process.process.wait(TIMEOUT) == 0
 
 
-def _says_much(number: int, fifo: Fifo) -> ExecRequest:
-    """A command that answers a signal with 900 kB and status 3; with 4 when its child got the signal, too."""
+def _says_much(number: int, fifo: Fifo, size: int) -> ExecRequest:
+    """A command that answers a signal with `size` bytes and status 3; with 4 when its child got the signal, too."""
     script = (
-        f"sleep 1000 & child=$!; trap 'head -c 900000 /dev/zero; kill -9 $child || exit 4; exit 3' {number}; "
+        f"sleep 1000 & child=$!; trap 'head -c {size} /dev/zero; kill -9 $child || exit 4; exit 3' {number}; "
         f"echo ready >{fifo.path}; wait"
     )
     return ExecRequest(("sh", "-c", script), log=True, main=True)
@@ -35,7 +35,7 @@ async def test_its_signal_and_its_last_words(agent_program: Path, tmp_path: Path
     log = tmp_path / "log"
     with agent_process(agent_program, tmp_path, log) as process:
         async with process.connected() as agent:
-            await agent.spawn(_says_much(number, fifo))
+            await agent.spawn(_says_much(number, fifo, 900_000))
             assert await fifo.line() == "ready"
             await agent.shutdown(grace_ms=60_000, signal=number)
             await _until_gone(process, agent)
@@ -45,12 +45,14 @@ async def test_its_signal_and_its_last_words(agent_program: Path, tmp_path: Path
 async def test_the_last_words_of_an_attached_one(agent_program: Path, tmp_path: Path, fifo: Fifo) -> None:
     with agent_process(agent_program, tmp_path) as process:
         async with process.connected() as agent:
-            channel = await agent.exec(_says_much(signal.SIGTERM, fifo))
+            # less than what makes the host grant more, which would tell it too early that the agent is gone
+            channel = await agent.exec(_says_much(signal.SIGTERM, fifo, 100_000))
             assert await fifo.line() == "ready"
-            collecting = asyncio.create_task(collect(channel))
             await agent.shutdown(grace_ms=60_000, signal=signal.SIGTERM)
-            output = await collecting
-            assert (len(output.stdout), output.exit) == (900_000, Exit(False, 3))
+            said = 0
+            while not isinstance(item := await channel.receive(), Exit):
+                said += len(item.data) if isinstance(item, Data) else 0
+            assert (said, item) == (100_000, Exit(False, 3))
             await _until_gone(process, agent)
 
 
