@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import random
 import stat
+import subprocess
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
+
+from tests.registry import image, oci_layout, packed_layer
 
 _NAMES = ("a", "b", "c", "dir", "bin")
 _TARGETS = ("a", "dir/b", "../c", "/bin", "/dir/a", "../../../dir", "nowhere", "/a/b/c")
@@ -24,6 +29,13 @@ def random_stack(chance: random.Random, prefix: str = "", layers: int = 4) -> li
     """
     generator = _Generator(chance, prefix, tidy=chance.randrange(2) == 0)
     return [generator.layer(number) for number in range(layers)]
+
+
+def combined(stacks: Sequence[Sequence[bytes]]) -> list[bytes]:
+    """One stack of several, which have different prefixes."""
+    return [
+        b"".join(layer[: -tarfile.RECORDSIZE] for layer in layers) + bytes(1024) for layers in zip(*stacks, strict=True)
+    ]
 
 
 class _Generator:
@@ -78,7 +90,8 @@ class _Generator:
                 else:
                     data = b"%d of layer %d\n" % (index, number) * chance.randrange(0, 300)
                     self._put(archive, path, tarfile.REGTYPE, data=data)
-        return buffer.getvalue()
+            end = archive.offset
+        return buffer.getvalue()[:end] + bytes(tarfile.RECORDSIZE)
 
     def _describe(self, archive: tarfile.TarFile, path: str, described: set[str]) -> None:
         parts = path.split("/")
@@ -143,3 +156,14 @@ def describe_tree(root: Path) -> dict[str, tuple[object, ...]]:
             mtime = int(status.st_mtime) if kind != stat.S_IFDIR else 0
             found[shown] = (status.st_mode, status.st_uid, status.st_gid, mtime, content, sorted(xattrs.items()), same)
     return found
+
+
+def unpack_with_umoci(stack: Sequence[bytes], directory: Path) -> Path | None:
+    """The root that umoci makes of layers, below an empty directory; None when it refuses them."""
+    layout = oci_layout(directory / "layout", [image([packed_layer(archive) for archive in stack])])
+    index = json.loads((layout / "index.json").read_text())
+    index["manifests"][0]["annotations"] = {"org.opencontainers.image.ref.name": "latest"}
+    (layout / "index.json").write_text(json.dumps(index))
+    bundle = directory / "bundle"
+    done = subprocess.run(["umoci", "unpack", "--image", f"{layout}:latest", bundle], capture_output=True)
+    return bundle / "rootfs" if done.returncode == 0 else None

@@ -15,6 +15,7 @@ from banger.api.client import Client
 from banger.api.errors import BangerError, Code
 from tests.daemons import DaemonProcess, running_daemon
 from tests.process.test_image_register import ext4, install_kernel, root_directory, squashfs
+from tests.registry import RunningRegistry, image, layer, oci_layout, running_registry
 from tests.unit.kernelcat import builders
 
 NAMES = ("first", "second", "third")
@@ -25,7 +26,7 @@ EXPECTED = {Code.EXISTS, Code.NOT_FOUND, Code.WRONG_STATE, Code.IN_USE, Code.DAE
 Action = Callable[[Client], object]
 
 
-def actions(chance: random.Random, files: Path) -> Action:
+def actions(chance: random.Random, files: Path, references: list[str]) -> Action:
     """One random operation on one of the names."""
     name, other = chance.sample(NAMES, 2)
     force = chance.random() < 0.7
@@ -41,6 +42,11 @@ def actions(chance: random.Random, files: Path) -> Action:
         ),
         lambda client: client.call(op.IMAGE_PROMOTE, m.NameRequest(name)),
         lambda client: client.call(op.IMAGE_TAG, m.ImageTag(name, other, force)),
+        *[
+            lambda client, reference=reference: client.call(op.IMAGE_PULL, m.ImagePull(reference, name, force=force))
+            for reference in references
+        ],
+        lambda client: client.call(op.IMAGE_CACHE_PRUNE, m.CachePrune(chance.randrange(1 << 20))),
         lambda client: client.call(op.IMAGE_PRUNE, m.ImagePrune(all=chance.random() < 0.2)),
     ]
     return chance.choice(choices)
@@ -52,10 +58,20 @@ def check(daemon: DaemonProcess) -> None:
     assert [check for check in checks if check.problem] == []
     assert [path.name for path in daemon.layout.images.iterdir() if path.name not in NAMES] == []
     assert list(daemon.layout.images.rglob(".staging-*")) == []
+    assert list(daemon.layout.cache.rglob(".staging-*")) == []
+    assert daemon.client.call(op.IMAGE_CACHE_VERIFY, m.Empty()).removed == []
 
 
 def sums(files: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files.rglob("*") if path.is_file()}
+
+
+def push(registry: RunningRegistry, layout: Path, number: int) -> str:
+    """An image whose lower layer they share, and whose upper one takes a moment to download."""
+    base = layer({"bin/": None, "bin/sh": builders.elf()})
+    padding = random.Random(number).randbytes(2 << 20)
+    registry.push(oci_layout(layout, [image([base, layer({"padding": padding})])]), f"crash:{number}")
+    return f"{registry.address}/crash:{number}"
 
 
 def crash(tmp_path: Path, seed: int, rounds: int) -> None:
@@ -67,7 +83,8 @@ def crash(tmp_path: Path, seed: int, rounds: int) -> None:
     builders.kernel_directory(files / "kernel")
     before = sums(files)
     unexpected: list[str] = []
-    with running_daemon(tmp_path / "daemon") as daemon:
+    with running_registry(tmp_path / "registry") as registry, running_daemon(tmp_path / "daemon") as daemon:
+        references = [push(registry, tmp_path / f"layout-{number}", number) for number in range(3)]
         install_kernel(daemon.layout.kernels)
         for number in range(rounds):
             print(f"seed {seed}, round {number}")
@@ -76,7 +93,7 @@ def crash(tmp_path: Path, seed: int, rounds: int) -> None:
             def use(chance: random.Random, stop: threading.Event = stop) -> None:
                 while not stop.is_set():
                     try:
-                        actions(chance, files)(daemon.client)
+                        actions(chance, files, references)(daemon.client)
                     except BangerError as error:
                         if error.code not in EXPECTED:
                             unexpected.append(f"{error.code}: {error}")
@@ -96,7 +113,7 @@ def crash(tmp_path: Path, seed: int, rounds: int) -> None:
 
 
 def test_killed_at_random_points(tmp_path: Path) -> None:
-    crash(tmp_path, seed=4, rounds=8)
+    crash(tmp_path, seed=4, rounds=20)
 
 
 @pytest.mark.soak

@@ -1,9 +1,9 @@
 """Layers merged into one squashfs give the tree that umoci unpacks, and hostile ones one clear error."""
 
 import contextlib
+import functools
 import gzip
 import io
-import json
 import os
 import random
 import subprocess
@@ -17,9 +17,8 @@ from banger.api.errors import BangerError, Code
 from banger.disk import squashfs, tar
 from banger.disk.tar import Pieces, TarReader
 from banger.job import Job
-from banger.oci import layers
-from tests.layer_stacks import describe_tree, random_stack
-from tests.registry import image, oci_layout, packed_layer
+from banger.oci import layers, onepass
+from tests.layer_stacks import describe_tree, random_stack, unpack_with_umoci
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="umoci keeps owners and devices for root only")
 
@@ -34,8 +33,11 @@ def flatten(stack: Sequence[bytes], rootfs: Path) -> squashfs.Contents:
     for archive in stack:
         with opened(archive) as reader:
             tree.add_layer(iter(reader), Job())
-    openers = [lambda archive=archive: opened(archive) for archive in stack]
-    return squashfs.pack(layers.merged(openers, tree.plan()), rootfs, Job())
+    return squashfs.pack(layers.merged(openers(stack), tree.plan()), rootfs, Job())
+
+
+def openers(stack: Sequence[bytes]) -> list[layers.OpenLayer]:
+    return [functools.partial(opened, archive) for archive in stack]
 
 
 def unpacked(rootfs: Path) -> Path:
@@ -43,17 +45,6 @@ def unpacked(rootfs: Path) -> Path:
     target = rootfs.with_suffix(".tree")
     subprocess.run(["unsquashfs", "-quiet", "-no-progress", "-dest", target, rootfs], check=True, capture_output=True)
     return target
-
-
-def umoci(stack: Sequence[bytes], directory: Path) -> Path | None:
-    """What umoci unpacks, None when it refuses to."""
-    layout = oci_layout(directory / "layout", [image([packed_layer(archive) for archive in stack])])
-    index = json.loads((layout / "index.json").read_text())
-    index["manifests"][0]["annotations"] = {"org.opencontainers.image.ref.name": "latest"}
-    (layout / "index.json").write_text(json.dumps(index))
-    bundle = directory / "bundle"
-    done = subprocess.run(["umoci", "unpack", "--image", f"{layout}:latest", bundle], capture_output=True)
-    return bundle / "rootfs" if done.returncode == 0 else None
 
 
 def archive(*members: tuple[str, bytes, str]) -> bytes:
@@ -78,7 +69,7 @@ FILE, DIR, LINK, HARD = tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfi
 @pytest.mark.parametrize("seed", range(40))
 def test_gives_the_tree_that_umoci_unpacks(seed: int, tmp_path: Path) -> None:
     stack = random_stack(random.Random(seed))
-    expected = umoci(stack, tmp_path)
+    expected = unpack_with_umoci(stack, tmp_path)
     if expected is None:
         with pytest.raises(BangerError) as caught:
             flatten(stack, tmp_path / "rootfs")
@@ -86,9 +77,40 @@ def test_gives_the_tree_that_umoci_unpacks(seed: int, tmp_path: Path) -> None:
     else:
         flatten(stack, tmp_path / "rootfs")
         assert describe_tree(unpacked(tmp_path / "rootfs")) == describe_tree(expected)
+        with contextlib.suppress(onepass.OutOfOrder):
+            squashfs.pack(onepass.merged(openers(stack), "image"), tmp_path / "onepass", Job())
+            assert describe_tree(unpacked(tmp_path / "onepass")) == describe_tree(expected)
+
+
+def test_one_pass_serves_layers_as_build_tools_write_them(tmp_path: Path) -> None:
+    stack, expected = CASES["as build tools write layers"]
+    squashfs.pack(onepass.merged(openers(stack), "image"), tmp_path / "rootfs", Job())
+    assert tree_of(tmp_path / "rootfs") == expected
 
 
 CASES: dict[str, tuple[list[bytes], dict[str, str]]] = {
+    "as build tools write layers": (
+        [
+            archive(
+                ("d", DIR, ""),
+                ("d/a", FILE, "1"),
+                ("d/b", FILE, "2"),
+                ("d/c", HARD, "d/b"),
+                ("e", DIR, ""),
+                ("e/x", FILE, ""),
+            ),
+            archive(
+                ("d", DIR, ""),
+                ("d/.wh.a", FILE, ""),
+                ("d/f", FILE, "3"),
+                ("e", DIR, ""),
+                ("e/.wh..wh..opq", FILE, ""),
+                ("e/y", FILE, "4"),
+            ),
+            archive(("d", DIR, ""), ("d/f", FILE, "5"), ("s", LINK, "d/f")),
+        ],
+        {"d": "dir", "d/b": "2", "d/c": "2", "d/f": "5", "e": "dir", "e/y": "4", "s": "-> d/f"},
+    ),
     "the upper layer wins": (
         [archive(("a", FILE, "old")), archive(("a", FILE, "new"))],
         {"a": "new"},
@@ -169,8 +191,12 @@ CASES: dict[str, tuple[list[bytes], dict[str, str]]] = {
 def test_rules(case: str, tmp_path: Path) -> None:
     stack, expected = CASES[case]
     flatten(stack, tmp_path / "rootfs")
-    root = unpacked(tmp_path / "rootfs")
-    found = {
+    assert tree_of(tmp_path / "rootfs") == expected
+
+
+def tree_of(rootfs: Path) -> dict[str, str]:
+    root = unpacked(rootfs)
+    return {
         str(path.relative_to(root)): f"-> {path.readlink()}"
         if path.is_symlink()
         else "dir"
@@ -178,7 +204,6 @@ def test_rules(case: str, tmp_path: Path) -> None:
         else path.read_text()
         for path in sorted(root.rglob("*"))
     }
-    assert found == expected
 
 
 BAD: dict[str, tuple[list[bytes], str]] = {
