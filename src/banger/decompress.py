@@ -37,7 +37,7 @@ MAGIC_SIZE = max(map(len, _MAGIC))
 
 _IsalError = cast(type[Exception], igzip_lib.IsalError)  # which its stub declares as an instance
 
-_STEP = 1 << 20
+_STEP = 1 << 18  # bytes that are unpacked at once: they stay in the cache of the processor
 _INPUT = 1 << 18  # bytes given to a decompressor at once: with more, isal takes a third longer
 _REPORT_EVERY = 4 << 20
 _MEMORY_LIMIT = 128 << 20  # bytes of dictionary or window: xz -9 takes 64 MiB, zstd --ultra -22 (kernels) 128 MiB

@@ -46,7 +46,7 @@ class Job:
         self._parts: set[Job] = set()
 
     @contextlib.contextmanager
-    def part(self, report: Callable[[Progress], None]) -> Iterator[Job]:
+    def part(self, report: Callable[[Progress], None] = lambda progress: None) -> Iterator[Job]:
         """A job for a part of this one's work, with a progress of its own: cancelled with it, or alone."""
         part = Job(report)
         with self._lock:

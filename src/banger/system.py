@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # <linux/fs.h>, renameat2(2)
+_SYNC_FILE_RANGE_WRITE = 2  # <linux/fs.h>, sync_file_range(2)
 _FICLONE = 0x40049409  # <linux/fs.h>, ioctl_ficlone(2)
 
 STAGING_PREFIX = ".staging-"
@@ -28,6 +29,12 @@ def _libc() -> ctypes.CDLL:
     import ctypes
 
     return ctypes.CDLL(None, use_errno=True)
+
+
+def _off64(value: int) -> ctypes.c_int64:
+    import ctypes
+
+    return ctypes.c_int64(value)
 
 
 def _check(result: int, path: Path) -> None:
@@ -44,15 +51,6 @@ def rename_exchange(first: Path, second: Path) -> None:
     _check(result, second)
 
 
-def syncfs(path: Path) -> None:
-    """Write the whole filesystem that holds `path` to disk: one call instead of an fsync per file."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        _check(_libc().syncfs(fd), path)
-    finally:
-        os.close(fd)
-
-
 @contextlib.contextmanager
 def staging(parent: Path, name: str) -> Iterator[Path]:
     """A private directory beside the entry `name` to build it in; what is left in it at the end is removed."""
@@ -67,12 +65,11 @@ def staging(parent: Path, name: str) -> Iterator[Path]:
 
 
 def publish(staged: Path, target: Path) -> None:
-    """Make `staged` appear as `target` in one step, on disk before it is visible.
+    """Make `staged`, of which `sync_tree` has been told, appear as `target` in one step.
 
     An entry that is already there is exchanged with it, and so ends up in the staging directory, which its context
     manager (or the next start's sweep) removes.
     """
-    syncfs(staged)
     if target.exists():
         rename_exchange(staged, target)
     else:
@@ -80,13 +77,39 @@ def publish(staged: Path, target: Path) -> None:
     fsync_directory(target.parent)
 
 
+def sync_tree(directory: Path) -> None:
+    """Write a directory and all that is in it to disk; not the whole filesystem, to which guests write all the time."""
+    for path, _, files in os.walk(directory):
+        for file in files:
+            fsync_file(Path(path, file))
+        fsync_directory(Path(path))
+
+
+def fsync_file(path: Path) -> None:
+    """Write a file to disk."""
+    _fsync(path, os.O_RDONLY | os.O_NOFOLLOW)
+
+
+def begin_writeback(path: Path) -> None:
+    """Let the kernel begin to write what a file has got so far, so that less is left for its fsync."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc().sync_file_range(descriptor, _off64(0), _off64(0), _SYNC_FILE_RANGE_WRITE), path)
+    finally:
+        os.close(descriptor)
+
+
 def fsync_directory(directory: Path) -> None:
     """Make the names in a directory durable."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    _fsync(directory, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        os.fsync(descriptor)
     finally:
-        os.close(fd)
+        os.close(descriptor)
 
 
 def remove_entry(target: Path) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from banger.api.errors import BangerError, Code
 from banger.disk import squashfs, tar
@@ -65,6 +67,10 @@ def archive(*members: tuple[str, bytes, str]) -> bytes:
 FILE, DIR, LINK, HARD = tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
 
 
+def in_one_pass(stack: Sequence[bytes], rootfs: Path) -> squashfs.Contents:
+    return squashfs.pack(onepass.merged(openers(stack), "image"), rootfs, Job())
+
+
 @needs_root
 @pytest.mark.parametrize("seed", range(40))
 def test_gives_the_tree_that_umoci_unpacks(seed: int, tmp_path: Path) -> None:
@@ -77,18 +83,97 @@ def test_gives_the_tree_that_umoci_unpacks(seed: int, tmp_path: Path) -> None:
     else:
         flatten(stack, tmp_path / "rootfs")
         assert describe_tree(unpacked(tmp_path / "rootfs")) == describe_tree(expected)
-        with contextlib.suppress(onepass.OutOfOrder):
-            squashfs.pack(onepass.merged(openers(stack), "image"), tmp_path / "onepass", Job())
-            assert describe_tree(unpacked(tmp_path / "onepass")) == describe_tree(expected)
 
 
-def test_one_pass_serves_layers_as_build_tools_write_them(tmp_path: Path) -> None:
-    stack, expected = CASES["as build tools write layers"]
-    squashfs.pack(onepass.merged(openers(stack), "image"), tmp_path / "rootfs", Job())
-    assert tree_of(tmp_path / "rootfs") == expected
+@needs_root
+@pytest.mark.parametrize("seed", range(20))
+def test_one_pass_gives_the_tree_that_umoci_unpacks(seed: int, tmp_path: Path) -> None:
+    """Of layers as build tools write them: generated ones that it serves are looked for."""
+    chance = random.Random(seed)
+    for attempt in range(100):
+        stack = random_stack(chance)
+        try:
+            in_one_pass(stack, tmp_path / f"{attempt}.squashfs")
+        except (onepass.OutOfOrder, BangerError):
+            continue
+        expected = unpack_with_umoci(stack, tmp_path / str(attempt))
+        assert expected is not None
+        assert describe_tree(unpacked(tmp_path / f"{attempt}.squashfs")) == describe_tree(expected)
+        return
+    pytest.fail("no stack was served in one pass")
+
+
+def in_memory(files: squashfs.Files) -> dict[bytes, object]:
+    """A tree as a mapping of paths, those of one file to the same object."""
+    found: dict[bytes, object] = {}
+    for member, data in files:
+        content = b"".join(data)
+        link = member.kind == tar.HARD_LINK
+        found[member.path] = found[member.link] if link else [member.kind, member.mode, member.link, content]
+    first: dict[int, bytes] = {}
+    return {path: (found[path], first.setdefault(id(found[path]), path)) for path in sorted(found)}
+
+
+_PARTS = st.sampled_from(["a", "b", "lib"])
+_PATHS = st.lists(_PARTS, min_size=1, max_size=3).map("/".join)
+_KINDS = st.sampled_from(["file", "file", "directory", "link", "hard link", "whiteout", "opaque"])
+_MEMBERS = st.tuples(_KINDS, _PATHS, st.sampled_from(["a", "b/a", "/lib", "../a", "lib"]), st.booleans())
+
+
+def wild_layer(members: list[tuple[str, str, str, bool]], number: int) -> bytes:
+    """A layer that may do anything; some members have the directories before them in which they lie."""
+    made: list[tuple[str, bytes, str]] = []
+    described: set[str] = set()
+    for index, (kind, path, target, tidy) in enumerate(members):
+        parent, _, name = path.rpartition("/")
+        above = parent.split("/") if tidy and parent else []
+        for count in range(1, len(above) + 1):
+            if (directory := "/".join(above[:count])) not in described:
+                described.add(directory)
+                made.append((directory, DIR, ""))
+        made.append(
+            {
+                "file": (path, FILE, f"{number}.{index}"),
+                "directory": (path, DIR, ""),
+                "link": (path, LINK, target),
+                "hard link": (path, HARD, target.strip("./")),
+                "whiteout": (f"{parent}/.wh.{name}".lstrip("/"), FILE, ""),
+                "opaque": (f"{path}/.wh..wh..opq", FILE, ""),
+            }[kind]
+        )
+    return archive(*made)
+
+
+@given(st.lists(st.lists(_MEMBERS, max_size=8), min_size=1, max_size=3))
+@settings(max_examples=600, deadline=None)
+def test_one_pass_gives_the_same_tree_or_gives_up(members: list[list[tuple[str, str, str, bool]]]) -> None:
+    stack = [wild_layer(layer, number) for number, layer in enumerate(members)]
+    try:
+        served = in_memory(onepass.merged(openers(stack), "image"))
+    except (onepass.OutOfOrder, BangerError):
+        return
+    tree = layers.Tree("image")
+    for made in stack:
+        with opened(made) as reader:
+            tree.add_layer(iter(reader), Job())
+    assert served == in_memory(layers.merged(openers(stack), tree.plan()))
 
 
 CASES: dict[str, tuple[list[bytes], dict[str, str]]] = {
+    "the lowest layer goes through a link of its own that is hidden above": (
+        [
+            archive(("usr", DIR, ""), ("usr/lib", DIR, ""), ("lib", LINK, "usr/lib"), ("lib/libc.so", FILE, "c")),
+            archive(("lib", DIR, ""), ("lib/mine", FILE, "m")),
+        ],
+        {"usr": "dir", "usr/lib": "dir", "usr/lib/libc.so": "c", "lib": "dir", "lib/mine": "m"},
+    ),
+    "the same under a whiteout": (
+        [
+            archive(("usr", DIR, ""), ("usr/lib", DIR, ""), ("lib", LINK, "usr/lib"), ("lib/libc.so", FILE, "c")),
+            archive((".wh.lib", FILE, "")),
+        ],
+        {"usr": "dir", "usr/lib": "dir", "usr/lib/libc.so": "c"},
+    ),
     "as build tools write layers": (
         [
             archive(
@@ -187,11 +272,34 @@ CASES: dict[str, tuple[list[bytes], dict[str, str]]] = {
 }
 
 
+SERVED = {
+    "as build tools write layers",
+    "the upper layer wins",
+    "a whiteout hides a directory",
+    "a whiteout spares its own layer, before and after",
+    "a hard link to a symbolic link",
+    "AUFS' own files are no part of the tree",
+    "names with dots and slashes",
+    "whiteouts of nothing",
+}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_rules(case: str, tmp_path: Path) -> None:
     stack, expected = CASES[case]
     flatten(stack, tmp_path / "rootfs")
     assert tree_of(tmp_path / "rootfs") == expected
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rules_in_one_pass(case: str, tmp_path: Path) -> None:
+    stack, expected = CASES[case]
+    if case in SERVED:
+        in_one_pass(stack, tmp_path / "rootfs")
+        assert tree_of(tmp_path / "rootfs") == expected
+    else:
+        with pytest.raises(onepass.OutOfOrder):
+            in_one_pass(stack, tmp_path / "rootfs")
 
 
 def tree_of(rootfs: Path) -> dict[str, str]:

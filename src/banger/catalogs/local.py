@@ -304,6 +304,7 @@ def _write(directory: Path, name: str, content: bytes, source: _Source) -> None:
         entry.mkdir(mode=0o700)
         (entry / _CATALOG).write_bytes(content)
         (entry / _SOURCE).write_text(json.dumps(asdict(source), indent=2) + "\n")
+        system.sync_tree(entry)
         system.publish(entry, directory / name)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from banger import system
 from banger.api.errors import BangerError, Code
 from banger.disk import tar
 from banger.job import Job, command_failed, widen_pipe
@@ -23,7 +25,7 @@ _BIN_DIRECTORIES = (b"bin/", b"sbin/", b"usr/bin/", b"usr/sbin/", b"usr/local/bi
 _ELF_MACHINES = {62: "amd64", 183: "arm64"}  # EM_X86_64, EM_AARCH64 in <elf.h>
 
 TarSource = Callable[[], AbstractContextManager[BinaryIO]]
-Files = Iterator[tuple[tar.Member, Iterator[bytes]]]  # with their data, to be taken before the next one
+Files = Generator[tuple[tar.Member, Iterator[bytes]], None, None]  # with their data, to be taken before the next one
 
 
 @dataclass
@@ -160,6 +162,7 @@ def pack(files: Files, target: Path, job: Job) -> Contents:
     argv: list[str | Path] = ["tar2sqfs", "--quiet", "--force", "--no-skip"]
     argv += ["--compressor", "zstd", "--comp-extra", "level=1", target]
     with (
+        contextlib.closing(files),
         tempfile.TemporaryFile() as errors,
         job.popen(argv, stdin=-1, stdout=errors, stderr=errors) as packer,
     ):
@@ -202,6 +205,8 @@ def _feed(files: Files, sink: BinaryIO, target: Path, job: Job) -> Contents:
             job.check()
             if _is_full(target):
                 raise _no_space(target)
+            with contextlib.suppress(FileNotFoundError):  # the packer has not begun yet
+                system.begin_writeback(target)
     sink.write(tar.encode_end())
     return contents
 

@@ -299,7 +299,7 @@ def flatten_nested_work_home(disk: Path, job: Job) -> bool:
         after = debugfs.listing(copy, 2, job)
         if inside is not None and (after is None or not set(inside) <= set(after)):
             raise BangerError(Code.CORRUPT, f"the home in {disk} cannot be taken out of its directory 'root'")
-        system.syncfs(copy)
+        system.fsync_file(copy)
         copy.rename(disk)
         system.fsync_directory(disk.parent)
     return True

@@ -68,8 +68,7 @@ def promote_image(
         write_local(staged, promoted)
         job.progress("publish", name)
         entry = images_dir / name
-        # once the slow part is written the rest is quick to write again, under the lock
-        system.syncfs(staged)
+        system.sync_tree(staged)  # the slow part of the publication, before the lock is taken
         with publishing():
             if not entry.exists() or read_local(images_dir, name) != manifest:
                 raise _replaced(name)
@@ -101,7 +100,7 @@ def tag_image(
         tagged = dataclasses.replace(hold_image(images_dir, source, entry), name=target)
         write_local(entry, tagged)
         job.progress("publish", target)
-        system.syncfs(entry)
+        system.sync_tree(entry)
         with publishing():
             refuse_existing(images_dir / target, replace)
             system.publish(entry, images_dir / target)

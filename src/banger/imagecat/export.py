@@ -96,6 +96,7 @@ def export_oci(entry: Path, manifest: ImageManifest, output: Path, job: Job, *, 
             digest = _write(layout.Directory(directory), entry, manifest, output, job)
             size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
             refuse_output(output, replace)
+            system.sync_tree(directory)
             system.publish(directory, output)
         return Exported(digest, size)
     except OSError as error:

@@ -165,12 +165,13 @@ def publish(
     """Complete a staged image with its manifest and kernel and make it appear."""
     write_local(staged, manifest)
     job.progress("publish", manifest.name)
-    system.syncfs(staged)  # the slow part of the publication, before the lock is taken
+    system.sync_tree(staged)  # the slow part of the publication, before the lock is taken
     target = images_dir / manifest.name
     with publishing():
         refuse_existing(target, replace)
         if kernel is not None:
             held = hold(kernel.parent, kernel.name, staged / KERNEL)
+            system.sync_tree(staged / KERNEL)  # links to what is on disk already
             if held.arch != manifest.arch:
                 raise other_arch(manifest.name, manifest.arch, kernel.name, held.arch)
         system.publish(staged, target)

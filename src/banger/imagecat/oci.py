@@ -145,18 +145,18 @@ def pull_and_flatten(
 
 def _flatten(blobs: Sequence[pull.Readable], diff_ids: Sequence[str], rootfs: Path, label: str, job: Job) -> Contents:
     try:
-        opened = [functools.partial(layer.checked, job) for layer in _layers(blobs, diff_ids, label)]
+        opened = [functools.partial(layer.open, job) for layer in _layers(blobs, diff_ids, label)]
         return pack(onepass.merged(opened, label), rootfs, job)
     except onepass.OutOfOrder:
         job.progress("merge", label)
     tree = Tree(label)
-    layers = _layers(blobs, diff_ids, label)
-    for layer in layers:
-        with layer.checked(job) as reader:
+    for layer in _layers(blobs, diff_ids, label):
+        with layer.open(job) as reader:
             tree.add_layer(iter(reader), job)
     plan = tree.plan()
     del tree
-    return pack(merged([functools.partial(layer.open, job) for layer in layers], plan), rootfs, job)
+    opened = [functools.partial(layer.open, job) for layer in _layers(blobs, diff_ids, label)]
+    return pack(merged(opened, plan), rootfs, job)
 
 
 def _layers(blobs: Sequence[pull.Readable], diff_ids: Sequence[str], label: str) -> list[pull.Layer]:

@@ -133,7 +133,7 @@ def _install(
         layout.write_local(entry, manifest)
         system.remove_tree(scratch)
         job.progress("publish", name)
-        system.syncfs(entry)  # the slow part of the publication, before the lock is taken
+        system.sync_tree(entry)  # the slow part of the publication, before the lock is taken
         with publishing():
             refuse_taken(kernels_dir, name, replace)
             system.publish(entry, kernels_dir / name)

@@ -266,28 +266,33 @@ class Layer:
 
     @contextlib.contextmanager
     def open(self, job: Job) -> Iterator[TarReader]:
-        """Its members."""
-        with read_ahead(self._pieces(job)) as pieces:
-            yield self._reader(Pieces(pieces))
-
-    @contextlib.contextmanager
-    def checked(self, job: Job) -> Iterator[TarReader]:
         """Its members; raises CORRUPT at the end of the block when they are not those that the image was made of."""
         digest = hashlib.sha256()
 
-        def hashed() -> Iterator[bytes]:
+        def hashed(job: Job) -> Iterator[bytes]:
             for piece in self._pieces(job):
+                job.check()
                 digest.update(piece)
                 self._budget.left -= len(piece)
                 if self._budget.left < 0:
                     raise BangerError(Code.EXHAUSTED, f"with {self._label} more than {UNPACKED_LIMIT:,} bytes come out")
                 yield piece
 
-        with read_ahead(hashed()) as pieces:
-            stream = Pieces(pieces)
-            yield self._reader(stream)
-            while stream.skip(tar.CHUNK):
-                pass
+        with job.part() as part, read_ahead(hashed(part)) as pieces:
+            try:
+                stream = Pieces(pieces)
+                yield TarReader(
+                    # its digest tells a whole layer from one that is cut off, and some tools leave the end mark out
+                    stream,
+                    self._label,
+                    UNPACKED_LIMIT,
+                    end_mark=False,
+                )
+                while stream.skip(tar.CHUNK):
+                    pass
+            except BaseException:
+                part.cancel()  # the reading thread may wait for a download that goes nowhere
+                raise
         if f"sha256:{digest.hexdigest()}" != self._diff_id:
             raise BangerError(
                 Code.CORRUPT,
@@ -295,10 +300,6 @@ class Layer:
                 f"not {self._diff_id}",
                 hint="the image was damaged or tampered with where it is published: ask its publisher",
             )
-
-    def _reader(self, stream: Pieces) -> TarReader:
-        # its digest tells a whole layer from one that is cut off, and some tools leave the end mark out
-        return TarReader(stream, self._label, UNPACKED_LIMIT, end_mark=False)
 
     def _pieces(self, job: Job) -> Generator[bytes, None, None]:
         with self._blob.open(job) as raw:
