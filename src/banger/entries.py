@@ -160,8 +160,14 @@ def _mark(entry: Path) -> _Mark:
 
 
 def write(entry: Path, manifest: Manifest) -> None:
-    """Write the manifest into the (staged) directory of its entry."""
-    system.write_file_atomically(entry / MANIFEST, manifest.to_json().encode(), mode=0o644)
+    """Write the manifest into the (staged) directory of its entry; raises CORRUPT for one too large to be read."""
+    data = manifest.to_json().encode()
+    if len(data) >= _MANIFEST_LIMIT:
+        raise BangerError(
+            Code.CORRUPT,
+            f"the manifest of {manifest.name!r} would have {len(data):,} bytes, not below {_MANIFEST_LIMIT:,}",
+        )
+    system.write_file_atomically(entry / MANIFEST, data, mode=0o644)
 
 
 def delete(catalog: Path, kind: Kind, name: str) -> None:

@@ -11,12 +11,14 @@ from banger import system
 from banger.api import models as m
 from banger.api.errors import BangerError, Code
 from banger.api.operations import FETCHING
+from banger.catalogs.format import origin_of
 from banger.catalogs.local import Catalogs
 from banger.config import Config
 from banger.daemon.jobs import Report, Shared, Workers
 from banger.imagecat import fetch, oci
 from banger.imagecat import manifest as images
 from banger.imagecat.catalog import CatalogEntry
+from banger.imagecat.importer import other_arch
 from banger.imagecat.manifest import ImageManifest
 from banger.job import Job, Progress
 from banger.kernelcat.manifest import KernelManifest
@@ -31,7 +33,7 @@ from banger.paths import Layout
 class Kernels(Protocol):
     """Where the kernels of images come from."""
 
-    async def ensure(self, name: str, report: Report) -> KernelManifest: ...
+    async def ensure(self, name: str, report: Report, arch: str = "") -> KernelManifest: ...
 
 
 class BundleFetch(Protocol):
@@ -98,8 +100,7 @@ class ImagePulls:
             force=request.force,
         )
         if entry.kind == "oci":
-            origin = f"{entry.origin}/{entry.name}"
-            return await self._pull_oci(wanted, self._canonical(entry.image), platform, report, origin)
+            return await self._pull_oci(wanted, self._canonical(entry.image), platform, report, origin_of(entry))
         return await self._pull_entry(wanted, entry, report)
 
     async def ensure(self, name: str, report: Report) -> ImageManifest:
@@ -109,20 +110,24 @@ class ImagePulls:
 
     def _find_local(self, name: str) -> ImageManifest | None:
         if _is_name(name):
-            try:
-                return images.read_local(self._layout.images, name)
-            except BangerError as error:
-                if error.code is not Code.NOT_FOUND:
-                    raise
-                return None
-        if self._resolve(name, Platform.host()) is not None:
-            name = name.rpartition("/")[2]
-            return images.read_local(self._layout.images, name) if (self._layout.images / name).exists() else None
-        text = self._canonical(name)
-        local = self._layout.images / default_name(text, self._config.registries)
-        there = images.read_local(self._layout.images, local.name) if _is_name(local.name) and local.exists() else None
+            return self._read_local(name)
         # one of that name from elsewhere is told of when this one is pulled
+        entry = self._resolve(name, Platform.host())
+        if entry is not None:
+            there = self._read_local(entry.name)
+            return there if there is not None and there.origin == origin_of(entry) else None
+        text = self._canonical(name)
+        local = default_name(text, self._config.registries)
+        there = self._read_local(local) if _is_name(local) else None
         return there if there is not None and there.source == oci.source_of(text) else None
+
+    def _read_local(self, name: str) -> ImageManifest | None:
+        try:
+            return images.read_local(self._layout.images, name)
+        except BangerError as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+            return None
 
     def _resolve(self, name: str, platform: Platform) -> CatalogEntry | None:
         return self._catalogs.resolve(name, platform.architecture, self._config.default_registry)
@@ -152,17 +157,21 @@ class ImagePulls:
         except BangerError as error:
             error.hint = error.hint if request.save_as else "say what it is to be called here: --as NAME"
             raise
-        kernel = await self._kernel(request.kernel_ref, report)
+        environment = Environment(self._layout.cache, self._config.registries)
+        if request.kernel_ref and not (self._layout.kernels / request.kernel_ref).exists():
+            # no kernel is pulled for an image that cannot be had
+            await self._workers.run(lambda job: oci.check_image(text, platform, environment, job), report)
+        kernel = await self._kernel(name, request.kernel_ref, platform.architecture, report)
         report(Progress(FETCHING, f"the image {name}"))
         return await self._flights.run(
-            f"{name} {text} {platform} {kernel} {request.force}",
+            f"{name} {text} {platform} {kernel} {origin} {request.force}",
             lambda job: oci.pull_oci(
                 self._layout.images,
                 name,
                 text,
                 job,
                 platform=platform,
-                environment=Environment(self._layout.cache, self._config.registries),
+                environment=environment,
                 cache=self._cache,
                 kernel=kernel,
                 origin=origin,
@@ -176,7 +185,7 @@ class ImagePulls:
 
     async def _pull_entry(self, request: m.ImagePull, entry: CatalogEntry, report: Report) -> ImageManifest:
         name = system.validate_name(request.save_as, "image")
-        kernel = await self._kernel(request.kernel_ref, report)
+        kernel = await self._kernel(name, request.kernel_ref, entry.arch, report)
         slow = ", which takes a minute or more" if entry.kind == "debian" else ""
         report(Progress(FETCHING, f"the image {name}{slow}"))
         return await self._flights.run(
@@ -194,11 +203,13 @@ class ImagePulls:
             report,
         )
 
-    async def _kernel(self, name: str, report: Report) -> Path | None:
+    async def _kernel(self, image: str, name: str, arch: str, report: Report) -> Path | None:
         """The directory of a kernel that an image is to refer to, which is pulled when it is missing."""
         if not name:
             return None
-        kernel = await self._kernels.ensure(name, report)
+        kernel = await self._kernels.ensure(name, report, arch)
+        if kernel.arch != arch:
+            raise other_arch(image, arch, kernel.name, kernel.arch)
         return self._layout.kernels / kernel.name
 
 

@@ -115,8 +115,8 @@ class KernelService:
             raise
         return self._info(await self._pull(entry, name, request.force, report))
 
-    async def ensure(self, name: str, report: Report) -> KernelManifest:
-        """The local kernel of that name, pulled from a catalog when it is missing."""
+    async def ensure(self, name: str, report: Report, arch: str = "") -> KernelManifest:
+        """The local kernel of that name, pulled from a catalog when it is missing: for `arch`, '' for this host's."""
         try:
             return kernels.read_local(self._layout.kernels, name)
         except BangerError as error:
@@ -124,7 +124,7 @@ class KernelService:
                 raise
             hint = error.hint
         try:
-            entry = await self._workers.run(lambda job: self._catalogs.find(name, host_arch()))
+            entry = await self._workers.run(lambda job: self._catalogs.find(name, arch or host_arch()))
             return await self._pull(entry, entry.name, False, report)
         except BangerError as error:
             if error.code is Code.NOT_FOUND and not error.hint:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from banger import debian
 from banger.api.errors import BangerError, Code
+from banger.catalogs.format import origin_of
 from banger.imagecat.bundle import fetch_bundle
-from banger.imagecat.catalog import CatalogEntry
+from banger.imagecat.catalog import CatalogEntry, revision
 from banger.imagecat.debian import pull_debian
-from banger.imagecat.importer import Publishing
+from banger.imagecat.importer import Publishing, find_present
 from banger.imagecat.manifest import ImageManifest
 from banger.job import Job
 
@@ -48,9 +49,10 @@ def fetch_image(
 ) -> ImageManifest:
     """Make the image `name` of an entry of the kinds `debian` and `bundle`.
 
-    `kernel` is the entry of the installed kernel that it is to refer to; `publishing` and `replace` are as for
-    `build_image`. Raises UNSUPPORTED for other kinds, DOWNLOAD when the source cannot be reached, CORRUPT when it is
-    not what the entry says, and what `build_image` raises.
+    One that is there already, of the same release of the entry, stays as it is unless `replace`. `kernel` is the entry
+    of the installed kernel that it is to refer to; `publishing` and `replace` are as for `build_image`. Raises EXISTS
+    for a name that is taken otherwise, UNSUPPORTED for other kinds, DOWNLOAD when the source cannot be reached, CORRUPT
+    when it is not what the entry says, and what `build_image` raises.
     """
     kind = _KINDS.get(entry.kind)
     if kind is None:
@@ -59,7 +61,25 @@ def fetch_image(
             f"the image {entry.name!r} is of the kind {entry.kind!r}, which this banger cannot pull",
             hint="upgrade banger",
         )
-    return kind(entry, environment, _Target(images_dir, name, kernel, replace, publishing), job)
+    target = _Target(images_dir, name, kernel, replace, publishing)
+    while True:
+        if not replace and (there := _already_there(entry, target)):
+            return there
+        try:
+            return kind(entry, environment, target, job)
+        except BangerError as error:
+            if error.code is not Code.EXISTS:
+                raise  # else another pull was faster, perhaps of the same
+
+
+def _already_there(entry: CatalogEntry, target: _Target) -> ImageManifest | None:
+    def difference(there: ImageManifest) -> str:
+        if there.arch != entry.arch:
+            return f"it is for {there.arch}, not for {entry.arch}"
+        return "" if there.revision == revision(entry) else "its catalog has another release of it"
+
+    origin = origin_of(entry)
+    return find_present(target.images_dir, target.name, target.kernel, lambda there: there.origin == origin, difference)
 
 
 def _fetch_debian(entry: CatalogEntry, environment: Environment, target: _Target, job: Job) -> ImageManifest:

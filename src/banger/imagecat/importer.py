@@ -28,6 +28,7 @@ from banger.imagecat.manifest import (
     ImageConfig,
     ImageManifest,
     Layer,
+    read_local,
     write_local,
 )
 from banger.job import Job, command_failed
@@ -243,6 +244,41 @@ def refuse_existing(target: Path, replace: bool) -> None:
             f"there already is an image {target.name!r}",
             hint="choose another name, or add --force to replace it",
         )
+
+
+def find_present(
+    images_dir: Path,
+    name: str,
+    kernel: Path | None,
+    belongs: Callable[[ImageManifest], bool],
+    difference: Callable[[ImageManifest], str],
+) -> ImageManifest | None:
+    """The image `name` if it is the very one that is to be pulled, None if there is none; raises EXISTS for another.
+
+    `belongs` says whether one comes from the same place, `difference` what it has other than the new one, '' for
+    nothing; `kernel` is as for `build_image`.
+    """
+    if not (images_dir / name).exists():
+        return None
+    force = "replace it with --force"
+    try:
+        there = read_local(images_dir, name)
+    except BangerError as error:
+        if error.code is Code.NOT_FOUND:  # it was removed meanwhile
+            return None
+        raise BangerError(Code.EXISTS, f"there already is an image {name!r}, and it is broken", hint=force) from error
+    if not belongs(there):
+        raise BangerError(
+            Code.EXISTS,
+            f"the name {name!r} belongs to an image from {there.source}",
+            hint="give the new one another name with --as, or replace that one with --force",
+        )
+    different = difference(there)
+    if kernel is not None and kernel.name != there.kernel_ref:
+        different = f"its kernel is {there.kernel_ref or 'the default one'!r}"
+    if different:
+        raise BangerError(Code.EXISTS, f"there already is an image {name!r}, and {different}", hint=force)
+    return there
 
 
 def other_arch(image: str, arch: str, kernel: str, kernel_arch: str) -> BangerError:

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from banger import system
 from banger.api.errors import BangerError, Code
 from banger.disk.squashfs import Contents, pack
 from banger.fields import Fields
-from banger.imagecat.importer import Facts, Publishing, publish
-from banger.imagecat.manifest import CONFIG, ROOTFS_SQUASHFS, ImageConfig, ImageManifest, Layer, read_local
+from banger.imagecat.importer import Facts, Publishing, find_present, publish
+from banger.imagecat.manifest import CONFIG, ROOTFS_SQUASHFS, ImageConfig, ImageManifest, Layer
 from banger.imagecat.runtime import wants_own_init
 from banger.job import Job
 from banger.oci import onepass, pull
 from banger.oci.blobs import BlobCache
 from banger.oci.layers import Tree, merged
 from banger.oci.location import Location
-from banger.oci.manifest import Descriptor, Image, other_platform, platform_of
+from banger.oci.manifest import Descriptor, Image, digest_of, other_platform, platform_of
 from banger.oci.platform import Platform
 from banger.oci.source import Environment, Source
 
 _CONFIG_LIMIT = 4 << 20  # bytes
+_TEXTS_LIMIT = 512 << 10  # bytes of JSON; with the layers it stays below what is read of a manifest
 
 Flatten = Callable[[pull.Opened, Sequence[Descriptor], Sequence[str], Path, BlobCache, Job], Contents]
 Finalize = Callable[[Path, str, Contents, Facts, Job], ImageManifest]
@@ -55,22 +58,23 @@ def pull_oci(
     while True:
         with pull.opened(text, environment, job) as opened:
             image = opened.source.resolve(platform)
-            if not replace and (there := _already_there(images_dir, name, source_of(text), image, kernel)):
+            source = source_of(text)
+            if not replace and (there := _already_there(images_dir, name, source, image, platform, kernel)):
                 return there
             config = _read_config(opened.source, image.config, text)
             _check_platform(config, platform, text)
             diff_ids = parse_diff_ids(config, text)
             _check_layers(image.layers, diff_ids, text)
+            parsed = parse_config(config, text)
             with system.staging(images_dir, name) as staged:
                 try:
                     contents = flatten(opened, image.layers, diff_ids, staged / ROOTFS_SQUASHFS, cache, job)
                 except pull.DamagedCache:
                     continue
                 (staged / CONFIG).write_bytes(config)
-                parsed = parse_config(config, text)
                 facts = Facts(
                     label=text,
-                    source=source_of(text),
+                    source=source,
                     kernel_ref=kernel.name if kernel else "",
                     init="image" if wants_own_init(parsed) else "agent",
                     config=parsed,
@@ -82,8 +86,19 @@ def pull_oci(
                     ),
                 )
                 manifest = finalize(staged, name, contents, facts, job)
-                publish(staged, images_dir, manifest, kernel, job, replace, publishing)
+                try:
+                    publish(staged, images_dir, manifest, kernel, job, replace, publishing)
+                except BangerError as error:
+                    if error.code is not Code.EXISTS:
+                        raise
+                    continue  # another pull was faster, perhaps of the same
                 return manifest
+
+
+def check_image(text: str, platform: Platform, environment: Environment, job: Job) -> None:
+    """Raise what `pull_oci` raises when what `text` names is not there for a platform."""
+    with pull.opened(text, environment, job) as opened:
+        opened.source.resolve(platform)
 
 
 def source_of(text: str) -> str:
@@ -91,30 +106,23 @@ def source_of(text: str) -> str:
     return text if Location.parse(text) else f"oci:{text}"
 
 
-def _already_there(images_dir: Path, name: str, source: str, image: Image, kernel: Path | None) -> ImageManifest | None:
-    """The image of that name if it is this very one, None if there is none; raises EXISTS for another."""
-    if not (images_dir / name).exists():
-        return None
-    try:
-        there = read_local(images_dir, name)
-    except BangerError as error:
-        raise BangerError(
-            Code.EXISTS, f"there already is an image {name!r}, and it is broken", hint="replace it with --force"
-        ) from error
-    if there.source != source:
-        raise BangerError(
-            Code.EXISTS,
-            f"the name {name!r} belongs to an image from {there.source}",
-            hint="give the new one another name with --as, or replace that one with --force",
-        )
-    changed = "" if there.revision == image.digest else "what it was pulled from has changed since"
-    if kernel is not None and kernel.name != there.kernel_ref:
-        changed = f"its kernel is {there.kernel_ref or 'the default one'!r}"
-    if changed:
-        raise BangerError(
-            Code.EXISTS, f"there already is an image {name!r}, and {changed}", hint="replace it with --force"
-        )
-    return there
+def _already_there(
+    images_dir: Path, name: str, source: str, image: Image, platform: Platform, kernel: Path | None
+) -> ImageManifest | None:
+    """As `find_present`: the index may be the same, and the image in it the one for another platform."""
+
+    def difference(there: ImageManifest) -> str:
+        if there.revision != image.digest:
+            return "what it was pulled from has changed since"
+        try:
+            with open(images_dir / name / CONFIG, "rb", opener=system.open_regular) as stream:
+                config = digest_of(stream.read(_CONFIG_LIMIT))
+        except OSError:
+            return "its configuration is missing"
+        # it names what the layers unpack to, so the rest is the same
+        return "" if config == image.config.digest else f"it is not the one for {platform}"
+
+    return find_present(images_dir, name, kernel, lambda there: there.source == source, difference)
 
 
 def pull_and_flatten(
@@ -136,9 +144,11 @@ def pull_and_flatten(
     with cache.held([layer.digest for layer in layers]), pull.downloading(opened, layers, cache) as blobs:
         try:
             return _flatten(blobs, diff_ids, rootfs, opened.label, job)
-        except BangerError as error:
-            cached = [blob.descriptor.digest for blob in blobs if blob.cached]
-            if error.code is Code.CORRUPT and cache.verify(cached, job):
+        except (BangerError, OSError) as error:
+            if isinstance(error, BangerError) and error.code is Code.CANCELLED:
+                raise
+            # whatever it was, damage can be the cause: a size or a type that is not the real one
+            if cache.verify([blob.descriptor.digest for blob in blobs if blob.cached], job):
                 raise pull.DamagedCache from error
             raise
 
@@ -213,10 +223,8 @@ def parse_diff_ids(config: bytes, label: str) -> tuple[str, ...]:
 def parse_config(config: bytes, label: str) -> ImageConfig:
     """What an image says of its main process (OCI Image Configuration 1.1, "config"); raises CORRUPT."""
     fields = Fields.parse(config, f"the configuration of {label}").object("config")
-    if b"\\u0000" in config:
-        raise BangerError(Code.CORRUPT, f"the configuration of {label} has NUL characters")
     variables = _texts(fields, "Env")
-    return ImageConfig(
+    parsed = ImageConfig(
         entrypoint=_texts(fields, "Entrypoint"),
         cmd=_texts(fields, "Cmd"),
         env=tuple(variable for variable in variables if variable.find("=") > 0),
@@ -226,6 +234,22 @@ def parse_config(config: bytes, label: str) -> ImageConfig:
         exposed_ports=fields.keys("ExposedPorts"),
         stop_signal=_text(fields, "StopSignal"),
     )
+    _check_texts(parsed, label)
+    return parsed
+
+
+def _check_texts(config: ImageConfig, label: str) -> None:
+    """All of it goes into the manifest, and most of it to the system calls of guests."""
+    values = asdict(config)
+    size = len(json.dumps(values, indent=4))  # no less than in the manifest
+    if size > _TEXTS_LIMIT:
+        raise BangerError(
+            Code.CORRUPT,
+            f"what {label} says of its processes, such as its Env, has {size:,} bytes; {_TEXTS_LIMIT:,} are possible",
+        )
+    for text in (text for value in values.values() for text in ([value] if isinstance(value, str) else value)):
+        if "\0" in text:
+            raise BangerError(Code.CORRUPT, f"the configuration of {label} has NUL characters")
 
 
 def _text(fields: Fields, key: str) -> str:

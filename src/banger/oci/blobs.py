@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -95,6 +96,8 @@ class BlobCache:
         with system.staging(self.directory, digest[-12:]) as staged:
             with open(staged / "blob", "x+b", buffering=0) as file:
                 yield file
+            if self._path(digest).is_dir():  # a stray one
+                system.remove_tree(self._path(digest))
             (staged / "blob").rename(self._path(digest))
 
     def blobs(self) -> list[CachedBlob]:
@@ -137,12 +140,13 @@ class BlobCache:
         return self.directory / digest.removeprefix("sha256:")
 
     def _scan(self) -> Iterator[CachedBlob]:
+        """The blobs; what is none is left alone."""
         try:
             entries = list(os.scandir(self.directory))
         except FileNotFoundError:
             return
         for entry in entries:
-            if entry.name.startswith(system.STAGING_PREFIX):
+            if not re.fullmatch(r"[0-9a-f]{64}", entry.name) or not entry.is_file(follow_symlinks=False):
                 continue
             digest = f"sha256:{entry.name}"
             with contextlib.suppress(FileNotFoundError):
