@@ -127,7 +127,8 @@ def test_starts_after_a_crash_and_sweeps_what_it_left(tmp_path: Path) -> None:
         daemon.kill()
         assert daemon.layout.socket.exists()
         leftovers = []
-        for directory in (daemon.layout.kernels, daemon.layout.images, daemon.layout.vms, daemon.layout.cache):
+        layout = daemon.layout
+        for directory in (layout.kernels, layout.images, layout.vms, layout.cache, layout.ssh_key.parent):
             leftovers.append(directory / ".staging-half-12345678")
             (leftovers[-1] / "deep").mkdir(parents=True)
             (leftovers[-1] / "deep/rootfs").write_bytes(b"x" * 100)

@@ -68,6 +68,7 @@ class Daemon:
             self._layout.image_catalogs,
             self._layout.cache,
             self._layout.blobs,
+            self._layout.ssh_key.parent,
         ):
             for leftover in await self._workers.run(functools.partial(_sweep, directory)):
                 _log.info("removed what an interrupted operation left: %s", leftover)
