@@ -189,6 +189,21 @@ def test_create_a_vm_and_remove_its_image(daemon: DaemonProcess, files: Path, ma
             remove(daemon)
 
 
+def test_vms_of_the_same_name(daemon: DaemonProcess, files: Path) -> None:
+    for _ in range(ROUNDS // 2):
+        import_one(daemon, files, force=True)  # into the seed of which the key has to be put first
+        outcomes = race(*[lambda: create(daemon)] * 4)
+        failed = [outcome for outcome in outcomes if outcome is not None]
+        assert {(error.code, error.message) for error in failed} == {
+            (Code.EXISTS, "there is already a VM named 'one'")
+        }  # fmt: skip
+        assert len(failed) == 3
+        with pytest.raises(BangerError) as caught:
+            daemon.client.call(op.VM_CREATE, m.VmCreate(image="Gone", name="one"))
+        assert caught.value.code is Code.EXISTS  # the name is still that of the first, before all else
+        whole_vm(daemon, None)
+
+
 @pytest.mark.parametrize("change", ["promote", "replace"])
 def test_create_a_vm_while_its_image_changes(daemon: DaemonProcess, files: Path, change: str) -> None:
     def act() -> object:

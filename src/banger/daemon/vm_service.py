@@ -135,20 +135,21 @@ class VmService:
         `attached`: it goes when its client does. `once`: its command is run by the caller, not at each start.
         """
         vm_plan.check_request(request)
-        if request.name and request.name in self._names_taken:
+        if request.name in self._names_taken:
             self._refuse_name(request.name)
         image = await catalogs.ensure_image(request.image or self._config.default_image, report)
         kernel, kernel_dir = await catalogs.kernel_for(image, request.kernel, report)
-        name = request.name or names.generate(self._names_taken)
-        if name in self._names_taken:
-            self._refuse_name(name)
-        vm_disk.check_disk(self._layout, self._config)
         key = await self._key()
         image = await self._workers.run(
             lambda job: refresh_seed(self._layout.images, image, key, lambda: self._publication, job)
         )
-        uids = {vm.record.machine.uid for vm in self._vms.values()}
-        ports = {port.host_port for vm in self._vms.values() for port in vm.record.ports}
+        # from here to where it is kept nothing is awaited, so that no two choose the same
+        name = request.name or names.generate(self._names_taken)
+        if name in self._names_taken:
+            self._refuse_name(name)
+        vm_disk.check_disk(self._layout, self._config)
+        uids = {record.machine.uid for record in self._records()}
+        ports = {port.host_port for record in self._records() for port in record.ports}
         record = vm_plan.plan(
             request, self._config, image, kernel, self._network, self._names_taken, uids, ports, name, os.getuid() == 0
         )
