@@ -218,6 +218,14 @@ def copy_file_prefer_clone(source: Path, target: Path) -> None:
         os.fchmod(writer.fileno(), mode)
 
 
+def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` at a place of an open file: the system takes less when the disk is nearly full, say."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
 def clone_file(reader: int, writer: int) -> bool:
     """Let an empty open file share the blocks of another; False where the filesystem cannot."""
     try:

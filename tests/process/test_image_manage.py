@@ -283,6 +283,17 @@ def test_promotion_on_a_full_disk(tmp_path: Path, stage: Path, small_disk: Path)
     assert [path.name for path in small_disk.iterdir()] == ["tiny"]
 
 
+def test_promotion_copies_all_where_the_system_writes_less_at_once(
+    tmp_path: Path, stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = registered(tmp_path / "images", stage)
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, offset: pwrite(file, data[:5000], offset))
+    promote_image(tmp_path / "images", "tiny", Job())
+    assert content(tmp_path / "images/tiny")["rootfs.squashfs"] == first.rootfs_sha256
+    assert images.verify_local(tmp_path / "images", "tiny", Job()) == ""
+
+
 # With a daemon -------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict
@@ -281,7 +280,7 @@ def _store(pieces: Iterable[bytes], file: Path, job: Job) -> str:
             digest.update(piece)
             if piece != _ZEROS[: len(piece)]:
                 for offset, part in _parts(piece, done):
-                    _write_at(output.fileno(), part, offset)
+                    system.write_at(output.fileno(), part, offset)
             done += len(piece)
         output.truncate(done)
     file.chmod(0o644)
@@ -302,12 +301,6 @@ def _parts(piece: bytes, position: int) -> Iterator[tuple[int, memoryview]]:
         offset = end
     if start < len(piece):
         yield position + start, view[start:]
-
-
-def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
 
 
 def _no_space(directory: Path) -> BangerError:

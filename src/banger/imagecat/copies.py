@@ -156,7 +156,7 @@ def _copy(source: Path, target: Path, job: Job) -> str:
             while done < end and (chunk := os.pread(origin.fileno(), min(_CHUNK, end - done), done)):
                 digest.update(chunk)
                 if not cloned:
-                    os.pwrite(copy.fileno(), chunk, done)
+                    system.write_at(copy.fileno(), chunk, done)
                 done += len(chunk)
                 job.progress("copy", source.name, done, size)
         _add_zeros(digest, size - done)
