@@ -259,6 +259,10 @@ def _with_manifest(**changes: object) -> Callable[[Members], Members]:
         (_with_manifest(kernel_ref="../x"), "kernel_ref"),
         (_with_manifest(init="systemd"), "init"),
         (_with_manifest(home="root"), "home"),
+        (_with_manifest(home="/\ud800"), "home"),
+        (_with_manifest(home="/a\nInode type: directory"), "home"),
+        (_with_manifest(home="/usr/../usr"), "home"),
+        (_with_manifest(home="/etc/app"), "home"),
     ],
 )
 def test_hostile_bundles(image: Path, images: Path, change: Callable[[Members], Members], message: str) -> None:

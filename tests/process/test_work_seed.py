@@ -162,13 +162,14 @@ def test_other_homes(tmp_path: Path) -> None:
             (member("home/app/file", uid=1000), b"x"),
             member("home/link", tarfile.SYMTYPE, linkname="app"),
             (member("home/file"), b""),
+            member("home/odd", tarfile.SYMTYPE, linkname="app\nInode type: extended directory"),
         ],
     )
     assert make_work_seed(rootfs, "/home/app", tmp_path / "app", [KEY], Job())
     assert names(tmp_path / "app") == {"file", ".ssh"}
     assert status(tmp_path / "app", "/") == ("directory", 0o750, 1000, 1000)
     assert status(tmp_path / "app", "/.ssh/authorized_keys") == ("regular", 0o600, 1000, 1000)
-    for number, home in enumerate(("/root", "/home/link", "/home/file", "/home/new\nline")):
+    for number, home in enumerate(("/root", "/home/link", "/home/file", "/home/odd", "/home/new\nline")):
         seed = tmp_path / f"empty{number}"
         assert make_work_seed(rootfs, home, seed, (), Job())
         assert names(seed) == set()

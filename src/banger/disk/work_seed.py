@@ -97,8 +97,8 @@ def has_directory(rootfs: Path, path: str, job: Job) -> bool:
     """Whether there is a directory, not a link to one, at a path of a squashfs."""
     with job.popen(["rdsquashfs", "--stat", path, rootfs], stderr=subprocess.DEVNULL) as child:
         output = cast(BinaryIO, child.stdout).read(4096)
-    # a name that holds a newline is no such path
-    return any(line.startswith(b"Inode type:") and b"directory" in line for line in output.split(b"\n"))
+    # the first such line: the target of a link, which comes after it, may hold another
+    return b"directory" in next((line for line in output.split(b"\n") if line.startswith(b"Inode type:")), b"")
 
 
 def _unpack(rootfs: Path, home: str, content: _Home, job: Job) -> None:

@@ -54,13 +54,13 @@ def _home_in(passwd: bytes, user: str) -> str:
         if len(entry) < 7 or user not in (entry[0], entry[2]):
             continue
         if entry[0] == user:
-            return _usable(entry[5])
-        found = found or _usable(entry[5])
+            return usable(entry[5])
+        found = found or usable(entry[5])
     return found
 
 
-def _usable(home: str) -> str:
-    """A home as a normalised path; '' for one that no disk may be mounted on."""
+def usable(home: str) -> str:
+    """A home directory as a normalised path; '' for one that no disk may be mounted on."""
     parts = [part for part in home.split("/") if part not in ("", ".")]
     path = "/".join(parts)
     if not home.startswith("/") or ".." in parts or path in _SHARED or parts[0] in _SYSTEM:

@@ -12,6 +12,7 @@ from banger.api.errors import BangerError, Code
 from banger.entries import MANIFEST, BrokenEntry, Manifest
 from banger.fields import Fields
 from banger.imagecat import registered
+from banger.imagecat.home import usable
 from banger.imagecat.registered import Registered
 from banger.imagecat.rootfs import EXT4, SQUASHFS
 from banger.job import Job
@@ -155,8 +156,8 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> ImageManifest:
         raise fields.wrong("filesystem", f"{SQUASHFS} or {EXT4}")
     if manifest.work_seed and (manifest.managed or not _is_absolute(manifest.work_seed)):
         raise fields.wrong("work_seed", "an absolute path, of an unmanaged image")
-    if not _is_absolute(manifest.home):
-        raise fields.wrong("home", "an absolute path")
+    if not manifest.home or usable(manifest.home) != manifest.home:
+        raise fields.wrong("home", "the path of a home directory")
     if manifest.kernel_ref:
         try:
             system.validate_name(manifest.kernel_ref, "kernel")
