@@ -30,7 +30,7 @@ MANAGED_END = b"# banger: your own keys may follow"
 
 # each machine copies its seed: a larger home is copied by the guest, from the image, when it first starts
 SIZE_LIMIT = 1 << 30  # bytes of content
-FILES_LIMIT = 20_000
+FILES_LIMIT = 2_000
 
 _BLOCK = 4096
 _LEAST = 128 << 20  # bytes of a seed, holes included
