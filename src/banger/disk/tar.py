@@ -259,16 +259,9 @@ class TarReader:
         name = name.partition(b"\0")[0]
         if prefix[0] and header[257:265] == _POSIX_MAGIC:
             name = prefix.partition(b"\0")[0] + b"/" + name
-        member = Member(
-            path=b"",
-            kind=kind,
-            mode=self._number(mode) & 0o7777,
-            uid=self._number(uid),
-            gid=self._number(gid),
-            mtime=self._number(mtime),
-            size=self._number(size),
-            link=link.partition(b"\0")[0],
-        )
+        number = self._number
+        numbers = number(mode) & 0o7777, number(uid), number(gid), number(mtime), number(size)
+        member = Member(b"", kind, *numbers, link.partition(b"\0")[0])
         if records or defaults or long_name or long_link:
             pax = {**defaults, **dict(records)} if records else defaults
             name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or long_name or name
@@ -437,24 +430,26 @@ def _block(
     device: tuple[int, int] = (0, 0),
     gnu_sparse: bytes = b"",
 ) -> bytes:
-    block = _HEADER.pack(
-        name,
-        b"%07o" % mode,
-        b"%07o" % uid,
-        b"%07o" % gid,
-        b"%011o" % size,
-        b"%011o" % mtime,
-        b" " * 8,
+    tail, tail_sum = _block_tail(kind, link, magic, device, gnu_sparse)
+    head = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0" % (name[:100].ljust(100, b"\0"), mode, uid, gid, size, mtime)
+    # POSIX: the sum of all bytes, the checksum's own eight counted as spaces
+    return b"%b%06o\0 %b" % (head, (zlib.adler32(head, 0) & 0xFFFF) + tail_sum + 8 * 0x20, tail)
+
+
+@functools.lru_cache(1024)
+def _block_tail(
+    kind: bytes, link: bytes, magic: bytes, device: tuple[int, int], gnu_sparse: bytes
+) -> tuple[bytes, int]:
+    """A header block after its checksum, and the sum of these bytes; of most files it is the same."""
+    tail = b"%b%b%b%b%07o\0%07o\0%b" % (
         kind,
-        link,
+        link[:100].ljust(100, b"\0"),
         magic,
-        b"",
-        b"",
-        b"%07o" % device[0],
-        b"%07o" % device[1],
-        b"\0" * 41 + gnu_sparse,  # the old GNU sparse map begins at byte 386, inside the POSIX prefix
+        bytes(64),  # names of owners
+        *device,
+        (bytes(41) + gnu_sparse).ljust(167, b"\0"),  # the old GNU sparse map begins at byte 386, in the POSIX prefix
     )
-    return block[:148] + b"%06o\0 " % _sum(block) + block[156:]
+    return tail, sum(tail)
 
 
 def _sum(block: bytes) -> int:

@@ -16,7 +16,7 @@ from banger.disk.squashfs import Files, with_paths
 from banger.disk.tar import Member, TarReader, show
 from banger.job import Job
 
-MEMBERS_MAX = 1_000_000  # of all layers together; each file takes about 110 bytes of memory
+MEMBERS_MAX = 1_000_000  # of all layers together; each file takes about 140 bytes of memory
 
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
