@@ -1,21 +1,13 @@
 /* Tests banger's lines in authorized_keys: what they replace, whose they are, and what must not lead elsewhere. */
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "../system.h"
-
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
-            exit(1);                                                                                                   \
-        }                                                                                                              \
-    } while (0)
+#include "check.h"
 
 #define BEGIN "# banger: the keys from here on are written by banger\n"
 #define END "# banger: your own keys may follow\n"
@@ -27,13 +19,8 @@ static char scratch[] = "/tmp/test_keys.XXXXXX";
 static char *keys[] = {"ssh-ed25519 A a", "ssh-ed25519 B b", NULL};
 static char *fewer[] = {"ssh-ed25519 C c", NULL};
 
-static int remove_entry(const char *path, const struct stat *status, int type, struct FTW *walk) {
-    (void)status, (void)type, (void)walk;
-    return remove(path);
-}
-
 static void remove_scratch(void) {
-    nftw(scratch, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+    check_remove_tree(scratch);
 }
 
 static int make_home(const char *name) {

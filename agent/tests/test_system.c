@@ -2,7 +2,6 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <net/if.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -15,25 +14,13 @@
 #include <unistd.h>
 
 #include "../system.h"
-
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
-            exit(1);                                                                                                   \
-        }                                                                                                              \
-    } while (0)
+#include "check.h"
 
 static char scratch[] = "/tmp/test_system.XXXXXX";
 static struct failure failure;
 
-static int remove_entry(const char *path, const struct stat *status, int type, struct FTW *walk) {
-    (void)status, (void)type, (void)walk;
-    return remove(path);
-}
-
 static void remove_scratch(void) {
-    nftw(scratch, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+    check_remove_tree(scratch);
 }
 
 static int make_directory(const char *name) {

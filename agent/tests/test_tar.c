@@ -12,14 +12,7 @@
 #include <string.h>
 
 #include "../tar.h"
-
-#define CHECK(condition)                                                                                               \
-    do {                                                                                                               \
-        if (!(condition)) {                                                                                            \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                                            \
-            exit(1);                                                                                                   \
-        }                                                                                                              \
-    } while (0)
+#include "check.h"
 
 static struct bytes text(const char *string) {
     return (struct bytes){(const uint8_t *)string, strlen(string)};

@@ -65,3 +65,12 @@ async def agent(process: AgentProcess) -> AsyncIterator[Agent]:
 def fifo(tmp_path: Path) -> Iterator[Fifo]:
     with contextlib.closing(Fifo(tmp_path / "fifo")) as pipe:
         yield pipe
+
+
+@pytest.fixture
+def no_logins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither logins nor proxies."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "no-logins"))

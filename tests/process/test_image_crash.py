@@ -3,16 +3,14 @@
 import hashlib
 import os
 import random
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from banger.api import models as m
 from banger.api import operations as op
-from banger.api.client import Client
-from banger.api.errors import BangerError, Code
+from banger.api.errors import Code
+from tests.crashes import Action, kill_at_random_points
 from tests.daemons import DaemonProcess, running_daemon
 from tests.process.test_image_register import ext4, install_kernel, root_directory, squashfs
 from tests.registry import RunningRegistry, image, layer, oci_layout, running_registry
@@ -22,8 +20,6 @@ NAMES = ("first", "second", "third")
 LONGEST = 0.5  # seconds until a kill; one operation takes about 0.1
 # what a client may see: a taken or free name, one that another client replaces, or a daemon that goes away
 EXPECTED = {Code.EXISTS, Code.NOT_FOUND, Code.WRONG_STATE, Code.IN_USE, Code.DAEMON, Code.CANCELLED}
-
-Action = Callable[[Client], object]
 
 
 def actions(chance: random.Random, files: Path, references: list[str]) -> Action:
@@ -76,39 +72,19 @@ def push(registry: RunningRegistry, layout: Path, number: int) -> str:
 
 def crash(tmp_path: Path, seed: int, rounds: int) -> None:
     """Kill the daemon at a random moment of random operations by three clients, `rounds` times."""
-    chance = random.Random(seed)
     files = tmp_path / "files"
     squashfs(files / "rootfs.squashfs", root_directory(files / "root"))
     ext4(files / "seed.ext4", files / "root/etc", 8 << 20)
     builders.kernel_directory(files / "kernel")
     before = sums(files)
-    unexpected: list[str] = []
     with running_registry(tmp_path / "registry") as registry, running_daemon(tmp_path / "daemon") as daemon:
         references = [push(registry, tmp_path / f"layout-{number}", number) for number in range(3)]
         install_kernel(daemon.layout.kernels)
-        for number in range(rounds):
-            print(f"seed {seed}, round {number}")
-            stop = threading.Event()
 
-            def use(chance: random.Random, stop: threading.Event = stop) -> None:
-                while not stop.is_set():
-                    try:
-                        actions(chance, files, references)(daemon.client)
-                    except BangerError as error:
-                        if error.code not in EXPECTED:
-                            unexpected.append(f"{error.code}: {error}")
+        def choose(chance: random.Random) -> Action:
+            return actions(chance, files, references)
 
-            clients = [threading.Thread(target=use, args=(random.Random(chance.random()),)) for _ in range(3)]
-            for client in clients:
-                client.start()
-            stop.wait(chance.uniform(0.0, LONGEST))
-            daemon.kill()
-            stop.set()
-            for client in clients:
-                client.join()
-            assert unexpected == []
-            daemon.start()
-            check(daemon)
+        kill_at_random_points(daemon, seed, rounds, choose, check, clients=3, longest=LONGEST, expected=EXPECTED)
     assert sums(files) == before
 
 

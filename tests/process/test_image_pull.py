@@ -37,13 +37,7 @@ TOP = layer({"etc/": None, "etc/motd": b"hello"})
 PADDING = random.Random(1).randbytes(3 << 20)
 
 
-@pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither logins nor proxies."""
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "no-logins"))
+pytestmark = pytest.mark.usefixtures("no_logins")
 
 
 @pytest.fixture(scope="module")

@@ -50,13 +50,7 @@ LINK = "boot/vmlinux"
 Files = Mapping[str, bytes | str | None]
 
 
-@pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither logins nor proxies."""
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "no-logins"))
+pytestmark = pytest.mark.usefixtures("no_logins")
 
 
 @pytest.fixture(scope="module")
@@ -372,7 +366,7 @@ def test_images_that_are_too_large_are_not_begun(server: Server, state: State) -
 def test_hundreds_of_layers(server: Server, state: State) -> None:
     small = image([layer({LINK: KERNEL})])
     error = state.refused(serve(server, rewritten(small, layers=[small.layers[0].descriptor] * 501)))
-    assert (error.code, "501 layers" in error.message) == (Code.CORRUPT, True)
+    assert (error.code, "501" in error.message) == (Code.CORRUPT, True)
     many = image([layer({f"etc/{number}": b""}) for number in range(126)] + [layer({LINK: KERNEL})])
     state.pull(serve(server, many))
     assert state.vmlinux() == KERNEL
