@@ -99,9 +99,6 @@ class ImageService:
     async def image_show(self, request: m.NameRequest, report: Report) -> m.ImageInfo:
         return await self._workers.run(lambda job: self._info(images.read_local(self._layout.images, request.name)))
 
-    async def _read(self, name: str) -> ImageManifest:
-        return await self._workers.run(lambda job: images.read_local(self._layout.images, name))
-
     async def image_history(self, request: m.NameRequest, report: Report) -> m.ImageHistory:
         def work(job: Job) -> m.ImageHistory:
             manifest = images.read_local(self._layout.images, request.name)
@@ -205,37 +202,38 @@ class ImageService:
         return await self._workers.run(work, report)
 
     async def image_import(self, request: m.ImageImport, report: Report) -> m.ImageInfo:
-        kernel = self._kernel_entry(request.kernel_ref) if request.kernel_ref else None
-        manifest = await self._workers.run(
-            lambda job: import_image(
-                self._layout.images,
-                request.name,
-                absolute_path(request.source),
-                job,
-                kernel=kernel,
-                replace=request.force,
-                publishing=lambda: self._publication,
-            ),
-            report,
-        )
-        return self._info(manifest)
+        def work(job: Job) -> m.ImageInfo:
+            kernel = self._kernel_entry(request.kernel_ref) if request.kernel_ref else None
+            return self._info(
+                import_image(
+                    self._layout.images,
+                    request.name,
+                    absolute_path(request.source),
+                    job,
+                    kernel=kernel,
+                    replace=request.force,
+                    publishing=lambda: self._publication,
+                )
+            )
+
+        return await self._workers.run(work, report)
 
     async def image_register(self, request: m.ImageRegister, report: Report) -> m.ImageInfo:
-        kernel = self._kernel_of(request)
-        manifest = await self._workers.run(
-            lambda job: register_image(
-                self._layout.images,
-                request.name,
-                absolute_path(request.rootfs),
-                kernel,
-                job,
-                work_seed=absolute_path(request.work_seed) if request.work_seed else None,
-                replace=request.force,
-                publishing=lambda: self._publication,
+        return await self._workers.run(
+            lambda job: self._info(
+                register_image(
+                    self._layout.images,
+                    request.name,
+                    absolute_path(request.rootfs),
+                    self._kernel_of(request),
+                    job,
+                    work_seed=absolute_path(request.work_seed) if request.work_seed else None,
+                    replace=request.force,
+                    publishing=lambda: self._publication,
+                )
             ),
             report,
         )
-        return self._info(manifest)
 
     def _kernel_of(self, request: m.ImageRegister) -> Path | KernelFiles:
         """The kernel that a registered image is to boot: the directory of an installed one, or the files of its own."""
@@ -268,7 +266,8 @@ class ImageService:
         return self._layout.kernels / name
 
     async def image_pull(self, request: m.ImagePull, report: Report) -> m.ImageInfo:
-        return self._info(await self._pulls.pull(request, report))
+        manifest = await self._pulls.pull(request, report)
+        return await self._workers.run(lambda job: self._info(manifest))
 
     async def image_cache_list(self, request: m.Empty, report: Report) -> m.BlobList:
         def work(job: Job) -> m.BlobList:
@@ -312,7 +311,9 @@ class ImageService:
 
         A kernel that is missing is pulled from a catalog, unless the image has its own copy.
         """
-        held = None if name else images.kernel_of(self._layout.images, self._layout.kernels, image)
+        held = await self._workers.run(
+            lambda job: None if name else images.kernel_of(self._layout.images, self._layout.kernels, image)
+        )
         if held is not None:
             return held
         kernel = await self._kernels.ensure(name or image.kernel_ref or self._config.default_kernel, report)
