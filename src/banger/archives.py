@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import stat
@@ -18,7 +17,7 @@ import zstandard
 from banger import system
 from banger.api.errors import BangerError, Code
 from banger.decompress import MAGIC_SIZE, PieceReader, chunks, compression
-from banger.disk import tar
+from banger.disk import space, tar
 from banger.disk.tar import Member, TarReader
 from banger.job import Job
 from banger.readahead import read_ahead
@@ -94,7 +93,7 @@ def new_file(output: Path, replace: bool) -> Iterator[BinaryIO]:
         with system.staged_file(output, mode=0o644) as stream:
             yield stream
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = space.means_full(error)
         code = Code.EXHAUSTED if full else Code.INVALID
         raise BangerError(code, f"{output} cannot be written: {error.strerror}") from error
 

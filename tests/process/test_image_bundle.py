@@ -20,6 +20,7 @@ from banger import system
 from banger.api import models as m
 from banger.api import operations as op
 from banger.api.errors import BangerError, Code
+from banger.disk import space
 from banger.imagecat import bundle
 from banger.imagecat.bundle import fetch_bundle, write_image_bundle
 from banger.imagecat.catalog import CatalogEntry
@@ -334,7 +335,7 @@ def test_bombs_are_refused(image: Path, images: Path, monkeypatch: pytest.Monkey
 
 def test_a_full_disk(image: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = exported(image)
-    monkeypatch.setattr(bundle, "_FREE_RESERVE", shutil.disk_usage("/").total * 2)
+    monkeypatch.setattr(space, "RESERVE", shutil.disk_usage("/").total * 2)
     assert "not enough disk space" in refused(Code.EXHAUSTED, lambda: fetch_file(images, content))
     assert left(images) == []
 

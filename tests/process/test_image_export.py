@@ -247,7 +247,7 @@ def test_limits(tmp_path: Path, entry: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("banger.imagecat.export.TAR_LIMIT", 100_000)
     with pytest.raises(BangerError, match="has more than 100 kB of files"):
         export(entry, tmp_path / "layout")
-    monkeypatch.setattr("banger.imagecat.export.FREE_RESERVE", 1 << 60)
+    monkeypatch.setattr("banger.disk.space.RESERVE", 1 << 60)
     monkeypatch.setattr("banger.imagecat.export.TAR_LIMIT", 1 << 40)
     with pytest.raises(BangerError, match="not enough disk space in") as caught:
         export(entry, tmp_path / "layout")

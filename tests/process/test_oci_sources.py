@@ -20,6 +20,7 @@ import pytest
 import zstandard
 
 from banger.api.errors import BangerError, Code
+from banger.disk import space
 from banger.job import Job, Progress
 from banger.oci import files as archive_files
 from banger.oci.manifest import Descriptor, Image
@@ -416,7 +417,7 @@ def test_limits_of_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_full_disk_is_not_filled_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive_files, "_RESERVE", 1 << 60)
+    monkeypatch.setattr(space, "RESERVE", 1 << 60)
     file = write_tar(tmp_path / "image.tar", docker_members(small()))
     assert pull(f"docker-archive:{file}", tmp_path)[2]
     file.write_bytes(gzip.compress(file.read_bytes()))

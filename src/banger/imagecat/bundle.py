@@ -7,10 +7,8 @@ config.json. Its manifest has those fields of an image's manifest that mean the 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
-import shutil
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +19,7 @@ from banger.api import models as m
 from banger.api.errors import BangerError, Code
 from banger.archives import Bounds, plain_member
 from banger.catalogs.format import origin_of, revision
-from banger.disk import tar
+from banger.disk import space, tar
 from banger.disk.tar import Member, TarReader
 from banger.disk.work_seed import make_work_seed
 from banger.entries import MANIFEST, sum_file
@@ -55,7 +53,6 @@ PUBLISHED = (
 
 _LIMIT = 64 << 30  # bytes, packed or not, as for images that are imported
 _SMALL_LIMIT = 4 << 20  # bytes of manifest.json and config.json
-_FREE_RESERVE = 256 << 20  # bytes to leave free
 _CHECK_EVERY = 32 << 20
 _HOLE = 64 << 10  # bytes: zeros of this size, at a multiple of it, take no space
 _ZEROS = bytes(tar.CHUNK)
@@ -105,7 +102,7 @@ def fetch_bundle(
                 make_work_seed(staged / ROOTFS_SQUASHFS, manifest.home, seed, (), job)
             publish(staged, images_dir, manifest, kernel, job, replace, publishing)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not space.means_full(error):
             raise
         raise _no_space(images_dir) from error
     return manifest
@@ -275,7 +272,7 @@ def _store(pieces: Iterable[bytes], file: Path, job: Job) -> str:
             job.check()
             if done - checked >= _CHECK_EVERY or not done:
                 checked = done
-                if shutil.disk_usage(file.parent).free < _FREE_RESERVE:
+                if space.is_short(file.parent):
                     raise _no_space(file.parent.parent)
             digest.update(piece)
             if piece != _ZEROS[: len(piece)]:

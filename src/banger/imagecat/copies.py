@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from banger import entries, system
 from banger.api.errors import BangerError, Code
+from banger.disk import space
 from banger.entries import MANIFEST
 from banger.imagecat import registered
 from banger.imagecat.importer import Publishing, refuse_existing
@@ -177,7 +177,7 @@ def _told_of(name: str, images_dir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = space.means_full(error)
         raise BangerError(
             Code.EXHAUSTED if full else Code.INVALID,
             f"the image {name!r} cannot be written: {error.strerror}: {error.filename or images_dir}",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from typing import BinaryIO, cast
 
 from banger import system
 from banger.api.errors import BangerError, Code
+from banger.disk import space
 from banger.imagecat import configuration
 from banger.imagecat.manifest import ImageManifest, registered_problem
 from banger.imagecat.rootfs import SQUASHFS
@@ -21,7 +20,6 @@ from banger.job import Job, command_failed, widen_pipe
 from banger.oci import layout
 
 TAR_LIMIT = 64 << 30  # bytes of the tar that a root filesystem becomes
-FREE_RESERVE = 256 << 20  # bytes to leave free on the output's filesystem
 
 _PRODUCER = "banger image export"
 _CHUNK = 1 << 20
@@ -115,7 +113,7 @@ def _write(target: layout.Target, entry: Path, manifest: ImageManifest, output: 
                 raise BangerError(
                     Code.EXHAUSTED, f"the image {manifest.name!r} has more than {system.human_size(TAR_LIMIT)} of files"
                 )
-            if shutil.disk_usage(output.parent).free < FREE_RESERVE:
+            if space.is_short(output.parent):
                 raise BangerError(
                     Code.EXHAUSTED, f"not enough disk space in {output.parent}", hint="choose another --output"
                 )
@@ -140,6 +138,6 @@ def _tar_of_squashfs(rootfs: Path, job: Job) -> Iterator[BinaryIO]:
 
 
 def _not_written(output: Path, error: OSError) -> BangerError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = space.means_full(error)
     code = Code.EXHAUSTED if full else Code.INVALID
     return BangerError(code, f"{output} cannot be written: {error.strerror}")

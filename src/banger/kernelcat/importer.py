@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from banger import system
 from banger.api.errors import BangerError, Code
 from banger.decompress import decompress
+from banger.disk import space
 from banger.entries import sum_file
 from banger.guest.bootarchive import write_boot_modules
 from banger.job import Job
@@ -146,7 +146,7 @@ def _told_by(name: str, directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = space.means_full(error)
         raise BangerError(
             Code.EXHAUSTED if full else Code.INVALID,
             f"the kernel {name!r} cannot be imported: {error.strerror}: {error.filename or directory}",

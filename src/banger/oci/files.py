@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import posixpath
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -17,14 +16,13 @@ from typing import BinaryIO, Protocol
 from banger import system
 from banger.api.errors import BangerError, Code
 from banger.decompress import MAGIC_SIZE, compression, open_decompressed
-from banger.disk import tar
+from banger.disk import space, tar
 from banger.job import Job
 
 _ARCHIVE_LIMIT = 64 << 30  # bytes, unpacked
 _MEMBERS_MAX = 100_000  # of an archive: images have some per layer
 _LINKS_MAX = 8  # from one to the next
 _STEP = 1 << 20
-_RESERVE = 256 << 20  # bytes to leave free on the disk
 _CHECK_EVERY = 32 << 20
 
 
@@ -232,7 +230,7 @@ def _unpacked(path: Path, job: Job, cache: Path) -> Iterator[BinaryIO]:
                     raise BangerError(Code.EXHAUSTED, f"{str(path)!r} unpacks to more than {limit}, the limit")
                 if size - checked >= _CHECK_EVERY or not checked:
                     checked = size
-                    if shutil.disk_usage(cache).free < _RESERVE:
+                    if space.is_short(cache):
                         raise _no_space(path, cache)
                 try:
                     file.write(piece)

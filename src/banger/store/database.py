@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import sqlite3
 from pathlib import Path
 
 from banger.api.codec import decode, encode
 from banger.api.errors import BangerError, Code
+from banger.disk import space
 from banger.store.records import VmRecord
 
 # Numbered from 1: entry N-1 takes a database from version N-1 to N. Never edit one that was released.
@@ -81,5 +81,5 @@ class Store:
 def disk_is_full(error: BaseException) -> bool:
     """Whether an error of the system or of SQLite says that no space is left."""
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return space.means_full(error)
     return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_FULL
