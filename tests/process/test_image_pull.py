@@ -159,7 +159,8 @@ def test_a_tag_that_has_moved(daemon: DaemonProcess, push: Pusher) -> None:
     pull(daemon, name)
     push("moving", [BASE, TOP])
     error = refused(daemon, name)
-    assert (error.code, error.hint) == (Code.EXISTS, "replace it with --force")
+    assert error.code is Code.EXISTS
+    assert error.hint == "give the new one another name with --as, or replace that one with --force"
     assert "has changed since" in error.message
     assert pull(daemon, name, force=True).layers == 2
 
@@ -175,6 +176,8 @@ def test_one_index_for_two_platforms(daemon: DaemonProcess, registry: RunningReg
     assert pull(daemon, name, "arm", platform="linux/arm64").arch == "arm64"
     assert pull(daemon, name, "arm", platform="arm64").digest == first.digest
     assert pull(daemon, name, platform="linux/arm64", force=True).arch == "arm64"
+    error = refused(daemon, name, platform="linux/s390x")  # before anything is asked for
+    assert (error.code, error.message) == (Code.UNSUPPORTED, "no VM can run an image for linux/s390x")
 
 
 def test_kernels_are_those_of_the_platform(tmp_path: Path, push: Pusher) -> None:

@@ -158,16 +158,19 @@ def show(name: str, as_json: bool) -> None:
     """,
 )
 @click.argument("name", metavar="NAME|REF", type=PULLABLE_IMAGE)
-@click.option("--as", "save_as", metavar="NAME", type=IMAGE, help="Local name, instead of the one that follows.")
-@click.option("--platform", metavar="OS/ARCH", default="", help="What it is to be for, instead of this host.")
+@click.option("--as", "save_as", metavar="NAME", type=IMAGE, help="Local name, instead of one made of NAME or REF.")
+@click.option("--platform", metavar="OS/ARCH", default="", help="Which one to take: linux/amd64 or linux/arm64.")
 @click.option("--kernel-ref", metavar="KERNEL", type=KERNEL, help="Kernel that VMs of this image boot.")
 @click.option("--force", is_flag=True, help="Replace a local image of that name, once the new one is complete.")
 @json_option
 def pull(name: str, save_as: str | None, platform: str, kernel_ref: str | None, force: bool, as_json: bool) -> None:
     """Fetch an image: a catalog's NAME (or CATALOG/NAME), or any container image.
 
-    REF is [REGISTRY/]REPOSITORY[:TAG][@DIGEST], on docker.io unless it names a registry. What docker, podman, skopeo
-    and buildah write into files can be read too: oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF].
+    REF is [REGISTRY/]REPOSITORY[:TAG][@DIGEST], on docker.io (config.toml: default_registry) unless it names a
+    registry; ORG/APP alone means a catalog, so write ORG/APP:latest. What docker, podman, skopeo and buildah write into
+    files can be read too: oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:REF].
+
+    The same release is not fetched twice. When a tag has moved, --force replaces the image, or --as adds another.
     """
     request = m.ImagePull(name, save_as or "", platform, kernel_ref or "", force)
     with Display() as display:

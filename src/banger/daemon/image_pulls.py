@@ -15,6 +15,7 @@ from banger.catalogs.format import origin_of
 from banger.catalogs.local import Catalogs
 from banger.config import Config
 from banger.daemon.jobs import Report, Shared, Workers
+from banger.fields import ARCHITECTURES
 from banger.imagecat import fetch, oci
 from banger.imagecat import manifest as images
 from banger.imagecat.catalog import CatalogEntry
@@ -85,6 +86,12 @@ class ImagePulls:
     async def pull(self, request: m.ImagePull, report: Report) -> ImageManifest:
         """Pull what a request names; see `ImagePull`."""
         platform = Platform.parse(request.platform) if request.platform else Platform.host()
+        if platform.architecture not in ARCHITECTURES:
+            raise BangerError(
+                Code.UNSUPPORTED,
+                f"no VM can run an image for {platform}",
+                hint=f"use one for {' or '.join(f'linux/{name}' for name in ARCHITECTURES)}",
+            )
         try:
             entry = await self._workers.run(lambda job: self._resolve(request.name, platform))
         except BangerError as error:

@@ -223,7 +223,7 @@ class TarReader:
     def _number(self, raw: bytes) -> int:
         value = _parse_number(raw)
         if value is None:
-            raise self.corrupt(f"is damaged: {raw!r} in a header is not a number")
+            raise self.corrupt(f"is damaged or is not a tar archive: {raw!r} in a header is not a number")
         return value
 
     def _metadata(self, header: bytes) -> bytes:

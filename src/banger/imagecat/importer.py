@@ -260,24 +260,24 @@ def find_present(
     """
     if not (images_dir / name).exists():
         return None
-    force = "replace it with --force"
+    instead = "give the new one another name with --as, or replace that one with --force"
     try:
         there = read_local(images_dir, name)
     except BangerError as error:
         if error.code is Code.NOT_FOUND:  # it was removed meanwhile
             return None
-        raise BangerError(Code.EXISTS, f"there already is an image {name!r}, and it is broken", hint=force) from error
+        raise BangerError(Code.EXISTS, f"there already is an image {name!r}, and it is broken", hint=instead) from error
     if not belongs(there):
         raise BangerError(
             Code.EXISTS,
             f"the name {name!r} belongs to an image from {there.source}",
-            hint="give the new one another name with --as, or replace that one with --force",
+            hint=instead,
         )
     different = difference(there)
     if kernel is not None and kernel.name != there.kernel_ref:
         different = f"its kernel is {there.kernel_ref or 'the default one'!r}"
     if different:
-        raise BangerError(Code.EXISTS, f"there already is an image {name!r}, and {different}", hint=force)
+        raise BangerError(Code.EXISTS, f"there already is an image {name!r}, and {different}", hint=instead)
     return there
 
 

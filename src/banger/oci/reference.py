@@ -41,7 +41,7 @@ class Reference:
         if _IDENTIFIER.fullmatch(text):
             raise _invalid(text, "it is an identifier of some local image")
         if "://" in text:
-            raise _invalid(text, "it has no http:// or docker:// before it")
+            raise _invalid(text, f"leave out the {text.partition('://')[0]}://")
         rest, at, digest = text.partition("@")
         if at and not _DIGEST.fullmatch(digest):
             raise _invalid(text, "the digest must be sha256: and 64 hexadecimal digits")
@@ -134,5 +134,5 @@ def _invalid(text: str, reason: str) -> BangerError:
     return BangerError(
         Code.INVALID,
         f"{text[:300]!r} is not a reference to an image: {reason}",
-        hint="for example ghcr.io/org/kernel:6.12, or ghcr.io/org/kernel@sha256:...",
+        hint="for example ghcr.io/org/name:1.2, or ghcr.io/org/name@sha256:...",
     )
