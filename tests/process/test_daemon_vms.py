@@ -171,7 +171,7 @@ def test_generated_names_differ(daemon: DaemonProcess) -> None:
         ({"publish": ["80:80", "127.0.0.1:80:81"]}, Code.INVALID, "is published twice"),
         ({"publish": ["8080:80"], "net": "none"}, Code.INVALID, "without a network"),
         ({"net": "bridge"}, Code.INVALID, "'bridge' is not a network"),
-        ({"image": "tinny"}, Code.NOT_FOUND, "tinny"),
+        ({"image": "tinny"}, Code.DOWNLOAD, "no image 'tinny' in the catalogs, and"),
         ({"image": "a b"}, Code.INVALID, "'a b' is not a valid image name"),
         ({"kernel": "debian-clod"}, Code.NOT_FOUND, "debian-clod"),
     ],
@@ -184,8 +184,9 @@ def test_impossible_requests(shared_daemon: DaemonProcess, wanted: dict[str, obj
 
 @pytest.fixture(scope="module")
 def shared_daemon(tmp_path_factory: pytest.TempPathFactory, entries: list[Path]) -> Iterator[DaemonProcess]:
-    """For tests that change nothing."""
-    with running_daemon(tmp_path_factory.mktemp("shared-daemon"), entries=entries) as running:
+    """For tests that change nothing; nobody listens where its default registry should be."""
+    directory, config = tmp_path_factory.mktemp("shared-daemon"), 'default_registry = "127.0.0.1:1"\n'
+    with running_daemon(directory, entries=entries, config=config) as running:
         yield running
 
 

@@ -85,6 +85,8 @@ class ImagePulls:
 
     async def pull(self, request: m.ImagePull, report: Report) -> ImageManifest:
         """Pull what a request names; see `ImagePull`."""
+        if _is_bare(request.name):
+            system.validate_name(request.name, "image")
         platform = Platform.parse(request.platform) if request.platform else Platform.host()
         if platform.architecture not in ARCHITECTURES:
             raise BangerError(
@@ -116,8 +118,8 @@ class ImagePulls:
         return there or await self.pull(m.ImagePull(name), report)
 
     def _find_local(self, name: str) -> ImageManifest | None:
-        if _is_name(name):
-            return self._read_local(name)
+        if _is_bare(name):
+            return self._read_local(system.validate_name(name, "image"))
         # one of that name from elsewhere is told of when this one is pulled
         entry = self._resolve(name, Platform.host())
         if entry is not None:
