@@ -160,7 +160,9 @@ def test_a_tag_that_has_moved(daemon: DaemonProcess, push: Pusher) -> None:
     push("moving", [BASE, TOP])
     error = refused(daemon, name)
     assert error.code is Code.EXISTS
-    assert error.hint == "give the new one another name with --as, or replace that one with --force"
+    assert (
+        error.hint == "'banger image pull' gives the new one another name with --as, or replaces that one with --force"
+    )
     assert "has changed since" in error.message
     assert pull(daemon, name, force=True).layers == 2
 

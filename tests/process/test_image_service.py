@@ -191,7 +191,7 @@ def test_a_release_that_is_there_is_not_fetched_again(tmp_path: Path, layout: La
         assert (await service.image_pull(m.ImagePull("corp/tiny"), ignore)).digest == SHA256
         error = await refused(service, m.ImagePull("corp/tiny", kernel_ref="mine"))
         assert (error.code, error.message) == (
-            Code.EXISTS, "there already is an image 'tiny', and its kernel is 'the default one'"
+            Code.EXISTS, "there already is an image 'tiny', and its kernel is the default one"
         )  # fmt: skip
         assert kernels.asked == [("mine", host_arch())]
         released(layout.images, there, "corp/tiny", "4" * 64)

@@ -80,6 +80,7 @@ def list_images(available: bool, as_json: bool) -> None:
                 ]
                 for entry in catalog.entries
             ],
+            cut=True,
         )
         return
     local = client.call(op.IMAGE_LIST, m.Empty())

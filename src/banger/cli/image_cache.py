@@ -93,7 +93,8 @@ def verify(as_json: bool) -> int:
     else:
         for digest in verified.removed:
             print(plain(f"{digest} was damaged and is removed"))
-        print(f"{_layers(verified.blobs - len(verified.removed))} as they should be")
+        whole = verified.blobs - len(verified.removed)
+        print(f"{_layers(whole)} {'is as it' if whole == 1 else 'are as they'} should be")
     return 1 if verified.removed else 0
 
 

@@ -70,6 +70,7 @@ def list_kernels(available: bool, as_json: bool) -> None:
                 ]
                 for entry in catalog.entries
             ],
+            cut=True,
         )
         return
     local = client.call(op.KERNEL_LIST, m.Empty())

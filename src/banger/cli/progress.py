@@ -110,7 +110,7 @@ def _start_bars() -> Bars:
 def _without_subject(label: str, message: str) -> str:
     """The message without the name at its end that the label has already: `pulling edge: download edge`."""
     subject = " " + label.rpartition(" ")[2]
-    return f" {message}".removesuffix(subject).strip()
+    return f" {message}".removesuffix(subject).removesuffix(" of").strip()
 
 
 def _shortened(text: str, width: int) -> str:

@@ -26,12 +26,22 @@ def shorten(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1].rstrip() + "…"
 
 
-def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], optional: Collection[str] = ()) -> None:
-    """Print aligned columns; an empty cell shows as '-', an `optional` column only when something is in it."""
+def print_table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], optional: Collection[str] = (), cut: bool = False
+) -> None:
+    """Print aligned columns; an empty cell shows as '-', an `optional` column only when something is in it.
+
+    With `cut` the last column ends at the edge of a terminal instead of going on in its next line.
+    """
     kept = [column for column, name in enumerate(headers) if name not in optional or any(row[column] for row in rows)]
     headers = [headers[column] for column in kept]
     lines = [headers, *([plain(row[column]) or "-" for column in kept] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
+    if cut and sys.stdout.isatty():
+        import shutil
+
+        room = shutil.get_terminal_size().columns - sum(width + 3 for width in widths[:-1])
+        lines = [[*line[:-1], shorten(line[-1], max(room, len(headers[-1])))] for line in lines]
     for line in lines:
         print("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 

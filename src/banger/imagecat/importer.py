@@ -260,7 +260,7 @@ def find_present(
     """
     if not (images_dir / name).exists():
         return None
-    instead = "give the new one another name with --as, or replace that one with --force"
+    instead = "'banger image pull' gives the new one another name with --as, or replaces that one with --force"
     try:
         there = read_local(images_dir, name)
     except BangerError as error:
@@ -275,7 +275,7 @@ def find_present(
         )
     different = difference(there)
     if kernel is not None and kernel.name != there.kernel_ref:
-        different = f"its kernel is {there.kernel_ref or 'the default one'!r}"
+        different = f"its kernel is {repr(there.kernel_ref) if there.kernel_ref else 'the default one'}"
     if different:
         raise BangerError(Code.EXISTS, f"there already is an image {name!r}, and {different}", hint=instead)
     return there

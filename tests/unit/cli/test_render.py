@@ -28,6 +28,18 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines() == ["NAME        SIZE", "long-name   -", "b           2\\x1b"]
 
 
+def test_a_table_ends_at_the_edge_of_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    rows = [["debian", "a machine to work on"], ["x", "short"]]
+    render.print_table(["NAME", "DESCRIPTION"], rows, cut=True)
+    assert "debian   a machine to work on" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    render.print_table(["NAME", "DESCRIPTION"], rows, cut=True)
+    assert capsys.readouterr().out.splitlines() == ["NAME     DESCRIPTION", "debian   a machine…", "x        short"]
+
+
 def test_fields_leave_out_what_has_no_value(capsys: pytest.CaptureFixture[str]) -> None:
     render.print_fields([("name", "x"), ("longer", "y"), ("none", "")])
     assert capsys.readouterr().out == "name:   x\nlonger: y\n"
