@@ -253,8 +253,11 @@ def test_started_by_systemd(tmp_path: Path) -> None:
     daemon = DaemonProcess(tmp_path, {})
     daemon.layout.create()
     daemon.layout.runtime.mkdir(mode=0o700, parents=True)
+    # without these it hands on little of its environment, and the daemon would be the user's own
+    variables = [f"--setenv={name}" for name in daemon.environment if name.startswith(("XDG_", "PYTHON"))]
+    argv = ["systemd-socket-activate", *variables, f"--listen={daemon.layout.socket}"]
     activator = subprocess.Popen(
-        ["systemd-socket-activate", f"--listen={daemon.layout.socket}", sys.executable, "-m", "banger.daemon"],
+        [*argv, sys.executable, "-m", "banger.daemon"],
         env=daemon.environment,
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

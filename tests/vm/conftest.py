@@ -30,8 +30,8 @@ def development_image() -> Path:
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory, kernel: Path, image: Path) -> Iterator[Host]:
-    """A daemon with that kernel and image, the image being its default."""
-    config = f'default_image = "{IMAGE}"\nvcpu = 1\nmemory = {512 << 20}\n'
+    """A daemon with that kernel and image, the image being its default; nobody listens at its default registry."""
+    config = f'default_image = "{IMAGE}"\nvcpu = 1\nmemory = {512 << 20}\ndefault_registry = "127.0.0.1:1"\n'
     with running_daemon(tmp_path_factory.mktemp("host"), entries=[kernel, image], config=config) as daemon:
         yield Host(daemon)
 

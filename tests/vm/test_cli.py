@@ -28,8 +28,9 @@ def complete(host: Host, *words: str) -> list[str]:
 
 
 def assert_error(error: str, message: str, hint: str) -> None:
-    """Just this error and, unless it is '', this hint, as regular expressions."""
-    assert re.fullmatch(f"error: {message}\n" + (f"hint: {hint}\n" if hint else ""), error), error
+    """Just this error and, unless it is '', this hint, as regular expressions; before it what was begun may stand."""
+    begun = "(starting: fetching .*\n)?"
+    assert re.fullmatch(f"{begun}error: {message}\n" + (f"hint: {hint}\n" if hint else ""), error), error
 
 
 def test_json_of_a_running_vm(host: Host, guest: str) -> None:
@@ -57,7 +58,7 @@ def test_tables(host: Host, guest: str) -> None:
     assert header.split() == ["NAME", "STATE", "IMAGE", "VCPU", "MEMORY", "USED", "CREATED", "UP"]
     assert line.split()[:6] == [guest, "running", IMAGE, "1", "512", "MiB"]
     assert line.index("running") == header.index("STATE")
-    assert f"name:      {guest}" in host.ok("vm", "show", guest)
+    assert re.match(rf"name: +{guest}\n", host.ok("vm", "show", guest))
     assert KERNEL in host.ok("kernel", "ls")
     assert IMAGE in host.ok("image", "ls")
 
@@ -86,10 +87,11 @@ def test_a_working_directory_that_is_none(host: Host, guest: str) -> None:
         assert_error(error, f"cannot run 'pwd' in '{guest}': cannot enter .* '{options[1]}': {reason}", hint)
     error = host.fails(126, "vm", "exec", guest, "-d", "-w", "/no/such", "--", "pwd")
     assert_error(error, f"cannot run 'pwd' in '{guest}': .*'/no/such': No such file or directory", hint)
-    error = host.fails(126, "vm", "run", "--rm", "--name", "lost", "--shell", "-w", "/no/such")
-    assert_error(error, "cannot run a login shell in 'lost': .*'/no/such': No such file or directory", hint)
-    error = host.fails(126, "vm", "run", "--rm", "--name", "lost", "-w", "/no/such", "--", "pwd")
-    assert_error(error, "cannot run 'pwd' in 'lost': .*'/no/such': No such file or directory", hint)
+    # a machine that begins there gets it, as in container engines, unless something else is in its place
+    error = host.fails(126, "vm", "run", "--rm", "--name", "lost", "--shell", "-w", "/etc/passwd")
+    assert_error(error, "cannot run a login shell in 'lost': .*'/etc/passwd': Not a directory", hint)
+    error = host.fails(126, "vm", "run", "--rm", "--name", "lost", "-w", "/etc/passwd/no", "--", "pwd")
+    assert_error(error, "cannot run 'pwd' in 'lost': .*'/etc/passwd/no': Not a directory", hint)
     assert host.names() == [guest]
 
 
@@ -110,7 +112,7 @@ def test_commands_that_do_not_run(host: Host, guest: str) -> None:
         (
             "vm run --image debian-bookworm-minmal -- true",
             125,
-            ".*'debian-bookworm-minmal'",
+            "no image 'debian-bookworm-minmal' in the catalogs, and .*",
             f"did you mean '{IMAGE}'.*",
         ),
         ("vm run --kernel debian-clod -- true", 125, ".*'debian-clod'.*", f"did you mean '{KERNEL}'.*"),
