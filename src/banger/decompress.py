@@ -39,6 +39,7 @@ _IsalError = cast(type[Exception], igzip_lib.IsalError)  # which its stub declar
 
 _STEP = 1 << 18  # bytes that are unpacked at once: they stay in the cache of the processor
 _INPUT = 1 << 18  # bytes given to a decompressor at once: with more, isal takes a third longer
+_FIRST_INPUT = 1 << 12  # and at first: what a short stream leaves of it is taken back, for each of a million of them
 _REPORT_EVERY = 4 << 20
 _MEMORY_LIMIT = 128 << 20  # bytes of dictionary or window: xz -9 takes 64 MiB, zstd --ultra -22 (kernels) 128 MiB
 _LZ4_BLOCK = 8 << 20  # every block but the last of the legacy format
@@ -176,10 +177,12 @@ class _Source:
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self._back = b""
+        self._position = 0  # in what was put back
 
     def read(self, size: int) -> bytes:
         """`size` bytes; fewer at the end only."""
-        data, self._back = self._back[:size], self._back[size:]
+        data = self._back[self._position : self._position + size]
+        self._position += len(data)
         while len(data) < size and (more := self._stream.read(size - len(data))):
             data += more
         return data
@@ -192,7 +195,11 @@ class _Source:
         return data
 
     def put_back(self, data: bytes) -> None:
-        self._back = data + self._back
+        start = self._position - len(data)
+        if start >= 0 and self._back[start : self._position] == data:
+            self._position = start  # without a copy of all that follows
+        else:
+            self._back, self._position = data + self._back[self._position :], 0
 
     def skip_padding(self) -> bytes:
         """What comes next, at most MAGIC_SIZE bytes, after the zeros that may pad a stream (xz(1), tapes)."""
@@ -221,8 +228,10 @@ class _Decompressor(Protocol):
 
 
 def _by_object(source: _Source, decompressor: _Decompressor) -> Iterator[bytes]:
+    size = _FIRST_INPUT
     while not decompressor.eof:
-        data = source.read(_INPUT) if decompressor.needs_input else b""
+        data = source.read(size) if decompressor.needs_input else b""
+        size = _INPUT
         if decompressor.needs_input and not data:
             raise EOFError
         yield decompressor.decompress(data, _STEP)
