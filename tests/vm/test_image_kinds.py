@@ -42,9 +42,9 @@ def make(host: Host, tmp_path: Path) -> Make:
 
 
 def test_a_program_and_its_libraries_alone(host: Host, make: Make) -> None:
-    make("distroless", roots.distroless_root, entrypoint=("/app/report",), user="65532:65532", workdir="/work/here")
+    make("distroless", roots.distroless_root, entrypoint=("/app/report",), user="65532:65532", workdir="/srv/here")
     done = host.run("vm", "run", "--rm", "--image", "distroless", "--name", "bare", "--", "x")
-    assert done.stdout == b"65532:65532 /work/here on bare, HOME=/, 2 words\n", done.stderr
+    assert done.stdout == b"65532:65532 /srv/here on bare, HOME=/, 2 words\n", done.stderr
     assert done.returncode == 0
 
 
