@@ -251,6 +251,23 @@ def test_what_strays_into_the_cache(tmp_path: Path, push: Pusher) -> None:
         assert sorted(path.name for path in daemon.layout.blobs.iterdir()) == ["0" * 64, "mine"]
 
 
+def test_a_cache_that_is_no_directory(daemon: DaemonProcess, push: Pusher) -> None:
+    daemon.layout.blobs.parent.mkdir(parents=True)
+    daemon.layout.blobs.write_bytes(b"mine")
+    with pytest.raises(BangerError, match="cannot be written: File exists"):
+        pull(daemon, push("nowhere", [BASE]))
+    calls: list[Callable[[], object]] = [
+        lambda: daemon.client.call(op.IMAGE_CACHE_LIST, m.Empty()),
+        lambda: daemon.client.call(op.IMAGE_CACHE_VERIFY, m.Empty()),
+        lambda: daemon.client.call(op.IMAGE_CACHE_PRUNE, m.CachePrune()),
+    ]
+    for call in calls:
+        with pytest.raises(BangerError, match="cannot be read: Not a directory") as caught:
+            call()
+        assert "remove it" in caught.value.hint
+    assert daemon.layout.blobs.read_bytes() == b"mine"
+
+
 def test_the_cache_is_listed_verified_pruned_and_held_to_its_limit(tmp_path: Path, push: Pusher) -> None:
     large = layer({"padding": PADDING})
     with running_daemon(tmp_path / "daemon", config=f"cache_size = {4 << 20}\n") as daemon:

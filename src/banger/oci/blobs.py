@@ -56,7 +56,8 @@ class BlobCache:
             with self._lock:
                 self._held.subtract(digests)
                 self._held += Counter()  # forgets what nobody holds
-            self.prune(self._limit)
+            with contextlib.suppress(BangerError):  # whatever is wrong with it, the block has what it wanted
+                self.prune(self._limit)
 
     def open(self, descriptor: Descriptor) -> BinaryIO | None:
         """A blob that is there, None without; opened so that it can be read to its end whatever happens to its name."""
@@ -68,7 +69,8 @@ class BlobCache:
         if os.fstat(stream.fileno()).st_size != descriptor.size:
             stream.close()
             return None
-        os.utime(path)
+        with contextlib.suppress(OSError):  # another user's, or on a filesystem that is read-only
+            os.utime(path)
         return stream
 
     @contextlib.contextmanager
@@ -101,12 +103,15 @@ class BlobCache:
             (staged / "blob").rename(self._path(digest))
 
     def blobs(self) -> list[CachedBlob]:
-        """All blobs, the least recently used first."""
+        """All blobs, the least recently used first; raises INVALID for a directory that cannot be read."""
         with self._lock:
             return sorted(self._scan(), key=lambda blob: (blob.used_at, blob.digest))
 
     def prune(self, keep: int) -> list[CachedBlob]:
-        """Remove the least recently used blobs until `keep` bytes are left, never one in use; returns the removed."""
+        """Remove the least recently used blobs until `keep` bytes are left, never one in use; returns the removed.
+
+        Raises INVALID where that cannot be done.
+        """
         removed = []
         with self._lock:
             blobs = sorted(self._scan(), key=lambda blob: (blob.used_at, blob.digest))
@@ -115,13 +120,16 @@ class BlobCache:
                 if size <= keep:
                     break
                 if not blob.in_use:
-                    self._path(blob.digest).unlink(missing_ok=True)
+                    self._remove(blob.digest)
                     size -= blob.size
                     removed.append(blob)
         return removed
 
     def verify(self, digests: Collection[str], job: Job) -> list[str]:
-        """Read blobs again and remove those that are not what their names say; returns the digests of these."""
+        """Read blobs again and remove those that are not what their names say; returns the digests of these.
+
+        Raises INVALID where they cannot be removed.
+        """
         wrong = []
         for digest in digests:
             job.progress("verify", digest)
@@ -132,12 +140,25 @@ class BlobCache:
             except OSError:
                 actual = ""  # not even a file
             if f"sha256:{actual}" != digest:
-                system.remove_tree(self._path(digest))  # who has it open reads on
+                self._remove(digest)  # who has it open reads on
                 wrong.append(digest)
         return wrong
 
     def _path(self, digest: str) -> Path:
         return self.directory / digest.removeprefix("sha256:")
+
+    def _remove(self, digest: str) -> None:
+        try:
+            system.remove_tree(self._path(digest))
+        except OSError as error:
+            raise self._unusable("written", error) from error
+
+    def _unusable(self, done: str, error: OSError) -> BangerError:
+        return BangerError(
+            Code.INVALID,
+            f"{self.directory} cannot be {done}: {error.strerror}",
+            hint="it is a cache: remove it, and banger makes it anew",
+        )
 
     def _scan(self) -> Iterator[CachedBlob]:
         """The blobs; what is none is left alone."""
@@ -145,6 +166,8 @@ class BlobCache:
             entries = list(os.scandir(self.directory))
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise self._unusable("read", error) from error
         for entry in entries:
             if not re.fullmatch(r"[0-9a-f]{64}", entry.name) or not entry.is_file(follow_symlinks=False):
                 continue
