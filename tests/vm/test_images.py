@@ -68,6 +68,7 @@ def wait_for_systemd(host: Host, name: str) -> None:
         assert time.monotonic() < deadline, failed
 
 
+@pytest.mark.timeout(600)  # builds an image, if nobody has yet
 def test_systemd_as_init(host: Host, development: str) -> None:
     host.ok(
         "vm", "run", "-d", "--image", development, "--init", "image", "--name", "full", "--memory", "1G", "--vcpu", "2"
@@ -97,6 +98,7 @@ def test_the_development_image_is_one(host: Host, development: str) -> None:
     assert done.stdout.split() == [b"utf-8", b"utf-8", b"1", b"2"], done.stderr
 
 
+@pytest.mark.timeout(600)  # builds an image, if nobody has yet
 def test_a_missing_image_and_kernel_are_fetched(tmp_path: Path) -> None:
     with running_daemon(tmp_path, config=f"memory = {512 << 20}\n") as daemon:
         host = Host(daemon)
