@@ -24,6 +24,7 @@ from banger.api import operations as op
 from banger.api.errors import BangerError, Code
 from banger.config import Config
 from banger.daemon import logs
+from banger.daemon.bodies import MAX_BODY
 from banger.daemon.host_network import HostNetwork
 from banger.daemon.http import CallHandler, Handlers, StreamHandler, build_app
 from banger.daemon.image_service import ImageService
@@ -307,6 +308,7 @@ async def serve(layout: Layout, config: Config, ready: Callable[[], None]) -> No
                 build_app(daemon.handlers()),
                 http="httptools",
                 ws="websockets-sansio",
+                ws_max_size=MAX_BODY,
                 ws_per_message_deflate=False,
                 ws_ping_interval=None,
                 lifespan="off",

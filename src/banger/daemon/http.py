@@ -21,6 +21,7 @@ from banger import __version__
 from banger.api.codec import Json, decode, encode, encode_error
 from banger.api.errors import BangerError, Code
 from banger.api.operations import CALLS, STREAMS, Call, Stream
+from banger.daemon.bodies import MAX_BODY, BoundedBodies
 from banger.daemon.jobs import Report
 from banger.daemon.streams import End, Input, Peer, Resize, Signal
 from banger.job import Progress
@@ -28,6 +29,7 @@ from banger.store.database import disk_is_full
 
 _log = logging.getLogger(__name__)
 _VERSION_HEADER = {"banger-version": __version__}
+_TOO_LARGE = 413
 _STATUS = {Code.INVALID: 400, Code.NOT_FOUND: 404, Code.EXISTS: 409, Code.IN_USE: 409, Code.WRONG_STATE: 409}
 
 # A handler takes the operation's request dataclass; the table guarantees which one.
@@ -50,6 +52,12 @@ def build_app(handlers: Handlers) -> FastAPI:
         _add_call(app, call, handlers.calls[call.name])
     for stream in STREAMS:
         _add_stream(app, stream, handlers.streams[stream.name])
+
+    limit = f"{MAX_BODY >> 20} MiB"
+    too_large = BangerError(Code.INVALID, f"the request has more than {limit}", hint="copy files with 'banger vm cp'")
+    refusal = _json(encode_error(too_large), _TOO_LARGE)
+    refusal.headers["connection"] = "close"  # what is left of the body is not waited for
+    app.add_middleware(BoundedBodies, refusal=refusal)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -253,7 +261,7 @@ def _add_stream(app: FastAPI, stream: Stream[object, object], handler: StreamHan
         async def serve() -> None:
             try:
                 request = decode(stream.request, json.loads(await socket.receive_text()))
-            except (ValueError, KeyError, WebSocketDisconnect) as error:
+            except (ValueError, KeyError, RecursionError, WebSocketDisconnect) as error:
                 raise BangerError(Code.INVALID, f"bad request for {stream.name}: {error}") from error
             await handler(request, peer)
 

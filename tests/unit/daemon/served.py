@@ -10,6 +10,7 @@ import uvicorn
 
 from banger.api.client import Client
 from banger.api.operations import CALLS, STREAMS
+from banger.daemon.bodies import MAX_BODY
 from banger.daemon.daemon import _Server  # the daemon's own: it must not touch the signals of pytest
 from banger.daemon.http import CallHandler, Handlers, StreamHandler, build_app
 from banger.daemon.jobs import Report
@@ -41,6 +42,7 @@ def served(
         build_app(handlers),
         http="httptools",
         ws="websockets-sansio",
+        ws_max_size=MAX_BODY,
         ws_per_message_deflate=False,
         lifespan="off",
         log_config=None,

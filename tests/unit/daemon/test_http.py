@@ -12,6 +12,7 @@ from banger.api import models as m
 from banger.api import operations as op
 from banger.api.client import StreamConnection, call_over, connect
 from banger.api.errors import BangerError, Code
+from banger.daemon.bodies import MAX_BODY
 from banger.daemon.jobs import Report
 from banger.daemon.streams import End, Peer, Resize, Signal
 from banger.job import Progress
@@ -29,9 +30,14 @@ def raw_request(path: Path, head: str, body: bytes = b"") -> tuple[int, dict[str
             f"Content-Length: {len(body)}\r\n\r\n".encode()
             + body
         )
-        answer = b""
-        while data := connection.recv(65536):
-            answer += data
+        return read_answer(connection)
+
+
+def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of an answer after which the connection ends."""
+    answer = b""
+    while data := connection.recv(65536):
+        answer += data
     headers, _, content = answer.partition(b"\r\n\r\n")
     status, *lines = headers.decode().split("\r\n")
     return int(status.split()[1]), dict(line.lower().split(": ", 1) for line in lines), content
@@ -96,6 +102,55 @@ def test_unexpected_failure_tells_no_traceback(tmp_path: Path) -> None:
     assert "ZeroDivisionError" in answer["message"]
     assert "Traceback" not in body.decode()
     assert __file__ not in body.decode()
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("size", [MAX_BODY + 1, 5 * MAX_BODY])
+def test_request_that_is_too_large_is_refused(tmp_path: Path, size: int, chunked: bool) -> None:
+    body = b'{"vm": "' + b"a" * (size - 10) + b'"}'
+    with served(tmp_path) as client:
+        if chunked:
+            with connect(client.path) as connection:
+                connection.sendall(
+                    b"POST /v1/vm.show HTTP/1.1\r\nHost: banger\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n"
+                    b"Content-Type: application/json\r\n\r\n"
+                    + f"{size:x}\r\n".encode() + body + b"\r\n0\r\n\r\n"
+                )  # fmt: skip
+                status, _, answer = read_answer(connection)
+        else:
+            status, _, answer = raw_request(client.path, "POST /v1/vm.show HTTP/1.1", body)
+    assert status == 413
+    error = json.loads(answer)
+    assert (error["code"], error["message"]) == ("invalid", "the request has more than 4 MiB")
+
+
+def test_request_of_the_most_that_is_allowed_is_served(tmp_path: Path) -> None:
+    async def show(request: m.NameRequest, report: Report) -> m.KernelInfo:
+        return m.KernelInfo("x", size_bytes=len(request.name))
+
+    with served(tmp_path, {"kernel.show": show}) as client:
+        name = "a" * (MAX_BODY - len('{"name": ""}'))
+        assert client.call(op.KERNEL_SHOW, m.NameRequest(name)).size_bytes == len(name)
+        with pytest.raises(BangerError, match="more than 4 MiB"):
+            client.call(op.KERNEL_SHOW, m.NameRequest(name + "a"))
+
+
+def test_body_without_end_is_given_up(tmp_path: Path) -> None:
+    def send_for_ever(connection: socket.socket) -> None:
+        while True:
+            connection.sendall(bytes(1 << 20))
+
+    with served(tmp_path) as client, connect(client.path) as connection:
+        connection.settimeout(TIMEOUT)
+        connection.sendall(b"POST /v1/vm.show HTTP/1.1\r\nHost: banger\r\nContent-Length: 99999999999999\r\n\r\n")
+        with pytest.raises(ConnectionError):
+            send_for_ever(connection)
+
+
+def test_request_nested_without_end_is_invalid(tmp_path: Path) -> None:
+    with served(tmp_path) as client:
+        status, _, answer = raw_request(client.path, "POST /v1/vm.show HTTP/1.1", b"[" * 100_000)
+    assert (status, json.loads(answer)["code"]) == (400, "invalid")
 
 
 def test_progress_comes_before_the_result(tmp_path: Path) -> None:
