@@ -117,10 +117,18 @@ def _print_log_file(tail: int | None) -> int:
     import sys
     from collections import deque
 
-    try:
-        with open(user_layout().log_file, "rb") as log:
-            sys.stdout.buffer.writelines(deque(log, tail))
-    except FileNotFoundError:
+    path = user_layout().log_file
+    lines: deque[bytes] = deque(maxlen=tail)
+    found = False
+    for name in (path.with_name(f"{path.name}.1"), path):
+        try:
+            with open(name, "rb") as log:
+                lines.extend(log)
+            found = True
+        except FileNotFoundError:
+            continue
+    if not found:
         note("there is no log: the daemon has not run yet")
         return errors.FAILED
+    sys.stdout.buffer.writelines(lines)
     return 0

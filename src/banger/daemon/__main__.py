@@ -14,6 +14,7 @@ from banger.api.codec import encode_error
 from banger.api.errors import BangerError
 from banger.daemon.daemon import claim, serve
 from banger.daemon.http import outcome
+from banger.daemon.log_file import CappedHandler
 from banger.paths import user_layout
 
 
@@ -22,10 +23,7 @@ def main() -> int:
 
     BANGER_READY_FD names a descriptor that is told `ok`, or the error in JSON, once that is known.
     """
-    logging.basicConfig(
-        level=os.environ.get("BANGER_LOG_LEVEL", "info").upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    _log_to(logging.StreamHandler())
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # one line for every request tells nobody anything
     ready_fd = int(os.environ.pop("BANGER_READY_FD", "-1"))
 
@@ -41,6 +39,7 @@ def main() -> int:
         layout = user_layout()
         layout.create()
         claim(layout)
+        _log_to(CappedHandler(layout.log_file))
         await serve(layout, config.load(layout.config_file), lambda: tell("ok"))
 
     async def outcome_of_run() -> object:
@@ -55,6 +54,15 @@ def main() -> int:
     except OSError:  # a full disk: what is left of the log would be tried again at the end, which then fails
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return 1 if isinstance(failure, BangerError) else 0
+
+
+def _log_to(handler: logging.Handler) -> None:
+    logging.basicConfig(
+        level=os.environ.get("BANGER_LOG_LEVEL", "info").upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        handlers=[handler],
+        force=True,
+    )
 
 
 if __name__ == "__main__":
