@@ -1,0 +1,41 @@
+"""Requests and responses of the operations on the daemon."""
+
+from __future__ import annotations
+
+from banger.api.models.base import Model
+
+
+class DaemonStatus(Model):
+    """`uptime` in seconds; `resident_bytes` is the daemon's own memory."""
+
+    pid: int
+    socket: str
+    version: str
+    uptime: float
+    resident_bytes: int
+    state_directory: str
+    log_file: str
+    vms_running: int
+    busy: int
+    driver: str
+    driver_reason: str
+
+
+class DaemonLogs(Model):
+    """`tail` lines from the end (None: all), then what comes."""
+
+    follow: bool = False
+    tail: int | None = None
+
+
+class Check(Model):
+    """One line of `banger doctor`: `status` is ok, warn or fail."""
+
+    name: str
+    status: str
+    message: str
+    fix: str = ""
+
+
+class Doctor(Model):
+    checks: list[Check]

@@ -1,0 +1,60 @@
+"""The first message of each WebSocket; the rest is described in operations.py."""
+
+from __future__ import annotations
+
+from dataclasses import field
+
+from banger.api.models.base import Model
+from banger.api.models.vms import VmCreate
+
+
+class Terminal(Model):
+    rows: int
+    columns: int
+
+
+class VmExec(Model):
+    """Run a command in a running VM. `argv` empty: a login shell. `terminal` None: separate stdout and stderr."""
+
+    vm: str
+    argv: list[str]
+    env: list[str] = field(default_factory=list)
+    workdir: str = ""
+    user: str = ""
+    terminal: Terminal | None = None
+    detach: bool = False
+
+
+class VmRun(Model):
+    """Create a VM, start it and run its command, attached unless `detach`. `env` goes to this command only."""
+
+    create: VmCreate
+    terminal: Terminal | None = None
+    env: list[str] = field(default_factory=list)
+    detach: bool = False
+
+
+class TreeWrite(Model):
+    """A tar stream follows as input and is extracted below `path`; `user` becomes the owner of all, '' keeps them."""
+
+    vm: str
+    path: str
+    user: str = ""
+
+
+class TreeRead(Model):
+    """The tree at `path` comes as a tar stream; `contents`: its members without the directory itself."""
+
+    vm: str
+    path: str
+    follow: bool = False
+    contents: bool = False
+
+
+class VmLogs(Model):
+    """The main command's output, or the console's; `tail` lines from the end (None: all), then what comes."""
+
+    vm: str
+    console: bool = False
+    follow: bool = False
+    tail: int | None = None
