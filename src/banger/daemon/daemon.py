@@ -32,8 +32,10 @@ from banger.daemon.jobs import Report, Workers
 from banger.daemon.kernel_service import KernelService
 from banger.daemon.sessions import Sessions
 from banger.daemon.streams import Peer
-from banger.daemon.vm import Stages
+from banger.daemon.vm_lifecycle import Lifecycle
+from banger.daemon.vm_recovery import Recovery
 from banger.daemon.vm_service import VmService
+from banger.daemon.vm_table import VmTable
 from banger.job import Job
 from banger.paths import Layout, ensure_runtime
 from banger.store.database import Store
@@ -55,10 +57,15 @@ class Daemon:
         self._workers = Workers()
         self._store = Store(layout.database)
         publication = threading.Lock()
-        self._vms = VmService(layout, config, self._store, self._workers, publication, HostNetwork(), QemuDriver())
-        self._kernels = KernelService(layout, config, self._workers, publication, self._vms)
-        self._images = ImageService(layout, config, self._workers, publication, self._vms, self._kernels)
-        self._sessions = Sessions(self._vms, self._images)
+        table, network, drivers = VmTable(), HostNetwork(), {driver.name: driver for driver in (QemuDriver(),)}
+        self._kernels = KernelService(layout, config, self._workers, publication, table)
+        self._images = ImageService(layout, config, self._workers, publication, table, self._kernels)
+        self._lifecycle = Lifecycle(layout, config, self._store, self._workers, network, drivers, table)
+        self._recovery = Recovery(layout, self._store, self._workers, table, self._lifecycle)
+        self._vms = VmService(
+            layout, config, self._store, self._workers, publication, network, table, self._lifecycle, self._images
+        )
+        self._sessions = Sessions(self._vms, self._lifecycle, self._images)
 
     async def recover(self) -> None:
         """Bring the state directory in order and take over running VMs."""
@@ -73,7 +80,7 @@ class Daemon:
         ):
             for leftover in await self._workers.run(functools.partial(_sweep, directory)):
                 _log.info("removed what an interrupted operation left: %s", leftover)
-        await self._vms.recover()
+        await self._recovery.run()
 
     async def stopped(self) -> None:
         """Return when somebody has asked the daemon to stop."""
@@ -89,7 +96,7 @@ class Daemon:
 
     async def close(self) -> None:
         """Let go of everything; VMs go on."""
-        await self._vms.close()
+        await self._lifecycle.close()
         self._workers.close()
         self._store.close()
 
@@ -131,8 +138,8 @@ class Daemon:
             op.IMAGE_CATALOG_REFRESH.name: images.catalogs.refresh,
             op.VM_LIST.name: vms.list,
             op.VM_SHOW.name: vms.show,
-            op.VM_CREATE.name: self._create,
-            op.VM_START.name: self._start,
+            op.VM_CREATE.name: vms.create,
+            op.VM_START.name: vms.start,
             op.VM_STOP.name: vms.stop,
             op.VM_RESTART.name: vms.restart,
             op.VM_KILL.name: vms.kill,
@@ -179,15 +186,6 @@ class Daemon:
             yield
         finally:
             self._tasks.discard(task)
-
-    async def _create(self, request: m.VmCreate, report: Report) -> m.VmInfo:
-        return self._vms.info(await self._vms.create(request, report, self._images))
-
-    async def _start(self, request: m.VmRef, report: Report) -> m.VmStarted:
-        vm = self._vms.find(request.vm)
-        stages = Stages(report)
-        await self._vms.start(vm, stages)
-        return m.VmStarted(self._vms.info(vm), stages.timings)
 
     async def _status(self, request: m.Empty, report: Report) -> m.DaemonStatus:
         acceleration = detect()

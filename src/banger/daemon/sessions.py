@@ -14,6 +14,7 @@ from banger.daemon import vm_plan
 from banger.daemon.jobs import Report
 from banger.daemon.streams import ClientGone, Peer, carry, finish, report_to
 from banger.daemon.vm import Stages, Vm
+from banger.daemon.vm_lifecycle import Lifecycle
 from banger.daemon.vm_service import Catalogs, VmService
 from banger.guest.agent import ExecRequest, guest_errors
 from banger.guest.session import Channel
@@ -25,8 +26,9 @@ T = TypeVar("T")
 class Sessions:
     """Serves the streams of clients that work in guests."""
 
-    def __init__(self, vms: VmService, catalogs: Catalogs) -> None:
+    def __init__(self, vms: VmService, lifecycle: Lifecycle, catalogs: Catalogs) -> None:
         self._vms = vms
+        self._lifecycle = lifecycle
         self._catalogs = catalogs
 
     async def run(self, request: m.VmRun, peer: Peer) -> None:
@@ -45,7 +47,7 @@ class Sessions:
                 return
             end = await carry(peer, channel)
             if attached:
-                await self._vms.delete(m.VmRemove(begun[0].record.id, force=True), _ignore)
+                await self._lifecycle.delete(vm, force=True)
                 vm = None
             await finish(peer, end)
         except ClientGone:
@@ -53,14 +55,14 @@ class Sessions:
         finally:
             if vm is not None and attached:
                 with contextlib.suppress(BangerError):
-                    await asyncio.shield(self._vms.delete(m.VmRemove(vm.record.id, force=True), _ignore))
+                    await asyncio.shield(self._lifecycle.delete(vm, force=True))
 
     async def _begin(self, request: m.VmRun, attached: bool, report: Report) -> tuple[Vm, m.VmStarted, Channel | None]:
         stages = Stages(report)
-        vm = await self._vms.create(request.create, report, self._catalogs, attached, once=not request.detach)
+        vm = await self._vms.make(request.create, report, attached, once=not request.detach)
         stages.done("create")
         try:
-            await self._vms.start(vm, stages)
+            await self._lifecycle.start(vm, stages)
             channel = None
             if not request.detach:
                 image = await self._catalogs.ensure_image(vm.record.image, report)
@@ -68,7 +70,7 @@ class Sessions:
                 channel = await self._open_exec(vm, argv, request, log=not attached and request.terminal is None)
                 stages.done("command")
         except BaseException:
-            await asyncio.shield(self._vms.delete(m.VmRemove(vm.record.id, force=True), _ignore))
+            await asyncio.shield(self._lifecycle.delete(vm, force=True))
             raise
         return vm, m.VmStarted(self._vms.info(vm), stages.timings), channel
 
@@ -130,10 +132,6 @@ class Sessions:
         await peer.send_event("started", result={})
         with contextlib.suppress(ClientGone):
             await finish(peer, await carry(peer, channel))
-
-
-def _ignore(progress: Progress) -> None:
-    """A report for work whose progress nobody sees."""
 
 
 def _what_fails(argv: Sequence[str], vm: Vm) -> str:

@@ -1,0 +1,376 @@
+"""The life of VMs: started, watched, stopped, removed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import socket
+import sqlite3
+import sys
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from banger import system
+from banger.api import models as m
+from banger.api.errors import BangerError, Code
+from banger.config import Config
+from banger.daemon import vm_disk, vm_plan
+from banger.daemon.guest_link import GuestLink
+from banger.daemon.host_network import HostNetwork
+from banger.daemon.jobs import Workers
+from banger.daemon.vm import Stages, Vm
+from banger.daemon.vm_table import VmTable
+from banger.guest.agent import ExecRequest, guest_errors
+from banger.guest.session import GuestFailure
+from banger.net.passt import UserNetwork
+from banger.paths import Layout
+from banger.process import ProcessId, Watched, spawn
+from banger.ssh_keys import SshKey, managed_key
+from banger.store.database import Store, disk_is_full
+from banger.store.records import VmRecord
+from banger.vmm import recorder
+from banger.vmm.driver import Driver, Processes, Vmm, Wiring
+
+_log = logging.getLogger(__name__)
+_MAX_GRACE = 24 * 3600
+
+
+class Lifecycle:
+    """Takes VMs from one state to another. What it does to a VM it does under the lock of that VM alone."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        config: Config,
+        store: Store,
+        workers: Workers,
+        network: HostNetwork,
+        drivers: Mapping[str, Driver],
+        table: VmTable,
+    ) -> None:
+        self._layout = layout
+        self._config = config
+        self._store = store
+        self._workers = workers
+        self._network = network
+        self._drivers = drivers
+        self._table = table
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # Start -----------------------------------------------------------------------------------------------------------
+
+    async def start(self, vm: Vm, stages: Stages) -> None:
+        """Start a VM and wait until its guest is configured; a main command is started in it."""
+        async with vm.lock:
+            self._table.require(vm)
+            if vm.link is not None:
+                raise BangerError(Code.WRONG_STATE, f"the VM {vm.name!r} is already running")
+            await self._start(vm, stages)
+
+    async def _start(self, vm: Vm, stages: Stages) -> None:
+        vm_disk.check_resources(self._layout, self._config, vm.record.machine.memory_bytes)
+        vm.state = "starting"
+        try:
+            link = await self._launch(vm, stages)
+        except BaseException:
+            vm.state = vm.record.state
+            raise
+        vm.link = link
+        try:
+            await link.connect(stages.done)
+            await self._run_main(vm, link)
+        except BaseException as error:
+            console = vm_disk.console_tail(self._layout.vm(vm.record.id))
+            reason = error.message if isinstance(error, BangerError) else "the start was cancelled"
+            await self._end(vm, reason, force=True)
+            if isinstance(error, BangerError) and console:
+                error.details["console"] = console
+                error.hint = (
+                    error.hint or f"the console's last lines follow; all of it: banger vm logs --console {vm.name}"
+                )
+            raise
+        self.put(vm, state="running", reason="", started_at=vm_plan.now())
+        self.watch(vm, link)
+
+    async def _launch(self, vm: Vm, stages: Stages) -> GuestLink:
+        record = vm.record
+        key = await self.key()
+        directory = self._layout.vm(record.id)
+        network: UserNetwork | None = None
+        helpers: list[ProcessId] = []
+        with contextlib.ExitStack() as stack:
+            console, console_end = socket.socketpair()
+            log, log_end = socket.socketpair()
+            for end in (console, console_end, log, log_end):
+                stack.enter_context(end)
+            network = await self._network.connect(record.machine, directory)
+            if network is not None:
+                stack.callback(os.close, network.descriptor)
+                helpers.append(network.process.identity)
+            stages.done("network")
+            recorder_process = _start_recorder(directory, console_end, log_end)
+            helpers.append(recorder_process.identity)
+            wiring = Wiring(network.descriptor if network else -1, console.fileno(), log.fileno())
+            try:
+                vmm = await self.driver(record).launch(record.machine, directory, wiring)
+            except BaseException:
+                if network is not None:
+                    network.process.signal(9)
+                raise
+        try:
+            vm_disk.write_processes(directory, Processes(vmm.process.identity, helpers))
+        except OSError:
+            await vmm.kill()
+            vmm.release()
+            raise
+        stages.done("vmm")
+        return self.link(record, vmm, [key.public])
+
+    def link(self, record: VmRecord, vmm: Vmm, keys: Sequence[str]) -> GuestLink:
+        agent_socket = self.driver(record).agent_socket(self._layout.vm(record.id))
+        return GuestLink(vmm, agent_socket, vm_plan.guest_config(record, keys), self._config.boot_timeout)
+
+    async def key(self) -> SshKey:
+        """The key that guests let in; made when there is none yet."""
+        return await self._workers.run(lambda job: managed_key(self._layout.ssh_key, self._config.ssh_key))
+
+    async def _run_main(self, vm: Vm, link: GuestLink) -> None:
+        if not vm.record.command:
+            return
+        agent = await link.agent()
+        with guest_errors(f"cannot run {vm.record.command[0]!r} in {vm.name!r}", command=True):
+            await agent.spawn(
+                ExecRequest(
+                    argv=tuple(vm.record.command),
+                    cwd=vm.record.workdir or None,
+                    user=vm.record.user or None,
+                    log=True,
+                    main=True,
+                )
+            )
+
+    # Stop ------------------------------------------------------------------------------------------------------------
+
+    async def stop(self, vm: Vm, grace: float | None) -> bool:
+        """Shut a VM down, by force after `grace` seconds (None: as configured); returns whether by force."""
+        async with vm.lock:
+            self._table.require(vm)
+            return await self._stop(vm, grace)
+
+    async def _stop(self, vm: Vm, grace: float | None) -> bool:
+        link = vm.link
+        if link is None:
+            raise BangerError(Code.WRONG_STATE, f"the VM {vm.name!r} is not running")
+        seconds = self._config.stop_grace if grace is None else grace
+        if not 0 <= seconds <= _MAX_GRACE:
+            raise BangerError(
+                Code.INVALID, f"{seconds:g} s is not a grace period", hint=f"use 0 to {_MAX_GRACE} seconds"
+            )
+        vm.state = "stopping"
+        graceful = False
+        try:
+            with contextlib.suppress(TimeoutError, GuestFailure, BangerError):
+                async with asyncio.timeout(seconds):
+                    agent = await link.agent()
+                    # a little less than our own patience, so that the guest's SIGKILL comes before ours
+                    await agent.shutdown(grace_ms=int(seconds * 800), signal=vm_plan.stop_signal(vm.record))
+                    await link.vmm.process.ended.wait()
+                    graceful = True
+        except asyncio.CancelledError:
+            vm.state = "running"  # nobody waits any more; when the guest goes down after all, the watcher notices
+            raise
+        reason = "stopped" if graceful else f"forced to stop after {seconds:g} s"
+        await self._end(vm, reason, force=not graceful)
+        return not graceful
+
+    async def kill(self, vm: Vm) -> None:
+        """End a VM at once."""
+        link = vm.link
+        if link is not None:
+            # not under the lock: a start or a slow stop under way must not hold this up
+            link.vmm.process.signal(9)
+        async with vm.lock:
+            self._table.require(vm)
+            if link is None and vm.link is None:
+                raise BangerError(Code.WRONG_STATE, f"the VM {vm.name!r} is not running")
+            if vm.link is not None:
+                await self._end(vm, "killed", force=True)
+
+    async def restart(self, vm: Vm, grace: float | None, stages: Stages) -> None:
+        """Stop a VM if it runs, and start it."""
+        async with vm.lock:
+            self._table.require(vm)
+            if vm.link is not None:
+                await self._stop(vm, grace)
+                stages.done("stop")
+            await self._start(vm, stages)
+
+    async def _end(self, vm: Vm, reason: str, force: bool) -> None:
+        """Bring a VM to its stopped state, its lock held."""
+        link = vm.link
+        assert link is not None
+        if vm.watcher is not None:
+            vm.watcher.cancel()
+            vm.watcher = None
+        await link.close()
+        if force:
+            await link.vmm.kill()
+        self._ended(vm, link, reason)
+
+    def _ended(self, vm: Vm, link: GuestLink, reason: str) -> None:
+        link.vmm.release()
+        vm.link = None
+        self.sweep(vm)
+        with _despite_full_disk():  # the next daemon sees that it does not run
+            self.put(vm, state="stopped", reason=reason)
+
+    async def _watch(self, vm: Vm, link: GuestLink) -> None:
+        """Notice when a VM ends by itself; run by a task for as long as it runs."""
+        main = None
+        if vm.record.auto_remove and not vm.record.attached and vm.record.command:
+            main = asyncio.create_task(self._main_end(link))
+        ended = asyncio.create_task(link.vmm.process.ended.wait())
+        try:
+            waiting = {ended} if main is None else {ended, main}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+            if main is not None:
+                main.cancel()
+        # from here on another task of ours may cancel this one only through the lock
+        self.spawn(self._after_end(vm, link))
+
+    async def _main_end(self, link: GuestLink) -> None:
+        while True:
+            try:
+                agent = await link.agent()
+                await agent.wait_main()
+                return
+            except (GuestFailure, BangerError):
+                await asyncio.sleep(1)  # the guest reboots, which runs its main command no second time
+
+    async def _after_end(self, vm: Vm, link: GuestLink) -> None:
+        async with vm.lock:
+            if vm.link is not link:
+                return
+            vm.watcher = None
+            if link.vmm.process.alive:
+                await self.remove(vm)
+                return
+            await link.close()
+            self._ended(vm, link, link.vmm.stop_reason or "the VMM process was killed or crashed")
+            if vm.record.auto_remove:
+                await self.remove(vm)
+
+    # Remove ----------------------------------------------------------------------------------------------------------
+
+    async def delete(self, vm: Vm, force: bool) -> m.VmRemoved:
+        """Remove a VM; raises WRONG_STATE when it runs, unless `force`."""
+        async with vm.lock:
+            self._table.require(vm)
+            if vm.link is not None and not force:
+                raise BangerError(
+                    Code.WRONG_STATE,
+                    f"the VM {vm.name!r} is running",
+                    hint=f"stop it with 'banger vm stop {vm.name}', or remove it with 'banger vm rm --force {vm.name}'",
+                )
+            return await self.remove(vm)
+
+    async def remove(self, vm: Vm) -> m.VmRemoved:
+        """Remove a VM whose lock is held, killing it first if it runs."""
+        if vm.link is not None:
+            await self._end(vm, "removed", force=True)
+        directory = self._layout.vm(vm.record.id)
+        freed = vm_disk.used_bytes(directory)
+        # the directory first: a record without one is dropped at the next start, never the other way round
+        await self._workers.run(lambda job: _remove_directory(directory))
+        with _despite_full_disk():
+            self._store.delete_vm(vm.record.id)
+        self._table.remove(vm)
+        return m.VmRemoved([vm.name], freed)
+
+    async def prune(self) -> m.VmRemoved:
+        """Remove every VM that does not run and that nobody is working on."""
+        removed: list[str] = []
+        freed = 0
+        for vm in self._table:
+            if vm.link is None and not vm.lock.locked():
+                async with vm.lock:
+                    if vm in self._table and vm.link is None:
+                        result = await self.remove(vm)
+                        removed += result.names
+                        freed += result.freed_bytes
+        return m.VmRemoved(removed, freed)
+
+    # Helpers ---------------------------------------------------------------------------------------------------------
+
+    def watch(self, vm: Vm, link: GuestLink) -> None:
+        """Notice from now on when a VM ends by itself."""
+        vm.watcher = asyncio.create_task(self._watch(vm, link))
+
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Do work in the background for as long as the daemon runs."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def driver(self, record: VmRecord) -> Driver:
+        """The driver of a VM."""
+        return self._drivers[record.machine.driver]
+
+    def sweep(self, vm: Vm) -> None:
+        """Remove what a VMM that has ended leaves in the directory of its VM."""
+        directory = self._layout.vm(vm.record.id)
+        for name in (vm_disk.PROCESSES, *self.driver(vm.record).sockets):
+            (directory / name).unlink(missing_ok=True)
+
+    def put(self, vm: Vm, *, state: str, reason: str, started_at: str | None = None) -> None:
+        """Change a VM's state and write it down."""
+        vm.record = dataclasses.replace(
+            vm.record,
+            state=state,
+            reason=reason,
+            started_at=vm.record.started_at if started_at is None else started_at,
+        )
+        vm.state = state
+        self._store.put_vm(vm.record)
+        vm_disk.write_record(self._layout.vm(vm.record.id), vm.record)
+
+    async def close(self) -> None:
+        """Let go of all VMs, which go on."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for vm in self._table:
+            if vm.watcher is not None:
+                vm.watcher.cancel()
+                await asyncio.gather(vm.watcher, return_exceptions=True)
+            if vm.link is not None:
+                await vm.link.close()
+                vm.link.vmm.release()
+
+
+@contextlib.contextmanager
+def _despite_full_disk() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as error:
+        if not disk_is_full(error):
+            raise
+        _log.warning("the disk is full, so a change is not written down: %s", error)
+
+
+def _start_recorder(directory: Path, console: socket.socket, log: socket.socket) -> Watched:
+    argv = [sys.executable, "-I", "-S", recorder.__file__, str(directory), str(console.fileno()), str(log.fileno())]
+    for name in ("console.log", "console.log.1", "main.log", "main.log.1"):
+        (directory / name).unlink(missing_ok=True)
+    with open(directory / "recorder.log", "wb") as messages:
+        return spawn(argv, [console.fileno(), log.fileno()], messages.fileno())
+
+
+def _remove_directory(directory: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        system.remove_entry(directory)
