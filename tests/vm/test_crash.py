@@ -189,7 +189,7 @@ def _check(host: Host) -> None:
     daemon = host.daemon
     vms = daemon.client.call(op.VM_LIST, m.Empty()).vms
     with contextlib.closing(Store(daemon.layout.database)) as store:
-        assert {record.id for record in store.vms()} == {vm.id for vm in vms}
+        assert {row.id for row in store.rows()} == {vm.id for vm in vms}
     assert {directory.name for directory in host.directories()} == {vm.id for vm in vms}
     assert {vm.state for vm in vms} <= {"created", "running", "stopped"}
     assert not [vm.name for vm in vms if vm.name.startswith(THROWAWAY)]

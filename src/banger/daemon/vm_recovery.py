@@ -36,7 +36,7 @@ class Recovery:
     async def run(self) -> None:
         """Load the records, sweep what was interrupted, and take over the VMs that run."""
         await self._workers.run(lambda job: system.sweep_staging(self._layout.vms))
-        records = {record.id: record for record in self._store.vms()}
+        records = {row.id: row.record for row in self._store.rows() if row.record is not None}
         for record in list(records.values()):
             if not self._layout.vm(record.id).is_dir():
                 self._store.delete_vm(record.id)
