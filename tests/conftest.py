@@ -6,6 +6,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.firecracker import FirecrackerBinaries, fetch_binaries
+
 # no test asserts speed, so none may fail for it on a busy machine
 hypothesis.settings.register_profile("banger", deadline=None)
 hypothesis.settings.load_profile("banger")
@@ -30,3 +32,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
     """Names for data by argument and number: compressed data may differ from one worker of a test run to the next."""
     return argname if isinstance(val, bytes) and len(val) > 16 else None
+
+
+@pytest.fixture(scope="session")
+def firecracker_binaries() -> FirecrackerBinaries:
+    """The real Firecracker and jailer; every user may read and execute them."""
+    return fetch_binaries()
