@@ -66,8 +66,11 @@ extern enum guest_state guest_state;
 
 /* As PID 1 of the boot archive: mounts /proc, /sys and /dev, loads /modules in order. Powers off on failure. */
 void boot_prepare(void);
-/* The descriptor of the virtio-serial port of that name, non-blocking; waits for it to appear; -1 after `wait_ms`. */
-int boot_open_port(const char *name, int wait_ms);
+/* The descriptor of the virtio-serial port of that name, non-blocking; -1 when there is none. */
+int boot_open_port(const char *name);
+/* Waits for a way to the host: the descriptor of the port AGENT_PORT or, where there is a vsock device instead, with
+ * `listens` set, of a socket that listens on VSOCK_AGENT_PORT. -1 after `wait_ms`. */
+int boot_open_way(int wait_ms, bool *listens);
 /* True once configure has asked for init=image: the main loop then flushes its output and calls boot_run_init. */
 bool boot_wants_init(void);
 /* Forks: PID 1 executes the image's init and does not return, the child (argv[0] "@banger-agent") returns. */

@@ -23,7 +23,7 @@
 /* The kernel's own hard limit of 4096 is too low for databases; these are the limits of systemd (systemd.exec(5)). */
 enum { USUAL_DESCRIPTORS = 1024, MAX_DESCRIPTORS = 524288 };
 
-static bool in_guest;
+static bool in_guest, resets_only;
 static const char *chosen_init;
 
 int64_t now_ms(void) {
@@ -165,33 +165,48 @@ bool device_wait(bool (*found)(void *context), void *context, int wait_ms) {
     return result;
 }
 
-struct port {
-    const char *name;
+struct way {
     int fd;
+    bool listens;
 };
 
-static bool port_open(void *context) {
-    struct port *port = context;
+int boot_open_port(const char *wanted) {
+    int fd = -1;
     DIR *ports = opendir("/sys/class/virtio-ports");
     if (!ports)
-        return false;
+        return -1;
     struct dirent *entry;
-    while (port->fd < 0 && (entry = readdir(ports))) {
+    while (fd < 0 && (entry = readdir(ports))) {
         char path[300], name[64];
         snprintf(path, sizeof path, "/sys/class/virtio-ports/%s/name", entry->d_name);
-        if (!read_line(path, name, sizeof name) || strcmp(name, port->name) != 0)
+        if (!read_line(path, name, sizeof name) || strcmp(name, wanted) != 0)
             continue;
         snprintf(path, sizeof path, "/dev/%s", entry->d_name);
-        port->fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+        fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
     }
     closedir(ports);
-    return port->fd >= 0;
+    return fd;
 }
 
-int boot_open_port(const char *name, int wait_ms) {
-    struct port port = {name, -1};
-    device_wait(port_open, &port, wait_ms);
-    return port.fd;
+static bool way_open(void *context) {
+    struct way *way = context;
+    way->fd = boot_open_port(AGENT_PORT);
+    if (way->fd < 0 && vsock_present()) {
+        way->fd = vsock_listen(VSOCK_AGENT_PORT);
+        way->listens = resets_only = way->fd >= 0;
+    }
+    return way->fd >= 0;
+}
+
+int boot_open_way(int wait_ms, bool *listens) {
+    struct way way = {.fd = -1};
+    device_wait(way_open, &way, wait_ms);
+    *listens = way.listens;
+    return way.fd;
+}
+
+bool boot_resets_only(void) {
+    return resets_only;
 }
 
 int boot_choose_init(struct failure *failure) {

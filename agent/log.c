@@ -8,18 +8,26 @@
 
 #include "loop.h"
 #include "ring.h"
+#include "system.h"
 #include "wire.h"
 
-enum { LOG_HEADER = 4, LOG_CAPACITY = 4 * MAX_FRAME };
+enum { LOG_HEADER = 4, LOG_CAPACITY = 4 * MAX_FRAME, RETRY_MS = 1000 };
 
 static struct watch port = {.fd = -1};
 static const char *log_path;
+static unsigned vsock_cid, vsock_port; /* port 0: none */
+static int64_t next_attempt;           /* to connect to it, in ms of the monotonic clock */
 static uint8_t storage[LOG_CAPACITY];
 static struct ring records = {storage, LOG_CAPACITY, 0, 0};
 
 void log_use_port(int fd) {
     if (fd >= 0)
         watch_open(&port, fd);
+}
+
+void log_use_vsock(unsigned cid, unsigned number) {
+    vsock_cid = cid;
+    vsock_port = number;
 }
 
 void log_use_path(const char *path) { log_path = path; }
@@ -33,6 +41,12 @@ static bool reader_there(void) {
         if (fd >= 0)
             watch_open(&port, fd);
     }
+    if (port.fd < 0 && vsock_port != 0 && now_ms() >= next_attempt) {
+        int fd = vsock_connect(vsock_cid, vsock_port);
+        next_attempt = now_ms() + RETRY_MS;
+        if (fd >= 0)
+            watch_open(&port, fd);
+    }
     struct pollfd poller = {.fd = port.fd, .events = POLLOUT};
     return port.fd >= 0 && poll(&poller, 1, 0) >= 0 && !(poller.revents & (POLLHUP | POLLERR));
 }
@@ -40,7 +54,7 @@ static bool reader_there(void) {
 /* What was queued for a reader that has gone would reach the next one from the middle of a record on. */
 static void reader_gone(void) {
     records.start = records.length = 0;
-    if (log_path != NULL)
+    if (log_path != NULL || vsock_port != 0)
         watch_close(&port);
 }
 

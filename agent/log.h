@@ -6,6 +6,8 @@
 
 /* Records go to a descriptor (non-blocking, may be -1: none) ... */
 void log_use_port(int fd);
+/* ... or to a port of vsock, whenever somebody listens there, ... */
+void log_use_vsock(unsigned cid, unsigned port);
 /* ... or to a file, or to a fifo whenever somebody reads it. */
 void log_use_path(const char *path);
 /* False while a reader is there but has not taken what is queued. */

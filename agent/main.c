@@ -9,11 +9,14 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <linux/vm_sockets.h>
+
 #include "agent.h"
 #include "call.h"
 #include "log.h"
 #include "loop.h"
 #include "session.h"
+#include "system.h"
 
 enum { PORT_WAIT_MS = 30000, BACKLOG = 16 };
 
@@ -52,6 +55,13 @@ static void remove_socket(void) { unlink(socket_path); }
 
 static int listen_on(const char *path) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
+    unsigned port;
+    if (sscanf(path, "vsock:%u", &port) == 1) {
+        int fd = vsock_listen(port);
+        if (fd < 0)
+            fprintf(stderr, "banger-agent: cannot listen on port %u of vsock: %s\n", port, strerror(errno));
+        return fd;
+    }
     if (strlen(path) >= sizeof address.sun_path) {
         fprintf(stderr, "banger-agent: the socket path is longer than %zu bytes: %s\n", sizeof address.sun_path - 1,
                 path);
@@ -74,12 +84,16 @@ _Noreturn static void run_guest(void) {
     fill_standard_descriptors();
     survive_memory_shortage();
     loop_open();
-    int port = boot_open_port("banger.agent", PORT_WAIT_MS);
-    if (port < 0 || !session_use_port(port)) {
-        fprintf(stderr, "banger-agent: there is no virtio-serial port banger.agent\n");
+    bool listens;
+    int way = boot_open_way(PORT_WAIT_MS, &listens);
+    if (way < 0 || !(listens ? session_use_listener(way, true) : session_use_port(way))) {
+        fprintf(stderr, "banger-agent: there is neither a virtio-serial port " AGENT_PORT " nor a vsock device\n");
         boot_shutdown(0, 0);
     }
-    log_use_port(boot_open_port("banger.log", 0));
+    if (listens)
+        log_use_vsock(VMADDR_CID_HOST, VSOCK_LOG_PORT);
+    else
+        log_use_port(boot_open_port(LOG_PORT));
     loop_run();
 }
 
@@ -89,9 +103,12 @@ static int run_process(const char *listen_path, const char *log_path) {
     call_setup(true);
     guest_state = STATE_RUNNING;
     int fd = listen_on(listen_path);
-    if (fd < 0 || !session_use_listener(fd))
+    if (fd < 0 || !session_use_listener(fd, false))
         return 1;
-    if (log_path != NULL)
+    unsigned cid, port;
+    if (log_path != NULL && sscanf(log_path, "vsock:%u:%u", &cid, &port) == 2)
+        log_use_vsock(cid, port);
+    else if (log_path != NULL)
         log_use_path(log_path);
     loop_run();
 }
@@ -114,7 +131,7 @@ int main(int count, char **arguments) {
             listen_path = NULL, i = count;
     }
     if (listen_path == NULL) {
-        fprintf(stderr, "usage: banger-agent --listen SOCKET [--log FILE]\n");
+        fprintf(stderr, "usage: banger-agent --listen SOCKET|vsock:PORT [--log FILE|vsock:CID:PORT]\n");
         return 2;
     }
     return run_process(listen_path, log_path);

@@ -28,6 +28,15 @@ enum {
     MAX_CHANNELS = 256,
 };
 
+/* Where the agent and the host meet: two virtio-serial ports or, where there are none, two ports of vsock; on the first
+ * of those the agent listens, on the second the host. */
+#define AGENT_PORT "banger.agent"
+#define LOG_PORT "banger.log"
+enum { VSOCK_AGENT_PORT = 1024, VSOCK_LOG_PORT = 1025 };
+
+/* On the console, behind "banger: ", of a guest that can only reset and is about to do so in order to power off. */
+#define POWER_OFF_NOTICE "powering off by a reset"
+
 enum frame_type {
     FRAME_HELLO = 1,  /* nonce[16], u16 oldest version, u16 newest version, 12 bytes of zeros; channel 0 */
     FRAME_OPEN = 2,   /* u16 kind (enum open_kind), then fields */

@@ -5,13 +5,13 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "call.h"
 #include "channel.h"
 #include "loop.h"
 #include "ring.h"
+#include "system.h"
 #include "wire.h"
 
 enum {
@@ -25,12 +25,15 @@ static struct watch port = {.fd = -1}, listener = {.fd = -1};
 static struct parser parser;
 static uint8_t output_data[OUTPUT_CAPACITY];
 static struct ring output = {output_data, OUTPUT_CAPACITY, 0, 0};
-static bool violated;
-static uint64_t gone_ms; /* when the host will be taken for gone; 0: it is there */
+static bool violated, host_only;
+static int64_t gone_ms; /* when the host will be taken for gone; 0: it is there */
 
 bool session_use_port(int fd) { return watch_open(&port, fd); }
 
-bool session_use_listener(int fd) { return watch_open(&listener, fd); }
+bool session_use_listener(int fd, bool from_host_only) {
+    host_only = from_host_only;
+    return watch_open(&listener, fd);
+}
 
 bool session_pending(void) { return output.length > 0; }
 
@@ -126,12 +129,6 @@ static void hangup(void) {
         watch_close(&port);
 }
 
-static uint64_t now_ms(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
-
 /* A virtio-serial port says that nobody is there (POLLHUP, reads of 0) until a worker of the kernel has handled the
  * message about the new host, whose first bytes, its HELLO among them, may have been read long before. So the session
  * ends only when the port has said so for a while. */
@@ -148,13 +145,15 @@ static bool host_gone(void) {
 }
 
 int session_timeout_ms(void) {
-    uint64_t now = now_ms();
+    int64_t now = now_ms();
     return gone_ms == 0 ? -1 : gone_ms > now ? (int)(gone_ms - now) : 0;
 }
 
 static void accept_host(void) {
     int fd = accept4(listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd >= 0)
+    if (fd >= 0 && host_only && !vsock_from_host(fd))
+        close(fd);
+    else if (fd >= 0)
         watch_open(&port, fd);
     else if (errno == EAGAIN)
         listener.readable = false;

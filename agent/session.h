@@ -8,8 +8,8 @@
 
 /* Speaks on a port that is always there (virtio-serial), ... */
 bool session_use_port(int fd);
-/* ... or with one connection at a time of a listening socket. */
-bool session_use_listener(int fd);
+/* ... or with one connection at a time of a listening socket, `host_only` when others might connect to it. */
+bool session_use_listener(int fd, bool host_only);
 
 /* One round of reading and handling frames, and one of writing; true when there may be more to do at once. */
 bool session_input(void);

@@ -106,7 +106,7 @@ static void end_guest(uint64_t mode) {
         unmount_all();
     disks_freeze();
     sync();
-    reboot(mode == 1 ? RB_AUTOBOOT : RB_POWER_OFF);
+    reboot(mode == 1 || boot_resets_only() ? RB_AUTOBOOT : RB_POWER_OFF);
 }
 
 /* The commands of sysvinit, OpenRC and others know how to reach their init. */
@@ -150,9 +150,11 @@ void boot_shutdown(uint64_t mode, uint64_t grace_ms) {
     if (!boot_in_guest())
         return;
     guest_state = STATE_STOPPING;
+    if (mode == 0 && boot_resets_only())
+        console_print("%s", POWER_OFF_NOTICE); /* the host sees a reset, and here which of both it means */
     if (boot_is_init())
         end_processes(grace_ms);
-    else if (ask_init(mode))
+    else if (ask_init(boot_resets_only() ? 1 : mode))
         return;
     end_guest(mode);
 }

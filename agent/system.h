@@ -13,6 +13,8 @@
 void console_print(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* True when this process came out of a boot archive, so that the whole system is the agent's to change. */
 bool boot_in_guest(void);
+/* True where a guest that powers off is not seen to, so that it has to reset instead: Firecracker. */
+bool boot_resets_only(void);
 /* Looks for an init in the image and remembers it for boot_run_init; 0 or an errno. */
 int boot_choose_init(struct failure *failure);
 /* Calls `found` now and after each change of the device tree until it is true or `wait_ms` are over. */
@@ -23,6 +25,17 @@ bool read_line(const char *path, char *line, size_t size);
 void write_setting(const char *path, const char *text);
 /* Milliseconds of the monotonic clock. */
 int64_t now_ms(void);
+
+/* vsock.c ------------------------------------------------------------------------------------------------------- */
+
+/* True when there is a virtio socket device; the module alone says nothing. */
+bool vsock_present(void);
+/* A listening socket, non-blocking; -1 when there cannot be one. */
+int vsock_listen(unsigned port);
+/* A connection, non-blocking; -1 when nobody answers at once. */
+int vsock_connect(unsigned cid, unsigned port);
+/* False for a connection from within the guest (vsock_loopback), which might be anybody's. */
+bool vsock_from_host(int fd);
 
 /* disks.c ------------------------------------------------------------------------------------------------------- */
 

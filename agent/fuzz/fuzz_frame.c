@@ -295,7 +295,7 @@ int LLVMFuzzerInitialize(int *count, char ***arguments) {
     address_length = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + strlen(address.sun_path + 1));
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0 || bind(fd, (struct sockaddr *)&address, address_length) != 0 || listen(fd, 1) != 0 ||
-        !session_use_listener(fd))
+        !session_use_listener(fd, false))
         abort();
     return 0;
 }

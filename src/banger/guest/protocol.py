@@ -18,6 +18,9 @@ HELLO_SIZE = 32
 NONCE_SIZE = 16
 INITIAL_WINDOW = 512 * 1024
 MAX_CHANNELS = 256
+AGENT_PORT, LOG_PORT = "banger.agent", "banger.log"
+VSOCK_AGENT_PORT, VSOCK_LOG_PORT = 1024, 1025
+POWER_OFF_NOTICE = "powering off by a reset"
 GUEST_CHANNELS = 1 << 31  # ids from here on belong to channels that the guest opens
 
 

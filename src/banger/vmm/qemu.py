@@ -12,6 +12,7 @@ from pathlib import Path
 
 from banger.api.codec import Json
 from banger.api.errors import BangerError, Code
+from banger.guest.protocol import AGENT_PORT, LOG_PORT
 from banger.net import publish
 from banger.process import ProcessId, Watched, find_by_arguments, spawn
 from banger.system import bind_unix
@@ -92,9 +93,9 @@ def command_line(
         "-device", f"virtio-balloon-pci,id=balloon0,deflate-on-oom=on,free-page-reporting=on,addr={_SLOT_BALLOON}",
         "-device", f"virtio-serial-pci,id=serial0,max_ports=8,addr={_SLOT_SERIAL}",
         "-chardev", f"socket,id=agent,fd={agent},server=on,wait=off",
-        "-device", "virtserialport,bus=serial0.0,nr=1,chardev=agent,name=banger.agent",
+        "-device", f"virtserialport,bus=serial0.0,nr=1,chardev=agent,name={AGENT_PORT}",
         "-chardev", f"socket,id=log,fd={wiring.log}",
-        "-device", "virtserialport,bus=serial0.0,nr=2,chardev=log,name=banger.log",
+        "-device", f"virtserialport,bus=serial0.0,nr=2,chardev=log,name={LOG_PORT}",
         "-device", f"pvpanic-pci,addr={_SLOT_PANIC}",
     ]  # fmt: skip
     if machine.firmware:

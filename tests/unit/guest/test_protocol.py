@@ -53,6 +53,11 @@ def _header_enums() -> dict[str, int]:
     return values
 
 
+def test_texts_are_those_of_the_header() -> None:
+    texts = dict(re.findall(r'^#define (\w+) "(.*)"$', _HEADER.read_text(), flags=re.MULTILINE))
+    assert texts == {name: getattr(protocol, name) for name in ("AGENT_PORT", "LOG_PORT", "POWER_OFF_NOTICE")}
+
+
 def test_constants_are_those_of_the_header() -> None:
     groups: dict[str, type[IntEnum] | type[IntFlag]] = {
         "FRAME_": FrameType,
