@@ -1,6 +1,7 @@
 """The recorder as the process that it is: caps, hostile records, its end, a full disk."""
 
 import contextlib
+import os
 import resource
 import socket
 import struct
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from banger.system import bind_unix, connect_unix
 from banger.vmm import recorder
 from banger.vmm.recorder import CAPS, RECORD
 
@@ -27,14 +29,24 @@ class Recorder:
         self.directory = directory
         self.console, console = socket.socketpair()
         self.log, log = socket.socketpair()
+        listener = bind_unix(directory / recorder.CONSOLE_SOCKET)
+        inherited = [console.fileno(), log.fileno(), listener.fileno()]
         self.process = subprocess.Popen(
-            [sys.executable, "-I", "-S", recorder.__file__, directory, str(console.fileno()), str(log.fileno())],
-            pass_fds=(console.fileno(), log.fileno()),
+            [sys.executable, "-I", "-S", recorder.__file__, directory, *map(str, inherited)],
+            pass_fds=inherited,
             stderr=subprocess.PIPE,
             preexec_fn=None if limit is None else lambda: _limit_file_size(limit),
         )
-        console.close()
-        log.close()
+        for end in (console, log, listener):
+            end.close()
+
+    def look(self) -> socket.socket:
+        """Connect to the console and wait until that is noticed."""
+        viewer = connect_unix(self.directory / recorder.CONSOLE_SOCKET, TIMEOUT)
+        mark = os.urandom(8).hex().encode() + b"\n"
+        viewer.sendall(mark)
+        received(self.console, mark)
+        return viewer
 
     def end(self) -> None:
         """Close both sockets, as a VMM that dies does; the recorder must end well by itself."""
@@ -63,6 +75,17 @@ def recording(directory: Path, limit: int | None = None) -> Iterator[Recorder]:
 
 def guest_record(stream: int, data: bytes) -> bytes:
     return struct.pack("<I", stream | len(data) << 8) + data
+
+
+def received(connection: socket.socket, wanted: bytes) -> bytes:
+    """What comes until it ends with `wanted`."""
+    connection.settimeout(TIMEOUT)
+    data = b""
+    while not data.endswith(wanted):
+        more = connection.recv(65536)
+        assert more, f"the end came after {data!r}"
+        data += more
+    return data
 
 
 def records(path: Path) -> list[tuple[int, bytes]]:
@@ -105,7 +128,12 @@ def test_console_is_capped_and_keeps_the_newest(tmp_path: Path) -> None:
     assert len(old) + len(new) > CAPS["console"]
     numbers = [int(text) for text in (old + new).split(b"\n")[1:-1]]
     assert numbers == list(range(numbers[0], count))
-    assert {path.name for path in tmp_path.iterdir()} == {"console.log", "console.log.1", "main.log"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "console.log",
+        "console.log.1",
+        "console.sock",
+        "main.log",
+    }
 
 
 def test_main_log_is_capped_between_records(tmp_path: Path) -> None:
@@ -157,6 +185,73 @@ def test_full_disk_stops_neither_recorder_nor_guest(tmp_path: Path) -> None:
     assert [data[0] for _, data in got[:-1]] == list(range(6))
     assert got[-1] == (2, b"a short one still fits")
     assert (tmp_path / "console.log").stat().st_size <= 200_000
+
+
+def test_those_who_look_see_what_comes_and_type(tmp_path: Path) -> None:
+    with recording(tmp_path) as running:
+        with running.look() as early:
+            running.console.sendall(b"before\n")
+            received(early, b"before\n")
+        with running.look() as one, running.look() as other:
+            running.console.sendall(b"login: ")
+            assert received(one, b"login: ") == b"login: "
+            assert received(other, b"login: ") == b"login: "
+            one.sendall(b"ro")
+            received(running.console, b"ro")
+            other.sendall(b"ot\n")
+            received(running.console, b"ot\n")
+        with running.look() as later:
+            running.console.sendall(b"# ")
+            assert received(later, b"# ") == b"# "
+            running.end()
+            assert later.recv(100) == b""
+    assert (tmp_path / "console.log").read_bytes() == b"before\nlogin: # "
+
+
+def test_one_who_looks_and_takes_nothing_holds_up_nobody(tmp_path: Path) -> None:
+    flood = bytes(range(256)) * 4096 * 4
+    with recording(tmp_path) as running, running.look() as stuck, running.look() as awake:
+        for position in range(0, len(flood), 65536):
+            running.console.sendall(flood[position : position + 65536])
+            received(awake, flood[position : position + 65536][-256:])
+        running.console.sendall(b"end")
+        received(awake, b"end")
+        got = b""
+        stuck.settimeout(TIMEOUT)
+        while len(got) < recorder.UNSENT_LIMIT:
+            got += stuck.recv(65536)
+        assert flood.startswith(got[: recorder.UNSENT_LIMIT])
+        with running.look():  # which takes the recorder a turn: it goes on
+            pass
+
+
+def test_a_guest_that_reads_nothing_holds_up_only_what_is_typed(tmp_path: Path) -> None:
+    with recording(tmp_path) as running, running.look() as typist, running.look() as other:
+        typist.setblocking(False)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while sent < 64 << 20:
+                sent += typist.send(bytes(65536))
+        assert sent < 16 << 20
+        running.console.sendall(b"still talking")
+        received(other, b"still talking")
+        running.console.settimeout(TIMEOUT)
+        got = 0
+        while got < sent:
+            got += len(running.console.recv(65536))
+        assert got == sent
+
+
+def test_those_who_come_when_many_look_are_turned_away(tmp_path: Path) -> None:
+    with recording(tmp_path) as running, contextlib.ExitStack() as cleanup:
+        viewers = [cleanup.enter_context(running.look()) for _ in range(recorder.MOST_VIEWERS)]
+        with connect_unix(tmp_path / recorder.CONSOLE_SOCKET, TIMEOUT) as late:
+            assert late.recv(1) == b""
+        viewers.pop().close()
+        running.console.sendall(b"x")
+        received(viewers[0], b"x")
+        with running.look():
+            pass
 
 
 def test_imports_nothing_of_banger(tmp_path: Path) -> None:
