@@ -5,16 +5,11 @@ import dataclasses
 import fcntl
 import json
 import os
-import pty
-import select
 import signal
 import struct
-import subprocess
-import sys
 import termios
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from subprocess import PIPE
 
 import pytest
 
@@ -24,9 +19,8 @@ from banger.api.errors import BangerError, Code
 from banger.daemon.http import CallHandler, StreamHandler
 from banger.daemon.jobs import Report
 from banger.daemon.streams import End, Peer, Resize, Signal
-from tests.process.api_server import ApiServer, serve
-
-TIMEOUT = 60.0  # seconds that nothing here takes; only a hang does
+from tests.process.api_server import serve
+from tests.process.commands import TIMEOUT, Banger, Screen
 
 WEB = m.VmInfo(
     id="3bb055f73d56",
@@ -155,32 +149,6 @@ async def run(request: m.VmRun, peer: Peer) -> None:
         return
     await peer.send_event("started", result=encode(m.VmStarted(WEB, [m.Timing("boot", 1.5)])))
     await peer.send_event("exit", signalled=False, value=0 if request.detach else 4)
-
-
-class Banger:
-    """Runs banger commands against one server."""
-
-    def __init__(self, directory: Path, server: ApiServer) -> None:
-        self.server = server
-        self.environment = {
-            **os.environ,
-            "HOME": str(directory),
-            **{f"XDG_{name}_HOME": str(directory / name) for name in ("CONFIG", "STATE", "CACHE")},
-            "XDG_RUNTIME_DIR": str(directory),
-            "TERM": "xterm",
-            "GIVEN": "given",
-        }
-
-    def popen(
-        self, arguments: Sequence[str], stdin: int = PIPE, stdout: int = PIPE, stderr: int = PIPE
-    ) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "banger.cli", *arguments]
-        return subprocess.Popen(command, env=self.environment, stdin=stdin, stdout=stdout, stderr=stderr)
-
-    def __call__(self, *arguments: str, input: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
-        with self.popen(arguments) as process:
-            out, err = process.communicate(input, TIMEOUT)
-        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 @pytest.fixture
@@ -337,31 +305,6 @@ def test_interrupting_a_start_leaves_at_once(banger: Banger) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(TIMEOUT) == 130
         assert process.stderr.read() == b""
-
-
-class Screen:
-    """A terminal with a banger command on it."""
-
-    def __init__(self, banger: Banger, arguments: Sequence[str]) -> None:
-        self.terminal, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
-        self.before = termios.tcgetattr(slave)
-        self.slave = slave
-        self.process = banger.popen(arguments, stdin=slave, stdout=slave, stderr=slave)
-        self.seen = b""
-
-    def expect(self, text: bytes) -> None:
-        """Read until the text has come; drops it and what was before it."""
-        while text not in self.seen:
-            assert select.select([self.terminal], [], [], TIMEOUT)[0], f"only {self.seen!r} came"
-            self.seen += os.read(self.terminal, 65536)
-        self.seen = self.seen.partition(text)[2]
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self.slave)
-        os.close(self.terminal)
 
 
 @pytest.fixture

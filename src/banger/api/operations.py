@@ -112,6 +112,7 @@ VM_EXEC = Stream("vm.exec", m.VmExec, m.Empty, "Run a command in a running VM.")
 VM_WRITE_TREE = Stream("vm.write_tree", m.TreeWrite, m.Empty, "Extract a tar stream in a running VM.")
 VM_READ_TREE = Stream("vm.read_tree", m.TreeRead, m.Empty, "Read a tree of a running VM as a tar stream.")
 VM_LOGS = Stream("vm.logs", m.VmLogs, m.Empty, "Read the output of a VM's main command or its console.")
+VM_CONSOLE = Stream("vm.console", m.VmRef, m.Empty, "Look at the serial console of a running VM, and type on it.")
 
 DAEMON_STATUS = Call("daemon.status", m.Empty, m.DaemonStatus, "Show the daemon's state.")
 DAEMON_STOP = Call("daemon.stop", m.Empty, m.Empty, "Stop the daemon; VMs go on.")

@@ -95,7 +95,11 @@ def went_away() -> BangerError:
 
 
 class Session:
-    """An attached command. `terminal`: it has a pseudo-terminal, and ours becomes raw if we have one."""
+    """An attached command. `terminal`: it has a pseudo-terminal, and ours becomes raw if we have one.
+
+    `leaving` is the character that ends the session (then `left` is true) instead of being sent, when it is typed on
+    our terminal; b"" for none. With None signals go to the command, and else they end the session.
+    """
 
     def __init__(
         self,
@@ -103,6 +107,7 @@ class Session:
         terminal: bool,
         progress: Callable[[Progress], None],
         started: Callable[[Json], None] = lambda result: None,
+        leaving: bytes | None = None,
     ) -> None:
         self._stream = stream
         self._terminal = terminal
@@ -113,6 +118,8 @@ class Session:
         self._status: int | None = None
         self._credit = STREAM_WINDOW
         self._interrupts = 0
+        self._leaving = leaving
+        self.left = False
         # without a pseudo-terminal, our terminal is not the command's input
         self._input_open = self._raw or not stdin_is_terminal()
         self._output: deque[tuple[int, memoryview]] = deque()
@@ -206,10 +213,14 @@ class Session:
             # a terminal that went away reads as an error
             with contextlib.suppress(OSError):
                 data = os.read(_STDIN, min(CHUNK, self._credit))
+        if self._raw and self._leaving and self._leaving in data:
+            data = data.partition(self._leaving)[0]
+            self.left = True
+            self._status = 0
         if data:
             self._credit -= len(data)
             self._stream.send_data(data)
-        else:
+        elif not self.left:
             self._input_open = False
             self._stream.send_json({"type": "end"})
 
@@ -221,6 +232,8 @@ class Session:
                 if self._terminal:
                     self._send_size()
             case signal.SIGTERM | signal.SIGHUP if self._raw:
+                raise SystemExit(128 + number)
+            case _ if self._leaving is not None:
                 raise SystemExit(128 + number)
             case signal.SIGINT if self._interrupts == _INTERRUPTS:
                 raise SystemExit(INTERRUPTED)

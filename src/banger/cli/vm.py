@@ -20,6 +20,7 @@ VM = LazyGroup(
         "logs": Entry("vm_list", "logs", "Print the output of a VM's main command or its console.", "Look"),
         "exec": Entry("vm_exec", "execute", "Run a command in a running VM.", "Work inside"),
         "shell": Entry("vm_exec", "shell", "Open a login shell in a running VM.", "Work inside"),
+        "console": Entry("vm_console", "console", "Use the serial console of a running VM.", "Work inside"),
         "cp": Entry("vm_copy", "copy", "Copy files and trees into and out of a running VM.", "Work inside"),
     },
     help="""Create, run, enter and remove virtual machines.

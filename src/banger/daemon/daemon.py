@@ -156,6 +156,7 @@ class Daemon:
             op.VM_WRITE_TREE.name: sessions.write_tree,
             op.VM_READ_TREE.name: sessions.read_tree,
             op.VM_LOGS.name: self._vm_logs,
+            op.VM_CONSOLE.name: sessions.console,
             op.DAEMON_LOGS.name: self._daemon_logs,
         }
         return Handlers(

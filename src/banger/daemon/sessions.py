@@ -11,13 +11,13 @@ from banger.api import models as m
 from banger.api.codec import encode
 from banger.api.errors import BangerError
 from banger.daemon import vm_plan
+from banger.daemon.console import Console
 from banger.daemon.jobs import Report
-from banger.daemon.streams import ClientGone, Peer, carry, finish, report_to
+from banger.daemon.streams import Channel, ClientGone, Peer, carry, finish, report_to
 from banger.daemon.vm import Stages, Vm
 from banger.daemon.vm_lifecycle import Lifecycle
 from banger.daemon.vm_service import Catalogs, VmService
 from banger.guest.agent import ExecRequest, guest_errors
-from banger.guest.session import Channel
 from banger.job import Progress
 
 T = TypeVar("T")
@@ -127,6 +127,11 @@ class Sessions:
         with guest_errors(f"cannot read {vm.name}:{request.path}"):
             channel = await agent.read_tree(request.path, follow=request.follow, contents=request.contents)
         await self._carry(peer, channel)
+
+    async def console(self, request: m.VmRef, peer: Peer) -> None:
+        """Look at the serial console of a running VM, and type on it."""
+        vm = self._vms.find(request.vm)
+        await self._carry(peer, await Console.connect(vm, self._vms.directory(vm)))
 
     async def _carry(self, peer: Peer, channel: Channel) -> None:
         await peer.send_event("started", result={})

@@ -49,6 +49,23 @@ class Peer(Protocol):
         """Send an event of the table in operations.py."""
 
 
+class Channel(Protocol):
+    """What a client's stream leads to: a channel of a guest, or what behaves like one."""
+
+    async def receive(self) -> guest.Data | guest.End | guest.Exit:
+        """What comes next; Exit is the last."""
+
+    async def send(self, data: memoryview) -> None: ...
+
+    async def send_end(self) -> None: ...
+
+    async def signal(self, number: int) -> None: ...
+
+    async def resize(self, rows: int, columns: int) -> None: ...
+
+    async def close(self) -> None: ...
+
+
 class ClientGone(Exception):
     """The client closed its stream before the end."""
 
@@ -66,7 +83,7 @@ async def report_to(peer: Peer, queue: asyncio.Queue[Progress | None]) -> None:
         )
 
 
-async def carry(peer: Peer, channel: guest.Channel) -> guest.Exit:
+async def carry(peer: Peer, channel: Channel) -> guest.Exit:
     """Carry both directions until the guest's side ends; returns how.
 
     Raises ClientGone when the client leaves first, BangerError when the guest's side fails.
@@ -88,7 +105,7 @@ async def carry(peer: Peer, channel: guest.Channel) -> guest.Exit:
         await channel.close()
 
 
-async def _outward(peer: Peer, channel: guest.Channel) -> guest.Exit:
+async def _outward(peer: Peer, channel: Channel) -> guest.Exit:
     while True:
         message = await channel.receive()
         match message:
@@ -98,7 +115,7 @@ async def _outward(peer: Peer, channel: guest.Channel) -> guest.Exit:
                 return message
 
 
-async def _inward(peer: Peer, channel: guest.Channel) -> None:
+async def _inward(peer: Peer, channel: Channel) -> None:
     """Returns when the client is gone. Input waits in a queue, so that it never holds up signals."""
     queue: asyncio.Queue[memoryview | End] = asyncio.Queue()
     feeder = asyncio.create_task(_feed(peer, channel, queue))
@@ -118,7 +135,7 @@ async def _inward(peer: Peer, channel: guest.Channel) -> None:
         await asyncio.gather(feeder, return_exceptions=True)
 
 
-async def _feed(peer: Peer, channel: guest.Channel, queue: asyncio.Queue[memoryview | End]) -> None:
+async def _feed(peer: Peer, channel: Channel, queue: asyncio.Queue[memoryview | End]) -> None:
     while True:
         message = await queue.get()
         if isinstance(message, End):

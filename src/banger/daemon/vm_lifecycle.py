@@ -31,6 +31,7 @@ from banger.process import ProcessId, Watched, spawn
 from banger.ssh_keys import SshKey, managed_key
 from banger.store.database import Store, disk_is_full
 from banger.store.records import VmRecord
+from banger.system import bind_unix
 from banger.vmm import recorder
 from banger.vmm.driver import Driver, Processes, Vmm, Wiring
 
@@ -324,7 +325,7 @@ class Lifecycle:
     def sweep(self, vm: Vm) -> None:
         """Remove what a VMM that has ended leaves in the directory of its VM."""
         directory = self._layout.vm(vm.record.id)
-        for name in (vm_disk.PROCESSES, *self.driver(vm.record).sockets):
+        for name in (vm_disk.PROCESSES, recorder.CONSOLE_SOCKET, *self.driver(vm.record).sockets):
             (directory / name).unlink(missing_ok=True)
 
     def put(self, vm: Vm, *, state: str, reason: str, started_at: str | None = None) -> None:
@@ -364,11 +365,12 @@ def _despite_full_disk() -> Iterator[None]:
 
 
 def _start_recorder(directory: Path, console: socket.socket, log: socket.socket) -> Watched:
-    argv = [sys.executable, "-I", "-S", recorder.__file__, str(directory), str(console.fileno()), str(log.fileno())]
     for name in ("console.log", "console.log.1", "main.log", "main.log.1"):
         (directory / name).unlink(missing_ok=True)
-    with open(directory / "recorder.log", "wb") as messages:
-        return spawn(argv, [console.fileno(), log.fileno()], messages.fileno())
+    with open(directory / "recorder.log", "wb") as messages, bind_unix(directory / recorder.CONSOLE_SOCKET) as listener:
+        inherited = [console.fileno(), log.fileno(), listener.fileno()]
+        argv = [sys.executable, "-I", "-S", recorder.__file__, str(directory), *map(str, inherited)]
+        return spawn(argv, inherited, messages.fileno())
 
 
 def _remove_directory(directory: Path) -> None:

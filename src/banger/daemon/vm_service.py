@@ -68,8 +68,12 @@ class VmService:
         """The VM with this name, id or unique id prefix; raises NOT_FOUND."""
         return self._table.find(reference)
 
+    def directory(self, vm: Vm) -> Path:
+        """Where the files of a VM lie."""
+        return self._layout.vm(vm.record.id)
+
     def info(self, vm: Vm) -> m.VmInfo:
-        return describe(vm, self._layout.vm(vm.record.id))
+        return describe(vm, self.directory(vm))
 
     async def list(self, request: m.Empty, report: Report) -> m.VmList:
         return m.VmList([self.info(vm) for vm in self._table])

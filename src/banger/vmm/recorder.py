@@ -7,8 +7,8 @@ at its cap.
 console.log holds the bytes as they came. main.log holds records, little-endian: u8 stream (1 stdout, 2 stderr), 3 zero
 bytes, u32 length, u64 time in ns since 1970, bytes.
 
-Whoever connects to LISTENER_FD, a Unix stream socket, gets the console's output from then on, and what it sends is typed
-on the console.
+Whoever connects to LISTENER_FD, a Unix stream socket, gets the console's output from then on, and what they send is
+typed on the console.
 """
 
 import contextlib
