@@ -37,6 +37,7 @@ from banger.api.codec import decode_error
 from banger.daemon import vm_disk
 from banger.paths import Layout
 from banger.process import ProcessId, identify
+from banger.vmm import cgroups
 
 TIMEOUT = 60.0  # seconds that nothing here takes; only a hang does
 
@@ -168,6 +169,8 @@ class DaemonProcess:
                     command = Path(f"/proc/{process.pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
                     problems.append(f"still running: {command}")
                 _signal(process, signal.SIGKILL)
+        for directory in self.layout.vms.glob("[!.]*"):
+            cgroups.remove(directory.name)
         if "Traceback" in self.log:
             problems.append("the daemon logged a traceback")
         return problems

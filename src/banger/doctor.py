@@ -14,6 +14,7 @@ from banger.guest.binary import agent_binary
 from banger.hostpackages import Need, Purpose
 from banger.paths import Layout, ensure_runtime, user_layout
 from banger.system import human_size
+from banger.vmm.confinement import what_is_missing
 from banger.vmm.detect import detect, group_of, host_arch
 
 _PACKAGES_FIX = "install it: {}"
@@ -23,7 +24,7 @@ def run_checks() -> list[Check]:
     """All checks, in the order in which they matter."""
     checks = [_architecture(), _acceleration(), _agent()]
     checks += _packages()
-    checks.append(_network())
+    checks += [_network(), _confinement()]
     checks += _state(user_layout())
     checks.append(_debian())
     return checks
@@ -70,6 +71,14 @@ def _network() -> Check:
     if shutil.which("passt"):
         return Check("user network", "ok", "passt; guests cannot reach the host's 127.0.0.1")
     return Check("user network", "fail", "without passt guests have no network", "install passt, or use --net none")
+
+
+def _confinement() -> Check:
+    missing = what_is_missing()
+    if not missing:
+        return Check("confinement", "ok", "VMMs see no files, processes or networks but their own, and are limited")
+    fix = "allow user namespaces (sysctl user.max_user_namespaces), and delegate a control group to this user"
+    return Check("confinement", "warn", f"VMMs run {'; '.join(missing)}", fix)
 
 
 def _state(layout: Layout) -> list[Check]:

@@ -87,23 +87,13 @@ class Watched:
         self.ended.set()
 
 
-def spawn(
-    argv: Sequence[str],
-    inherited: Sequence[int],
-    log: int,
-    uid: int = -1,
-    groups: Sequence[int] = (),
-    low_ports: bool = False,
-) -> Watched:
+def spawn(argv: Sequence[str], inherited: Sequence[int], log: int, uid: int = -1) -> Watched:
     """Start a process in its own session that writes its messages to the descriptor `log`.
 
-    It inherits the given descriptors only, and runs as `uid` with only `groups` unless that is -1: the uid is dropped
-    before exec, so the program never runs as root; `low_ports` leaves it the right to listen on ports below 1024.
-    Raises BangerError(MISSING_TOOL).
+    It inherits the given descriptors only, and runs as `uid` unless that is -1: the uid is dropped before exec, so the
+    program never runs as root. Raises BangerError(MISSING_TOOL).
     """
-    if uid >= 0 and low_ports:
-        argv = [*_drop_but_low_ports(uid, groups), *argv]
-    drop = uid >= 0 and not low_ports
+    drop = uid >= 0
     try:
         child = subprocess.Popen(
             argv,
@@ -113,9 +103,10 @@ def spawn(
             cwd="/",
             pass_fds=inherited,
             start_new_session=True,
+            restore_signals=False,  # Python ignores SIGXFSZ, and so does the child: a limit on files must not end it
             user=uid if drop else None,
             group=uid if drop else None,
-            extra_groups=groups if drop else None,
+            extra_groups=[] if drop else None,
         )
     except (FileNotFoundError, PermissionError) as error:  # the latter: not for this uid
         raise missing_tool(argv[0]) from error
@@ -123,19 +114,3 @@ def spawn(
     # from here on the pidfd owns the process: Popen must neither wait for it nor warn about it
     child.returncode = 0
     return Watched(identify(child.pid) or ProcessId(child.pid, 0), pidfd)
-
-
-def _drop_but_low_ports(uid: int, groups: Sequence[int]) -> list[str]:
-    """The setpriv(1) command that drops everything except the right to listen on ports below 1024."""
-    listed = ",".join(str(group) for group in groups)
-    keep = "+net_bind_service"
-    return [
-        "setpriv",
-        f"--reuid={uid}",
-        f"--regid={uid}",
-        f"--groups={listed}" if listed else "--clear-groups",
-        f"--bounding-set=-all,{keep}",
-        f"--inh-caps=-all,{keep}",
-        f"--ambient-caps=-all,{keep}",
-        "--",
-    ]

@@ -10,6 +10,7 @@ import pytest
 
 from banger import doctor, hostpackages
 from banger.hostpackages import Purpose
+from banger.vmm import cgroups
 from banger.vmm.detect import detect, host_arch
 
 INTEL = "processor : 0\nflags\t\t: fpu vme sse vmx ssse3\n"
@@ -82,3 +83,13 @@ def test_what_is_missing_comes_with_its_fix(tmp_path: Path, monkeypatch: pytest.
     assert checks["state directory"].status == "fail"
     assert "not a private directory" in checks["state directory"].message
     assert "unknown key 'memry'" in checks["Debian mirror"].message
+
+
+def test_what_vmms_cannot_be_kept_from_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether namespaces and control groups can be made is up to the host."""
+    checks = {check.name: check for check in doctor.run_checks()}
+    assert checks["confinement"].status in ("ok", "warn")
+    monkeypatch.setattr(cgroups, "find_tree", lambda: None)
+    checks = {check.name: check for check in doctor.run_checks()}
+    assert checks["confinement"].status == "warn"
+    assert "without limits on memory and processes" in checks["confinement"].message

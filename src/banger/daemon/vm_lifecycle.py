@@ -32,7 +32,7 @@ from banger.ssh_keys import SshKey, managed_key
 from banger.store.database import Store, disk_is_full
 from banger.store.records import VmRecord
 from banger.system import bind_unix
-from banger.vmm import recorder
+from banger.vmm import cgroups, recorder
 from banger.vmm.driver import Driver, Processes, Vmm, Wiring
 
 _log = logging.getLogger(__name__)
@@ -323,10 +323,11 @@ class Lifecycle:
         return self._drivers[record.machine.driver]
 
     def sweep(self, vm: Vm) -> None:
-        """Remove what a VMM that has ended leaves in the directory of its VM."""
+        """Remove what a VMM that has ended leaves: in the directory of its VM, and its control group."""
         directory = self._layout.vm(vm.record.id)
         for name in (vm_disk.PROCESSES, recorder.CONSOLE_SOCKET, *self.driver(vm.record).sockets):
             (directory / name).unlink(missing_ok=True)
+        cgroups.remove(vm.record.id)
 
     def put(self, vm: Vm, *, state: str, reason: str, started_at: str | None = None) -> None:
         """Change a VM's state and write it down."""

@@ -8,11 +8,14 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from banger import hostpackages
 from banger.api.errors import BangerError, Code
+from banger.job import missing_tool
 from banger.process import Watched, spawn
 
 GUEST_ADDRESS, PREFIX, GATEWAY, NAMESERVER = "10.0.2.15", 24, "10.0.2.2", "10.0.2.3"
 _READY_SECONDS = 10.0
+_LOG_SIZE = 256 << 10  # bytes: a guest can make passt complain about it without end
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,16 @@ class UserNetwork:
 
 async def start(log: Path, uid: int) -> UserNetwork:
     """Start passt for one NIC and wait until it is ready."""
+    program = hostpackages.find_command("passt")
+    if program is None:
+        raise missing_tool("passt")
     ours, theirs = socket.socketpair()
     ready, ready_writer = os.pipe()
     if uid >= 0:
         os.fchown(ready_writer, uid, uid)  # passt opens its pid file, this pipe, by name
     argv = [
-        "passt",
+        "prlimit", "--core=0", f"--fsize={_LOG_SIZE}",
+        program,
         "--foreground",
         "--quiet",
         "--stderr",

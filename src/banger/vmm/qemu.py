@@ -16,7 +16,8 @@ from banger.guest.protocol import AGENT_PORT, LOG_PORT
 from banger.net import publish
 from banger.process import ProcessId, Watched, find_by_arguments, spawn
 from banger.system import bind_unix
-from banger.vmm import detect
+from banger.vmm import cgroups, detect
+from banger.vmm.confinement import Confinement, confine
 from banger.vmm.driver import Wiring
 from banger.vmm.machine import Disk, Machine, Nic
 from banger.vmm.qmp import Qmp
@@ -46,6 +47,10 @@ _MACHINES = {
     ("arm64", "kvm"): ("virt", "gic-version=host"),
 }
 _RESUME_SECONDS = 1.0
+# what a control group lets QEMU have besides the guest's memory and its processors' threads
+_OVERHEAD = 512 << 20  # bytes
+_TCG_BUFFER = 1 << 30  # bytes: the most that QEMU takes for translated code
+_THREADS = 128  # up to 64 of them do I/O for each event loop
 _QMP_SECONDS = 20.0  # a QEMU that has not answered by then is stopped or stuck
 
 
@@ -239,8 +244,10 @@ class QemuDriver:
                 inherited.append(wiring.network)
             argv = command_line(machine, directory, wiring, qmp.fileno(), agent.fileno(), files)
             log = stack.enter_context(open(directory / "vmm.log", "wb"))
-            low_ports = any(forward.host_port < 1024 for forward in machine.forwards)
-            process = spawn(argv, inherited, log.fileno(), machine.uid, _kvm_groups(), low_ports)
+            process = spawn(confine(argv, _confinement(machine, directory, files)), inherited, log.fileno())
+            # it is still on its way to QEMU, which has used no memory yet
+            if (group := _make_group(machine, directory.name)) is not None:
+                group.attach(process.identity.pid)
         vmm = QemuVmm(process)
         try:
             await vmm.connect(directory)
@@ -260,6 +267,24 @@ class QemuDriver:
         vmm = QemuVmm(process)
         await vmm.connect(directory)
         return vmm
+
+
+def _confinement(machine: Machine, directory: Path, files: dict[str, int]) -> Confinement:
+    kvm = machine.accelerator == "kvm"
+    return Confinement(
+        uid=machine.uid,
+        groups=_kvm_groups() if kvm and machine.uid >= 0 else [],
+        # QEMU itself listens on published ports, and so needs the host's network
+        network=bool(machine.forwards),
+        low_ports=any(forward.host_port < 1024 for forward in machine.forwards),
+        devices=["/dev/null", "/dev/urandom", *(["/dev/kvm"] if kvm else [])],
+        files={files[name]: directory / name for name in (machine.kernel, machine.initrd)},
+    )
+
+
+def _make_group(machine: Machine, vm_id: str) -> cgroups.Cgroup | None:
+    overhead = _OVERHEAD + (_TCG_BUFFER if machine.accelerator == "tcg" else 0)
+    return cgroups.create(vm_id, machine.memory_bytes + overhead, machine.vcpu + _THREADS, machine.vcpu + 1)
 
 
 def _kvm_groups() -> list[int]:

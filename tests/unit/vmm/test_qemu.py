@@ -4,15 +4,19 @@ import asyncio
 import dataclasses
 import itertools
 import os
+import re
 import shutil
 import socket
+import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from banger.api.errors import BangerError, Code
 from banger.process import Watched, identify
-from banger.vmm import qemu
+from banger.vmm import cgroups, confined, qemu
 from banger.vmm.detect import emulator, host_arch
 from banger.vmm.driver import Wiring
 from banger.vmm.machine import Disk, Forward, Machine, Nic
@@ -24,6 +28,16 @@ pytestmark = [
     pytest.mark.skipif(shutil.which(emulator(host_arch())) is None, reason="QEMU is not installed"),
     pytest.mark.skipif(host_arch() != "amd64", reason="the kernel here is made for x86"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_group_left(tmp_path: Path) -> Iterator[None]:
+    """Take away the control group that a launch makes; the daemon does it when it learns that a VMM has ended."""
+    yield
+    deadline = time.monotonic() + TIMEOUT
+    while not cgroups.remove(tmp_path.name):
+        assert time.monotonic() < deadline, "something still runs in the control group"
+        time.sleep(0.01)
 
 
 def disk(role: str, path: str, readonly: bool, index: int) -> Disk:
@@ -123,6 +137,7 @@ def test_launch_adopt_and_kill(tmp_path: Path) -> None:
                     assert f"Uid:\t{UID}\t{UID}\t{UID}\t{UID}\n" in status
                     assert "CapEff:\t0000000000000000" in status
                 assert os.getsid(pid) == pid
+                assert Path(f"/proc/{pid}/ns/net").samefile("/proc/self/ns/net")  # where the port is published
                 with socket.create_connection(("127.0.0.1", port)):
                     pass
                 # another daemon comes: it takes the same process over
@@ -144,6 +159,81 @@ def test_launch_adopt_and_kill(tmp_path: Path) -> None:
     before = set(Path("/proc/self/fd").iterdir())
     asyncio.run(test())
     assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_qemu_has_no_more_than_it_was_handed(tmp_path: Path) -> None:
+    directory = directory_with_files(tmp_path)
+
+    async def test() -> None:
+        vmm, ends = await launched(directory, machine())
+        try:
+            _check_confined(Path(f"/proc/{vmm.process.identity.pid}"), directory)
+        finally:
+            await vmm.kill()
+            vmm.release()
+            for end in ends:
+                end.close()
+
+    asyncio.run(asyncio.wait_for(test(), TIMEOUT))
+
+
+def _check_confined(process: Path, directory: Path) -> None:
+    own = Path("/proc/self")
+    files = {str(link.readlink()) for link in (process / "fd").iterdir()}
+    ours = {str(directory / name) for name in ("kernel", "boot.cpio", "rootfs", "overlay.ext4", "vmm.log")}
+    assert ours <= files
+    rest = {name for name in files - ours if not re.match(r"(socket|anon_inode|/memfd):", name)}
+    assert rest <= {"/dev/null", "/dev/urandom"}
+    status = (process / "status").read_text()
+    assert "NoNewPrivs:\t1" in status
+    assert "Seccomp:\t2" in status
+    assert "CapBnd:\t0000000000000000" in status
+    assert re.search(r"^Max core file size +0 +0 ", (process / "limits").read_text(), re.MULTILINE)
+    assert all(word.startswith(b"XDG_STATE_HOME=") for word in (process / "environ").read_bytes().split(b"\0") if word)
+    if (group := cgroups.find(directory.name)) is not None:
+        for controller in group.limits:
+            assert f"{process.name}\n" in (group.directories[controller] / "cgroup.procs").read_text()
+    if not parted("--mount", "--net", "--ipc", "--uts"):
+        return
+    for kind in ("mnt", "net", "ipc", "uts"):
+        assert (process / "ns" / kind).stat().st_ino != (own / "ns" / kind).stat().st_ino
+    top = {path.name for path in (process / "root").iterdir()}
+    assert top <= {path.split("/")[1] for path in confined.PROGRAMS} | {"dev", "proc"}
+    assert {path.name for path in (process / "root/dev").iterdir()} == {"null", "urandom"}
+
+
+def parted(*namespaces: str) -> bool:
+    """Whether this host lets us make such namespaces."""
+    user = [] if os.getuid() == 0 else ["--user"]
+    return subprocess.run(["unshare", *user, *namespaces, "true"], capture_output=True).returncode == 0
+
+
+def test_memory_and_processes_are_limited(tmp_path: Path) -> None:
+    directory = directory_with_files(tmp_path)
+    if cgroups.find_tree() is None:
+        pytest.skip("this user may make no control groups")
+
+    async def test() -> None:
+        vmm, ends = await launched(directory, machine())
+        try:
+            group = cgroups.find(directory.name)
+            assert group is not None
+            usage = group.usage()
+            assert usage is not None
+            assert usage.pids > 1 or "pids" not in group.limits
+            names = {"memory": ("memory.max", "memory.limit_in_bytes"), "pids": ("pids.max",)}
+            for controller in set(group.limits) & set(names):
+                files = [group.directories[controller] / name for name in names[controller]]
+                limit = int(next(file for file in files if file.exists()).read_text())
+                # a guest's memory, and what QEMU may use itself
+                assert (128 << 20 < limit < 4 << 30) if controller == "memory" else 64 < limit < 256
+        finally:
+            await vmm.kill()
+            vmm.release()
+            for end in ends:
+                end.close()
+
+    asyncio.run(asyncio.wait_for(test(), TIMEOUT))
 
 
 def test_failure_to_start_quotes_qemu(tmp_path: Path) -> None:
