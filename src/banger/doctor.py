@@ -26,6 +26,7 @@ def run_checks() -> list[Check]:
     checks += _packages()
     checks += [_network(), _confinement()]
     checks += _state(user_layout())
+    checks += _database(user_layout())
     checks.append(_debian())
     return checks
 
@@ -94,6 +95,14 @@ def _state(layout: Layout) -> list[Check]:
     except BangerError as error:
         checks.append(Check("state directory", "fail", error.message, error.hint))
     return checks
+
+
+def _database(layout: Layout) -> list[Check]:
+    """What was set aside: nothing where there was never anything wrong."""
+    found = sorted(layout.state.glob(f"{layout.database.name}.corrupt-*"))
+    kept = [path for path in found if not path.name.endswith(("-wal", "-shm"))]
+    fix = "look for what caused it: a failing disk, a file that something else wrote to; then remove what was kept"
+    return [Check("database", "warn", f"it was damaged, and is kept as {path}", fix) for path in kept]
 
 
 def _debian() -> Check:

@@ -66,6 +66,15 @@ class Watched:
     def alive(self) -> bool:
         return not self.ended.is_set()
 
+    @property
+    def resident_bytes(self) -> int:
+        """The memory that it takes, 0 once it has ended."""
+        try:
+            pages = int(Path(f"/proc/{self.identity.pid}/statm").read_text().split()[1])
+        except OSError:
+            return 0
+        return pages * os.sysconf("SC_PAGE_SIZE") if self.alive else 0
+
     def signal(self, number: int) -> None:
         """Send a signal unless the process has ended."""
         if self.alive:

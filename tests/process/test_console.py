@@ -44,7 +44,7 @@ class Machine:
             self._recorder = subprocess.Popen(argv, pass_fds=inherited)
         self._cleanup.callback(self.stop)
         self.serial.settimeout(TIMEOUT)
-        self.vm.state = "running"
+        self.vm.record = dataclasses.replace(self.vm.record, state="running")
 
     def stop(self) -> None:
         """End it as a VMM that dies does."""
@@ -179,7 +179,7 @@ def test_consoles_that_are_not_there(banger: Banger, machine: Machine) -> None:
     stopped = banger("vm", "console", "web")
     assert stopped.returncode == 1
     assert stopped.stderr == b"error: the VM 'web' is created, not running\nhint: banger vm start web\n"
-    machine.vm.state = "running"
+    machine.vm.record = dataclasses.replace(machine.vm.record, state="running")
     assert b"was started by an older banger" in banger("vm", "console", "web").stderr
     bind_unix(machine.directory / recorder.CONSOLE_SOCKET).close()
     assert b"has ended" in banger("vm", "console", "web").stderr

@@ -335,21 +335,6 @@ def test_record_without_directory_is_dropped(daemon: DaemonProcess) -> None:
     create(daemon, name="one")
 
 
-def test_directories_that_are_no_vms_are_left_alone(daemon: DaemonProcess) -> None:
-    """Damaged, copied, or not ours: none may hide a real VM, and none is deleted."""
-    vm = create(daemon, name="one")
-    daemon.stop()
-    (daemon.layout.vms / "empty").mkdir()
-    (daemon.layout.vms / "damaged").mkdir()
-    (daemon.layout.vms / "damaged/vm.json").write_text('{"id": 5}')
-    (daemon.layout.vms / "copied").mkdir()
-    record = vm_disk.read_record(Path(vm.directory))
-    vm_disk.write_record(daemon.layout.vms / "copied", dataclasses.replace(record, image="other", state="stopped"))
-    daemon.start()
-    assert daemon.client.call(op.VM_LIST, m.Empty()) == m.VmList([vm])
-    assert {path.name for path in daemon.layout.vms.iterdir()} == {"empty", "damaged", "copied", vm.id}
-
-
 def test_leftovers_inside_a_vm_are_swept(daemon: DaemonProcess) -> None:
     vm = create(daemon, name="one")
     daemon.kill()

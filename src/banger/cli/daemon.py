@@ -56,6 +56,7 @@ def status(as_json: bool) -> int:
             ("socket", found.socket),
             ("state", found.state_directory),
             ("log", found.log_file),
+            *(("warning", warning) for warning in found.warnings),
         ]
     )
     return 0

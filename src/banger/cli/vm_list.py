@@ -57,6 +57,7 @@ def show(ref: str, as_json: bool) -> None:
             ("name", vm.name),
             ("id", vm.id),
             ("state", f"{vm.state} ({vm.reason})" if vm.reason else vm.state),
+            *(("warning", warning) for warning in vm.warnings),
             ("image", vm.image),
             ("kernel", vm.kernel),
             ("machine", " ".join(filter(None, (vm.driver, vm.accelerator, vm.machine, vm.arch)))),
@@ -122,7 +123,7 @@ def print_vms(all_states: bool, as_json: bool) -> None:
             ", ".join(map(format_port, vm.ports)),
             age(vm.created_at),
             age(vm.started_at) if vm.state == "running" else "",
-            vm.reason,
+            "; ".join(filter(None, (vm.reason, *vm.warnings))),
         ]
         for vm in shown
     ]

@@ -33,6 +33,7 @@ from banger.daemon.kernel_service import KernelService
 from banger.daemon.sessions import Sessions
 from banger.daemon.streams import Peer
 from banger.daemon.vm_lifecycle import Lifecycle
+from banger.daemon.vm_load import kept_records
 from banger.daemon.vm_recovery import Recovery
 from banger.daemon.vm_service import VmService
 from banger.daemon.vm_table import VmTable
@@ -55,7 +56,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[object]] = set()
         self._workers = Workers()
-        self._store = Store(layout.database)
+        self._store = Store(layout.database, lambda: kept_records(layout))
         publication = threading.Lock()
         table, network, drivers = VmTable(), HostNetwork(), {driver.name: driver for driver in (QemuDriver(),)}
         self._kernels = KernelService(layout, config, self._workers, publication, table)
@@ -202,6 +203,7 @@ class Daemon:
             busy=len(self._tasks) - 1,
             driver=f"qemu ({acceleration.name})",
             driver_reason=acceleration.reason,
+            warnings=[f"the database was damaged: it is kept as {aside}"] if (aside := self._store.set_aside) else [],
         )
 
     async def _stop_daemon(self, request: m.Empty, report: Report) -> m.Empty:

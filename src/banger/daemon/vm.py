@@ -11,7 +11,7 @@ from banger.daemon import vm_disk, vm_plan
 from banger.daemon.guest_link import GuestLink
 from banger.daemon.jobs import Report
 from banger.job import Progress
-from banger.store.records import VmRecord
+from banger.store.records import INTENTS, VmRecord
 
 DISK_FULL = "paused: the disk of the host is full"
 
@@ -19,19 +19,26 @@ DISK_FULL = "paused: the disk of the host is full"
 class Vm:
     """One VM: its record, and while it runs the link to its guest.
 
-    `state` is the record's, or starting or stopping in between. `lock` is held by whatever changes it.
+    `lock` is held by whatever changes it. `starting` is its start while one is under way, `ends` (stopped, killed,
+    removed) what is being done to it that no start may outlast, `warnings` what it has lost.
     """
 
     def __init__(self, record: VmRecord) -> None:
         self.record = record
-        self.state = record.state
         self.lock = asyncio.Lock()
+        self.starting: asyncio.Task[None] | None = None
+        self.ends: list[str] = []
+        self.warnings: list[str] = []
         self.link: GuestLink | None = None
         self.watcher: asyncio.Task[None] | None = None
 
     @property
     def name(self) -> str:
         return self.record.name
+
+    @property
+    def state(self) -> str:
+        return self.record.state
 
 
 class Stages:
@@ -53,11 +60,13 @@ class Stages:
 def describe(vm: Vm, directory: Path) -> m.VmInfo:
     """What clients are told of a VM whose files lie in `directory`."""
     record, machine = vm.record, vm.record.machine
+    reason = "" if record.state in INTENTS else record.reason
     return m.VmInfo(
         id=record.id,
         name=record.name,
         state=vm.state,
-        reason=DISK_FULL if vm.link is not None and vm.link.vmm.paused else record.reason,
+        reason=DISK_FULL if vm.link is not None and vm.link.vmm.paused else reason,
+        warnings=list(vm.warnings),
         image=record.image,
         kernel=record.kernel,
         arch=machine.arch,

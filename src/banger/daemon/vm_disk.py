@@ -70,7 +70,7 @@ def create(
         if files.work_seed is None:
             make_ext4(entry / vm_plan.HOME, sizes[1], "home", job)
         overlay.result()
-        system.write_file_atomically(entry / RECORD, json.dumps(encode(record), indent=1).encode())
+        write_record(entry, record)
         job.check()
         # no syncfs: it would wait for everything that other guests write; a disk lost to a power cut had nothing new
         entry.rename(layout.vm(record.id))
@@ -118,12 +118,29 @@ def used_bytes(directory: Path) -> int:
 
 def read_record(directory: Path) -> VmRecord:
     """The record in a VM's directory; raises ValueError or OSError when there is no good one."""
-    return decode(VmRecord, json.loads((directory / RECORD).read_bytes()))
+    try:
+        return decode(VmRecord, json.loads((directory / RECORD).read_bytes()))
+    except RecursionError as error:
+        raise ValueError("it is nested without end") from error
 
 
 def write_record(directory: Path, record: VmRecord) -> None:
     """Replace the record in a VM's directory."""
-    system.write_file_atomically(directory / RECORD, json.dumps(encode(record), indent=1).encode())
+    system.write_file_atomically(directory / RECORD, _text(record))
+
+
+def mend_record(directory: Path, record: VmRecord) -> None:
+    """Write the record in a VM's directory unless it says the same."""
+    try:
+        if (directory / RECORD).read_bytes() == _text(record):
+            return
+    except FileNotFoundError:
+        pass
+    write_record(directory, record)
+
+
+def _text(record: VmRecord) -> bytes:
+    return json.dumps(encode(record), indent=1).encode()
 
 
 def write_processes(directory: Path, processes: Processes) -> None:
@@ -139,17 +156,21 @@ def read_processes(directory: Path) -> Processes | None:
         return None
 
 
-def check_resources(layout: Layout, config: Config, memory_bytes: int) -> None:
-    """Raise BangerError(EXHAUSTED) unless the host has this much memory, and some disk, to spare."""
+def check_resources(layout: Layout, config: Config, memory_bytes: int, promised: int) -> None:
+    """Raise BangerError(EXHAUSTED) unless the host has this much memory, and some disk, to spare.
+
+    `promised` bytes belong to VMs that are being started and have not taken them yet.
+    """
     available = next(
         int(line.split()[1]) * 1024
         for line in Path("/proc/meminfo").read_text().splitlines()
         if line.startswith("MemAvailable:")
     )
-    if memory_bytes > available - config.reserve_memory:
+    if memory_bytes > available - promised - config.reserve_memory:
+        starting = f", of which {promised >> 20} MiB go to VMs that are being started," if promised else ""
         raise BangerError(
             Code.EXHAUSTED,
-            f"the VM wants {memory_bytes >> 20} MiB of memory; the host has {available >> 20} MiB left "
+            f"the VM wants {memory_bytes >> 20} MiB of memory; the host has {available >> 20} MiB left{starting} "
             f"and keeps {config.reserve_memory >> 20} MiB for itself",
             hint="stop another VM, or use a smaller --memory",
         )

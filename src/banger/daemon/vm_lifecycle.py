@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import logging
 import os
 import socket
-import sqlite3
 import sys
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
 
 from banger import system
@@ -29,13 +27,12 @@ from banger.net.passt import UserNetwork
 from banger.paths import Layout
 from banger.process import ProcessId, Watched, spawn
 from banger.ssh_keys import SshKey, managed_key
-from banger.store.database import Store, disk_is_full
-from banger.store.records import VmRecord
+from banger.store.database import Store, despite_full_disk
+from banger.store.records import BROKEN, REMOVING, RUNNING, STARTING, STOPPED, STOPPING, VmRecord
 from banger.system import bind_unix
 from banger.vmm import cgroups, recorder
 from banger.vmm.driver import Driver, Processes, Vmm, Wiring
 
-_log = logging.getLogger(__name__)
 _MAX_GRACE = 24 * 3600
 
 
@@ -64,7 +61,10 @@ class Lifecycle:
     # Start -----------------------------------------------------------------------------------------------------------
 
     async def start(self, vm: Vm, stages: Stages) -> None:
-        """Start a VM and wait until its guest is configured; a main command is started in it."""
+        """Start a VM and wait until its guest is configured; a main command is started in it.
+
+        Raises CANCELLED when somebody ends the VM meanwhile.
+        """
         async with vm.lock:
             self._table.require(vm)
             if vm.link is not None:
@@ -72,17 +72,38 @@ class Lifecycle:
             await self._start(vm, stages)
 
     async def _start(self, vm: Vm, stages: Stages) -> None:
-        vm_disk.check_resources(self._layout, self._config, vm.record.machine.memory_bytes)
-        vm.state = "starting"
+        if not vm.ends:
+            task = vm.starting = asyncio.create_task(self._boot(vm, stages))
+            try:
+                await asyncio.wait((task,))
+            except asyncio.CancelledError:
+                _cancel_once(task)
+                await asyncio.wait((task,))
+                raise
+            finally:
+                vm.starting = None
+            if not task.cancelled():
+                return task.result()
+        raise BangerError(
+            Code.CANCELLED,
+            f"the start of {vm.name!r} was cancelled, since the VM was {' and '.join(vm.ends)} meanwhile",
+        )
+
+    async def _boot(self, vm: Vm, stages: Stages) -> None:
+        before = vm.record
+        vm_disk.check_resources(self._layout, self._config, before.machine.memory_bytes, self._promised_memory())
         try:
+            self._intend(vm, STARTING)
             link = await self._launch(vm, stages)
         except BaseException:
-            vm.state = vm.record.state
+            with despite_full_disk():
+                self.put(vm, state=before.state, reason=before.reason)
             raise
         vm.link = link
         try:
             await link.connect(stages.done)
             await self._run_main(vm, link)
+            self.put(vm, state=RUNNING, reason="", started_at=vm_plan.now())
         except BaseException as error:
             console = vm_disk.console_tail(self._layout.vm(vm.record.id))
             reason = error.message if isinstance(error, BangerError) else "the start was cancelled"
@@ -93,8 +114,15 @@ class Lifecycle:
                     error.hint or f"the console's last lines follow; all of it: banger vm logs --console {vm.name}"
                 )
             raise
-        self.put(vm, state="running", reason="", started_at=vm_plan.now())
         self.watch(vm, link)
+
+    def _promised_memory(self) -> int:
+        """What VMs that are being started will take soon, in bytes."""
+        return sum(
+            max(0, vm.record.machine.memory_bytes - (vm.link.vmm.process.resident_bytes if vm.link else 0))
+            for vm in self._table
+            if vm.state == STARTING
+        )
 
     async def _launch(self, vm: Vm, stages: Stages) -> GuestLink:
         record = vm.record
@@ -157,9 +185,27 @@ class Lifecycle:
 
     async def stop(self, vm: Vm, grace: float | None) -> bool:
         """Shut a VM down, by force after `grace` seconds (None: as configured); returns whether by force."""
-        async with vm.lock:
-            self._table.require(vm)
+        async with self._ending(vm, "stopped") as start_cancelled:
+            if start_cancelled and vm.link is None:
+                return True
             return await self._stop(vm, grace)
+
+    @contextlib.asynccontextmanager
+    async def _ending(self, vm: Vm, how: str) -> AsyncIterator[bool]:
+        """Hold the lock of a VM to end it. A start under way is not awaited but cancelled; gives whether there was one.
+
+        Nobody starts the VM before the block ends.
+        """
+        vm.ends.append(how)
+        start = vm.starting
+        if start is not None:
+            _cancel_once(start)
+        try:
+            async with vm.lock:
+                self._table.require(vm)
+                yield start is not None
+        finally:
+            vm.ends.remove(how)
 
     async def _stop(self, vm: Vm, grace: float | None) -> bool:
         link = vm.link
@@ -170,7 +216,8 @@ class Lifecycle:
             raise BangerError(
                 Code.INVALID, f"{seconds:g} s is not a grace period", hint=f"use 0 to {_MAX_GRACE} seconds"
             )
-        vm.state = "stopping"
+        with despite_full_disk():
+            self._intend(vm, STOPPING, "stopped")
         graceful = False
         try:
             with contextlib.suppress(TimeoutError, GuestFailure, BangerError):
@@ -181,7 +228,9 @@ class Lifecycle:
                     await link.vmm.process.ended.wait()
                     graceful = True
         except asyncio.CancelledError:
-            vm.state = "running"  # nobody waits any more; when the guest goes down after all, the watcher notices
+            # nobody waits any more; when the guest goes down after all, the watcher notices
+            with despite_full_disk():
+                self.put(vm, state=RUNNING, reason="")
             raise
         reason = "stopped" if graceful else f"forced to stop after {seconds:g} s"
         await self._end(vm, reason, force=not graceful)
@@ -191,14 +240,13 @@ class Lifecycle:
         """End a VM at once."""
         link = vm.link
         if link is not None:
-            # not under the lock: a start or a slow stop under way must not hold this up
+            # not under the lock: a slow stop under way must not hold this up
             link.vmm.process.signal(9)
-        async with vm.lock:
-            self._table.require(vm)
-            if link is None and vm.link is None:
-                raise BangerError(Code.WRONG_STATE, f"the VM {vm.name!r} is not running")
+        async with self._ending(vm, "killed") as start_cancelled:
             if vm.link is not None:
                 await self._end(vm, "killed", force=True)
+            elif link is None and not start_cancelled:
+                raise BangerError(Code.WRONG_STATE, f"the VM {vm.name!r} is not running")
 
     async def restart(self, vm: Vm, grace: float | None, stages: Stages) -> None:
         """Stop a VM if it runs, and start it."""
@@ -211,22 +259,29 @@ class Lifecycle:
 
     async def _end(self, vm: Vm, reason: str, force: bool) -> None:
         """Bring a VM to its stopped state, its lock held."""
+        if force:
+            with despite_full_disk():
+                self._intend(vm, STOPPING, reason)
+        await self._close(vm, force)
+        self._ended(vm, reason)
+
+    async def _close(self, vm: Vm, kill: bool) -> None:
+        """Let go of a VM whose VMM has ended, or is killed now."""
         link = vm.link
         assert link is not None
         if vm.watcher is not None:
             vm.watcher.cancel()
             vm.watcher = None
         await link.close()
-        if force:
+        if kill:
             await link.vmm.kill()
-        self._ended(vm, link, reason)
-
-    def _ended(self, vm: Vm, link: GuestLink, reason: str) -> None:
         link.vmm.release()
         vm.link = None
         self.sweep(vm)
-        with _despite_full_disk():  # the next daemon sees that it does not run
-            self.put(vm, state="stopped", reason=reason)
+
+    def _ended(self, vm: Vm, reason: str) -> None:
+        with despite_full_disk():  # the next daemon sees that it does not run
+            self.put(vm, state=STOPPED, reason=reason)
 
     async def _watch(self, vm: Vm, link: GuestLink) -> None:
         """Notice when a VM ends by itself; run by a task for as long as it runs."""
@@ -261,8 +316,8 @@ class Lifecycle:
             if link.vmm.process.alive:
                 await self.remove(vm)
                 return
-            await link.close()
-            self._ended(vm, link, link.vmm.stop_reason or "the VMM process was killed or crashed")
+            await self._close(vm, kill=False)
+            self._ended(vm, link.vmm.stop_reason or "the VMM process was killed or crashed")
             if vm.record.auto_remove:
                 await self.remove(vm)
 
@@ -270,27 +325,42 @@ class Lifecycle:
 
     async def delete(self, vm: Vm, force: bool) -> m.VmRemoved:
         """Remove a VM; raises WRONG_STATE when it runs, unless `force`."""
-        async with vm.lock:
-            self._table.require(vm)
-            if vm.link is not None and not force:
-                raise BangerError(
-                    Code.WRONG_STATE,
-                    f"the VM {vm.name!r} is running",
-                    hint=f"stop it with 'banger vm stop {vm.name}', or remove it with 'banger vm rm --force {vm.name}'",
-                )
-            return await self.remove(vm)
+        if vm.state == BROKEN:
+            async with vm.lock:
+                return await self.remove(vm)
+        if force:
+            async with self._ending(vm, "removed"):
+                return await self.remove(vm)
+        if vm.starting is None:
+            async with vm.lock:
+                self._table.require(vm)
+                if vm.link is None:
+                    return await self.remove(vm)
+        raise BangerError(
+            Code.WRONG_STATE,
+            f"the VM {vm.name!r} is {vm.state}",
+            hint=f"stop it with 'banger vm stop {vm.name}', or remove it with 'banger vm rm --force {vm.name}'",
+        )
 
     async def remove(self, vm: Vm) -> m.VmRemoved:
         """Remove a VM whose lock is held, killing it first if it runs."""
-        if vm.link is not None:
-            await self._end(vm, "removed", force=True)
         directory = self._layout.vm(vm.record.id)
+        if vm.state != BROKEN:
+            with despite_full_disk():
+                self._intend(vm, REMOVING)
+        if vm.link is not None:
+            await self._close(vm, kill=True)
         freed = vm_disk.used_bytes(directory)
-        # the directory first: a record without one is dropped at the next start, never the other way round
-        await self._workers.run(lambda job: _remove_directory(directory))
-        with _despite_full_disk():
-            self._store.delete_vm(vm.record.id)
-        self._table.remove(vm)
+        try:
+            # the directory first: a record without one is dropped at the next start, never the other way round
+            await self._workers.run(lambda job: _remove_directory(directory))
+        finally:
+            if not directory.exists():
+                with despite_full_disk():
+                    self._store.delete_vm(vm.record.id)
+                self._table.remove(vm)
+            elif vm.state != BROKEN:
+                self._ended(vm, "its removal failed")
         return m.VmRemoved([vm.name], freed)
 
     async def prune(self) -> m.VmRemoved:
@@ -298,7 +368,7 @@ class Lifecycle:
         removed: list[str] = []
         freed = 0
         for vm in self._table:
-            if vm.link is None and not vm.lock.locked():
+            if vm.link is None and vm.state != BROKEN and not vm.lock.locked():
                 async with vm.lock:
                     if vm in self._table and vm.link is None:
                         result = await self.remove(vm)
@@ -317,6 +387,10 @@ class Lifecycle:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def knows(self, record: VmRecord) -> bool:
+        """Whether there is a driver for a VM."""
+        return record.machine.driver in self._drivers
 
     def driver(self, record: VmRecord) -> Driver:
         """The driver of a VM."""
@@ -337,9 +411,13 @@ class Lifecycle:
             reason=reason,
             started_at=vm.record.started_at if started_at is None else started_at,
         )
-        vm.state = state
         self._store.put_vm(vm.record)
         vm_disk.write_record(self._layout.vm(vm.record.id), vm.record)
+
+    def _intend(self, vm: Vm, state: str, reason: str | None = None) -> None:
+        """Write down what is about to be done to a VM, so that the next daemon can finish or undo it."""
+        vm.record = dataclasses.replace(vm.record, state=state, reason=vm.record.reason if reason is None else reason)
+        self._store.put_vm(vm.record)
 
     async def close(self) -> None:
         """Let go of all VMs, which go on."""
@@ -355,14 +433,10 @@ class Lifecycle:
                 vm.link.vmm.release()
 
 
-@contextlib.contextmanager
-def _despite_full_disk() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, sqlite3.OperationalError) as error:
-        if not disk_is_full(error):
-            raise
-        _log.warning("the disk is full, so a change is not written down: %s", error)
+def _cancel_once(task: asyncio.Task[None]) -> None:
+    """Cancel a task unless that is done already: a second time would cut off its cleaning up."""
+    if not task.cancelling():
+        task.cancel()
 
 
 def _start_recorder(directory: Path, console: socket.socket, log: socket.socket) -> Watched:

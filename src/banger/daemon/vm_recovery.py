@@ -14,13 +14,29 @@ from banger.daemon.guest_link import GuestLink
 from banger.daemon.jobs import Workers
 from banger.daemon.vm import Vm
 from banger.daemon.vm_lifecycle import Lifecycle
+from banger.daemon.vm_load import load
 from banger.daemon.vm_table import VmTable
 from banger.paths import Layout
 from banger.process import Watched
-from banger.store.database import Store
-from banger.vmm.driver import Vmm
+from banger.store.database import Store, despite_full_disk
+from banger.store.records import (
+    BROKEN,
+    CREATED,
+    REMOVING,
+    RUNNING,
+    STARTING,
+    STOPPED,
+    STOPPING,
+    VmRecord,
+    broken_record,
+)
 
 _log = logging.getLogger(__name__)
+# What is said of a VM without a VMM, by the state that was written down last.
+_REASONS = {
+    STARTING: "the daemon ended while it started this VM",
+    RUNNING: "it ended while the daemon was away",
+}
 
 
 class Recovery:
@@ -36,63 +52,62 @@ class Recovery:
     async def run(self) -> None:
         """Load the records, sweep what was interrupted, and take over the VMs that run."""
         await self._workers.run(lambda job: system.sweep_staging(self._layout.vms))
-        records = {row.id: row.record for row in self._store.rows() if row.record is not None}
-        for record in list(records.values()):
-            if not self._layout.vm(record.id).is_dir():
-                self._store.delete_vm(record.id)
-                del records[record.id]
-        for directory in sorted(self._layout.vms.iterdir()):
-            if directory.name in records or not directory.is_dir():
-                continue
-            try:
-                record = vm_disk.read_record(directory)
-                if record.id != directory.name:
-                    raise ValueError(f"its {vm_disk.RECORD} belongs to {record.id!r}")
-                self._store.put_vm(record)
-                records[record.id] = record
-            except (OSError, ValueError, BangerError) as error:
-                _log.error("%s holds no usable VM: %s", directory, error)
-        self._table.load(records.values())
-        await asyncio.gather(*(self._adopt(vm) for vm in self._table))
+        self._table.load(map(self._known_driver, load(self._layout, self._store)))
+        keys = await self._keys_of_adopted()
+        await asyncio.gather(*(self._settle(vm, keys) for vm in self._table if vm.state != BROKEN))
 
-    async def _adopt(self, vm: Vm) -> None:
+    def _known_driver(self, record: VmRecord) -> VmRecord:
+        if record.state == BROKEN or self._lifecycle.knows(record):
+            return record
+        reason = f"it was made for {record.machine.driver!r}, of which this version knows nothing"
+        return broken_record(record.id, record.name, reason)
+
+    async def _settle(self, vm: Vm, keys: Sequence[str]) -> None:
+        """Bring a VM to a state that is true: finish or undo what the last daemon was about to do."""
         directory = self._layout.vm(vm.record.id)
         system.sweep_staging(directory)
-        vmm = await self._find_vmm(vm, directory)
-        if vmm is None:
-            self._lifecycle.sweep(vm)
-            if vm.record.state == "running":
-                self._lifecycle.put(vm, state="stopped", reason="it ended while the daemon was away")
-            if (vm.record.auto_remove and vm.record.state != "created") or vm.record.attached:
-                await self._lifecycle.remove(vm)
-            return
-        vm.link = self._lifecycle.link(vm.record, vmm, await self._keys_of_adopted())
-        if vm.record.attached:
-            # its client waited for it through the daemon that is gone
-            await self._lifecycle.remove(vm)
-            return
-        self._lifecycle.spawn(self._reconnect(vm, vm.link))
-
-    async def _find_vmm(self, vm: Vm, directory: Path) -> Vmm | None:
-        """The VMM that runs a VM. One that the daemon was still starting is killed: nobody finishes its start."""
-        driver = self._lifecycle.driver(vm.record)
-        processes = vm_disk.read_processes(directory)
-        identity = driver.find_stray(directory) if processes is None else processes.vmm
-        process = None if identity is None else Watched.find(identity)
-        if process is None:
-            return None
-        reason = vm.record.reason
-        if processes is not None and vm.record.state == "running":
+        process = self._find_vmm(vm, directory)
+        reason = _REASONS.get(vm.state, vm.record.reason)
+        if process is not None and vm.state in (RUNNING, STOPPING) and not vm.record.attached:
             try:
-                return await driver.adopt(directory, process)
+                vmm = await self._lifecycle.driver(vm.record).adopt(directory, process)
             except (OSError, BangerError) as error:
                 _log.warning("cannot control the VMM of %s, killing it: %s", vm.name, error)
                 reason = f"killed, since it could not be taken over: {error}"
-        process.signal(9)
-        await process.ended.wait()
-        if vm.record.state == "running":
-            self._lifecycle.put(vm, state="stopped", reason=reason)
-        return None
+            else:
+                self._take_over(vm, self._lifecycle.link(vm.record, vmm, keys))
+                return
+        if process is not None:
+            process.signal(9)
+            await process.ended.wait()
+        self._lifecycle.sweep(vm)
+        removed = vm.state == REMOVING or vm.record.attached
+        if removed or (vm.record.auto_remove and vm.state not in (CREATED, STARTING)):
+            await self._lifecycle.remove(vm)
+        elif vm.state == STARTING:
+            self._settled(vm, STOPPED if vm.record.started_at else CREATED, reason)
+        elif vm.state in (RUNNING, STOPPING):
+            self._settled(vm, STOPPED, reason)
+
+    def _settled(self, vm: Vm, state: str, reason: str) -> None:
+        _log.warning("the VM %r is %s: %s", vm.name, state, reason)
+        with despite_full_disk():
+            self._lifecycle.put(vm, state=state, reason=reason)
+
+    def _find_vmm(self, vm: Vm, directory: Path) -> Watched | None:
+        """The process that runs a VM, also when the last daemon ended before it had written it down."""
+        processes = vm_disk.read_processes(directory)
+        driver = self._lifecycle.driver(vm.record)
+        identity = driver.find_stray(directory) if processes is None else processes.vmm
+        return None if identity is None else Watched.find(identity)
+
+    def _take_over(self, vm: Vm, link: GuestLink) -> None:
+        vm.link = link
+        if vm.state == STOPPING:
+            vm.warnings.append("the daemon ended while it stopped this VM: stop it again")
+            with despite_full_disk():
+                self._lifecycle.put(vm, state=RUNNING, reason="")
+        self._lifecycle.spawn(self._reconnect(vm, link))
 
     async def _reconnect(self, vm: Vm, link: GuestLink) -> None:
         try:

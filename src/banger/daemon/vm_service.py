@@ -23,7 +23,8 @@ from banger.imagecat.manifest import ImageManifest
 from banger.imagecat.seeds import refresh_seed
 from banger.kernelcat.manifest import KernelManifest
 from banger.paths import Layout
-from banger.store.database import Store
+from banger.store.database import Store, despite_full_disk
+from banger.store.records import CREATING
 
 
 class Catalogs(Protocol):
@@ -110,6 +111,7 @@ class VmService:
         sizes = (request.disk_bytes or self._config.disk_size, request.home_bytes or self._config.home_size)
         with self._table.creating(record):
             try:
+                self._store.put_vm(dataclasses.replace(record, state=CREATING))
                 await self._workers.run(
                     lambda job: vm_disk.create(
                         self._layout, record, sizes, image, kernel, kernel_dir, [key.public], self._publication, job
@@ -119,6 +121,8 @@ class VmService:
             except BaseException:
                 if self._layout.vm(record.id).exists():
                     system.remove_entry(self._layout.vm(record.id))
+                with despite_full_disk():
+                    self._store.delete_vm(record.id)
                 raise
         return self._table.find(record.id)
 

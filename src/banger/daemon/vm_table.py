@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 from banger import system
 from banger.api.errors import BangerError, Code
 from banger.daemon.vm import Vm
-from banger.store.records import VmRecord
+from banger.store.records import BROKEN, VmRecord
 
 
 class VmTable:
@@ -56,9 +56,16 @@ class VmTable:
         raise BangerError(Code.NOT_FOUND, f"there is no VM {reference!r}", hint=hint)
 
     def require(self, vm: Vm) -> None:
-        """Raise NOT_FOUND when a VM was removed while its lock was awaited."""
+        """Raise NOT_FOUND when a VM was removed while its lock was awaited, CORRUPT when it is broken."""
         if vm not in self:
             raise BangerError(Code.NOT_FOUND, f"the VM {vm.name!r} was removed meanwhile")
+        if vm.state == BROKEN:
+            raise BangerError(
+                Code.CORRUPT,
+                f"the VM {vm.name!r} is broken: {vm.record.reason}",
+                hint=f"what is left of it is in the directory that 'banger vm show {vm.name}' names; "
+                f"'banger vm rm {vm.name}' removes that",
+            )
 
     def refuse_taken(self, name: str) -> None:
         """Raise EXISTS when a name is taken."""

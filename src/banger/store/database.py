@@ -227,3 +227,14 @@ def disk_is_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return space.means_full(error)
     return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_FULL
+
+
+@contextlib.contextmanager
+def despite_full_disk() -> Iterator[None]:
+    """Go on when what the block writes down finds no space: for what can be found out again."""
+    try:
+        yield
+    except (OSError, sqlite3.OperationalError) as error:
+        if not disk_is_full(error):
+            raise
+        _log.warning("the disk is full, so a change is not written down: %s", error)

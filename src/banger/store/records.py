@@ -8,12 +8,17 @@ from banger.api.models import PublishedPort
 from banger.signals import TERM
 from banger.vmm.machine import Machine
 
+CREATED, RUNNING, STOPPED = "created", "running", "stopped"
+# Intents: written to the database, and there alone, before the step that they name. See docs/architecture.md.
+CREATING, STARTING, STOPPING, REMOVING = "creating", "starting", "stopping", "removing"
+INTENTS = (CREATING, STARTING, STOPPING, REMOVING)
+BROKEN = "broken"  # never written: what stands for a VM whose record cannot be read
+
 
 @dataclass(frozen=True)
 class VmRecord:
-    """A VM as created, and its state.
+    """A VM as created, and its state: CREATED, RUNNING, STOPPED, or an intent.
 
-    `state` is created, running or stopped; while it is starting or stopping that is known to the daemon only.
     `command` runs detached at each start. `image_env` comes from the image, `env` from the user. `attached`: the VM
     belongs to a `vm run --rm` whose client waits for it. `volumes` and `exposed_ports` (8080/tcp) are the image's;
     `stop_signal`, a name or a number, is what its main command gets first when the VM is stopped; `home` is where
@@ -45,3 +50,30 @@ class VmRecord:
     exposed_ports: list[str] = field(default_factory=list)
     stop_signal: str = TERM
     home: str = "/root"
+
+
+def broken_record(vm_id: str, name: str, reason: str) -> VmRecord:
+    """What stands for a VM of which there is nothing but a directory."""
+    machine = Machine("", "", "", "", "", "", 0, 0, "", "", "", "", [], [], [], -1)
+    return VmRecord(
+        id=vm_id,
+        name=name,
+        state=BROKEN,
+        reason=reason,
+        image="",
+        image_sha256="",
+        kernel="",
+        created_at="",
+        started_at="",
+        init="",
+        net="",
+        ports=[],
+        image_env=[],
+        env=[],
+        user="",
+        workdir="",
+        command=[],
+        auto_remove=False,
+        attached=False,
+        machine=machine,
+    )

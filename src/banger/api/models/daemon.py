@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import field
+
 from banger.api.models.base import Model
 
 
 class DaemonStatus(Model):
-    """`uptime` in seconds; `resident_bytes` is the daemon's own memory."""
+    """`uptime` in seconds; `resident_bytes` is the daemon's own memory; `warnings` is what it had to mend."""
 
     pid: int
     socket: str
@@ -19,6 +21,7 @@ class DaemonStatus(Model):
     busy: int
     driver: str
     driver_reason: str
+    warnings: list[str] = field(default_factory=list)
 
 
 class DaemonLogs(Model):

@@ -16,7 +16,8 @@ class PublishedPort(Model):
 
 
 class VmInfo(Model):
-    """A VM. `state` is created, starting, running, stopping or stopped; `reason` says why it is not running.
+    """A VM. `state` is created, starting, running, stopping, stopped, removing or broken; `reason` says why it is not
+    running, `warnings` what it has lost while it runs.
 
     `exposed_ports` (8080/tcp) and `volumes` are those of its image.
     """
@@ -51,6 +52,7 @@ class VmInfo(Model):
     started_at: str
     pid: int
     directory: str
+    warnings: list[str] = field(default_factory=list)
 
 
 class VmList(Model):
