@@ -19,11 +19,12 @@ class Config:
     """Defaults for new VMs and limits of the host. Sizes are in bytes, times in seconds.
 
     `vcpu` 0 means one where guests are emulated, else two. `debian_mirror` '' means the one in the host's own apt
-    configuration. `accelerator` is auto, kvm or tcg. Registries are host or host:port: `insecure_registries` are spoken
-    to without TLS, as those on loopback always are; images without a registry are in the `default_registry`;
-    `registry_mirrors` lists by registry the [http[s]://]host[:port][/prefix] that are asked before it. `ssh_key` is the
-    private key that guests let in, '' for banger's own. `cache_size` is what
-    the layers of pulled images may take.
+    configuration. `accelerator` is auto, kvm or tcg, and `vmm` auto, firecracker or qemu. `firecracker` and `jailer`
+    are the programs to use, '' for those on PATH; `cpu_template` is a template of Firecracker's, such as T2, or a file
+    that holds one, '' for none. Registries are host or host:port: `insecure_registries` are spoken to without TLS, as
+    those on loopback always are; images without a registry are in the `default_registry`; `registry_mirrors` lists by
+    registry the [http[s]://]host[:port][/prefix] that are asked before it. `ssh_key` is the private key that guests let
+    in, '' for banger's own. `cache_size` is what the layers of pulled images may take.
     """
 
     default_image: str = "debian-bookworm"
@@ -43,6 +44,10 @@ class Config:
     default_registry: str = DOCKER_HUB
     registry_mirrors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ssh_key: str = ""
+    vmm: str = "auto"
+    firecracker: str = ""
+    jailer: str = ""
+    cpu_template: str = ""
 
     @property
     def registries(self) -> Registries:
@@ -83,6 +88,8 @@ def load(path: Path) -> Config:
     config = Config(**values)
     if config.accelerator not in ("auto", "kvm", "tcg"):
         raise BangerError(Code.INVALID, f"{path}: accelerator must be auto, kvm or tcg, not {config.accelerator!r}")
+    if config.vmm not in ("auto", "firecracker", "qemu"):
+        raise BangerError(Code.INVALID, f"{path}: vmm must be auto, firecracker or qemu, not {config.vmm!r}")
     for key, registries in (
         ("default_registry", [config.default_registry]),
         ("insecure_registries", config.insecure_registries),

@@ -14,6 +14,7 @@ from banger.guest.binary import agent_binary
 from banger.hostpackages import Need, Purpose
 from banger.paths import Layout, ensure_runtime, user_layout
 from banger.system import human_size
+from banger.vmm.choice import choose
 from banger.vmm.confinement import what_is_missing
 from banger.vmm.detect import detect, group_of, host_arch
 
@@ -22,7 +23,7 @@ _PACKAGES_FIX = "install it: {}"
 
 def run_checks() -> list[Check]:
     """All checks, in the order in which they matter."""
-    checks = [_architecture(), _acceleration(), _agent()]
+    checks = [_architecture(), _acceleration(), _vmm(), _agent()]
     checks += _packages()
     checks += [_network(), _confinement()]
     checks += _state(user_layout())
@@ -46,6 +47,15 @@ def _acceleration() -> Check:
     if "may not be opened" in found.reason:
         fix = f"sudo usermod -aG {group_of(Path('/dev/kvm'))} $USER, then log in again"
     return Check("acceleration", "warn", f"{found.reason}; they start in seconds instead of milliseconds", fix)
+
+
+def _vmm() -> Check:
+    """Which VMM new VMs get; one that is configured but cannot be had fails."""
+    try:
+        choice = choose(config.load(user_layout().config_file))
+        return Check("VMM", "ok", f"{choice.driver}: {choice.reason}")
+    except BangerError as error:
+        return Check("VMM", "fail", error.message, error.hint)
 
 
 def _agent() -> Check:

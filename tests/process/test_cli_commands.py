@@ -31,6 +31,7 @@ WEB = m.VmInfo(
     kernel="cloud",
     arch="amd64",
     driver="qemu",
+    driver_reason="it was asked for",
     accelerator="tcg",
     machine="q35",
     vcpu=2,

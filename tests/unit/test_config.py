@@ -59,6 +59,7 @@ def test_whole_number_serves_for_seconds(tmp_path: Path) -> None:
         ("boot_timeout = inf", "boot_timeout cannot be inf"),
         ("stop_grace = nan", "stop_grace cannot be nan"),
         ('accelerator = "hvf"', "accelerator must be auto, kvm or tcg, not 'hvf'"),
+        ('vmm = "bochs"', "vmm must be auto, firecracker or qemu, not 'bochs'"),
         ("memory = ", "is not valid TOML"),
         ("memory = 1\nmemory = 2", "is not valid TOML"),
     ],

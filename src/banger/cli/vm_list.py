@@ -61,6 +61,7 @@ def show(ref: str, as_json: bool) -> None:
             ("image", vm.image),
             ("kernel", vm.kernel),
             ("machine", " ".join(filter(None, (vm.driver, vm.accelerator, vm.machine, vm.arch)))),
+            ("because", vm.driver_reason),
             ("vcpu", str(vm.vcpu)),
             ("memory", binary_size(vm.memory_bytes)),
             ("disk", f"{binary_size(vm.disk_bytes)}, {human_size(vm.used_bytes)} used with home"),

@@ -74,6 +74,7 @@ _OPTIONS = (
     ),
     click.option("--rm", "auto_remove", is_flag=True, help="Remove the VM when it stops."),
     click.option("--init", type=click.Choice(["agent", "image"]), help="Which init the guest runs."),
+    click.option("--vmm", type=click.Choice(["auto", "firecracker", "qemu"]), help="What runs the VM."),
     click.option("--shell", is_flag=True, help="A login shell, whatever the image's own command is."),
     click.option("--entrypoint", default=None, metavar="PROGRAM", help="Replace the image's entrypoint."),
     click.option("--stop-signal", type=SIGNAL, help="What 'vm stop' sends to CMD first, instead of the image's."),
@@ -104,6 +105,7 @@ def _create_options(function: Callable[..., int]) -> Decorated:
         shell: bool,
         entrypoint: str | None,
         stop_signal: str | None,
+        vmm: str | None,
         command: tuple[str, ...],
         **others: object,
     ) -> int:
@@ -132,6 +134,7 @@ def _create_options(function: Callable[..., int]) -> Decorated:
             shell=shell,
             command=list(command),
             stop_signal=stop_signal or "",
+            vmm=vmm or "",
         )
         return function(create=create, **others)
 

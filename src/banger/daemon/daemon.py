@@ -40,7 +40,7 @@ from banger.daemon.vm_table import VmTable
 from banger.job import Job
 from banger.paths import Layout, ensure_runtime
 from banger.store.database import Store
-from banger.vmm.detect import detect
+from banger.vmm.choice import choose
 from banger.vmm.qemu import QemuDriver
 
 _log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ class Daemon:
 
     def __init__(self, layout: Layout, config: Config) -> None:
         self._layout = layout
+        self._config = config
         self._started = time.monotonic()
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[object]] = set()
@@ -190,7 +191,7 @@ class Daemon:
             self._tasks.discard(task)
 
     async def _status(self, request: m.Empty, report: Report) -> m.DaemonStatus:
-        acceleration = detect()
+        choice = await self._workers.run(lambda job: choose(self._config))
         return m.DaemonStatus(
             pid=os.getpid(),
             socket=str(self._layout.socket),
@@ -201,8 +202,8 @@ class Daemon:
             log_file=str(self._layout.log_file),
             vms_running=self._vms.running,
             busy=len(self._tasks) - 1,
-            driver=f"qemu ({acceleration.name})",
-            driver_reason=acceleration.reason,
+            driver=f"{choice.driver} ({choice.accelerator})",
+            driver_reason=choice.reason,
             warnings=[f"the database was damaged: it is kept as {aside}"] if (aside := self._store.set_aside) else [],
         )
 

@@ -71,6 +71,7 @@ def describe(vm: Vm, directory: Path) -> m.VmInfo:
         kernel=record.kernel,
         arch=machine.arch,
         driver=machine.driver,
+        driver_reason=record.driver_reason,
         accelerator=machine.accelerator,
         machine=machine.type,
         vcpu=machine.vcpu,

@@ -27,6 +27,7 @@ from banger.kernelcat import manifest as kernels
 from banger.kernelcat.manifest import KernelManifest
 from banger.paths import Layout
 from banger.store.records import VmRecord
+from banger.vmm.choice import FIRECRACKER
 from banger.vmm.driver import Processes
 
 RECORD, PROCESSES = "vm.json", "vmm.json"
@@ -66,7 +67,7 @@ def create(
             _require_unchanged(layout, image)
             raise BangerError(Code.CORRUPT, f"{error.filename} cannot be read: {error.strerror}") from error
         with publication:
-            _link(layout, entry, image, kernel, kernel_dir)
+            _link(layout, entry, record.machine.driver, image, kernel, kernel_dir)
         if files.work_seed is None:
             make_ext4(entry / vm_plan.HOME, sizes[1], "home", job)
         overlay.result()
@@ -77,14 +78,17 @@ def create(
         system.fsync_directory(layout.vms)
 
 
-def _link(layout: Layout, entry: Path, image: ImageManifest, kernel: KernelManifest, kernel_dir: Path) -> None:
+def _link(
+    layout: Layout, entry: Path, driver: str, image: ImageManifest, kernel: KernelManifest, kernel_dir: Path
+) -> None:
     """Hard-link what the VM boots from, after a last look that it is still what was resolved."""
     _require_unchanged(layout, image)
     if not kernel_dir.exists() or kernels.read_at(kernel_dir, kernel.name) != kernel:
         raise _replaced("kernel", kernel.name)
     if image.managed:
         system.link_or_copy(images.image_paths(layout.images, image).rootfs, entry / vm_plan.ROOTFS)
-    system.link_or_copy(kernels.kernel_paths(kernel_dir)[1], entry / vm_plan.KERNEL)
+    for_firecracker, for_qemu = kernels.kernel_paths(kernel_dir)
+    system.link_or_copy(for_firecracker if driver == FIRECRACKER else for_qemu, entry / vm_plan.KERNEL)
     system.link_or_copy(boot_archive(kernel_dir, agent_binary(kernel.arch)), entry / vm_plan.BOOT_ARCHIVE)
     if kernel.modules:
         system.link_or_copy(kernel_dir / kernels.MODULES, entry / vm_plan.MODULES)

@@ -22,7 +22,8 @@ from banger.net.publish import LOOPBACK, free_ports, parse_publish
 from banger.signals import signal_number
 from banger.store.records import VmRecord
 from banger.vmm import qemu
-from banger.vmm.detect import detect, host_arch
+from banger.vmm.choice import QEMU, Choice
+from banger.vmm.detect import host_arch
 from banger.vmm.machine import Disk, Forward, Machine
 
 KERNEL, BOOT_ARCHIVE, ROOTFS, MODULES = "kernel", "boot.cpio", "rootfs", "modules.squashfs"
@@ -37,6 +38,7 @@ _VOLUMES = ("/var/lib/docker", "/var/lib/containers")
 _FIRST_UID = 0x70000000  # far above what user databases and subuid ranges hand out
 _UIDS = 1 << 20
 
+_HARDWARE = {QEMU: qemu.hardware}
 _ROLES = {
     "image": DiskRole.IMAGE,
     "overlay": DiskRole.OVERLAY,
@@ -49,14 +51,7 @@ def check_request(request: VmCreate) -> None:
     """Find what is wrong with a request before anything is fetched or made. Raises BangerError(INVALID)."""
     if request.name:
         system.validate_name(request.name, "VM")
-    if not 0 <= request.vcpu <= MAX_VCPU:
-        raise BangerError(Code.INVALID, f"{request.vcpu} virtual CPUs are not possible", hint=f"use 1 to {MAX_VCPU}")
-    if request.memory_bytes and request.memory_bytes < MIN_MEMORY:
-        raise BangerError(
-            Code.INVALID,
-            f"{request.memory_bytes >> 20} MiB of memory are less than a kernel needs",
-            hint=f"use at least --memory {MIN_MEMORY >> 20}M",
-        )
+    check_size(request.vcpu, request.memory_bytes)
     if request.init not in ("", "agent", "image"):
         raise BangerError(Code.INVALID, f"{request.init!r} is not an init mode", hint="use agent or image")
     for variable in request.env:
@@ -75,6 +70,27 @@ def check_request(request: VmCreate) -> None:
             )
 
 
+def check_size(vcpu: int, memory_bytes: int) -> None:
+    """Raise BangerError(INVALID) when no VM of this host can have so many virtual CPUs or so much memory; 0 is fine."""
+    most = min(MAX_VCPU, os.cpu_count() or 1)
+    if not 0 <= vcpu <= most:
+        why = f"this host has {os.cpu_count()}" if 0 < vcpu <= MAX_VCPU else "that is not possible"
+        raise BangerError(Code.INVALID, f"{vcpu} virtual CPUs: {why}", hint=f"use 1 to {most}")
+    if memory_bytes and memory_bytes < MIN_MEMORY:
+        raise BangerError(
+            Code.INVALID,
+            f"{memory_bytes >> 20} MiB of memory are less than a kernel needs",
+            hint=f"use at least --memory {MIN_MEMORY >> 20}M",
+        )
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if memory_bytes > total:
+        raise BangerError(
+            Code.INVALID,
+            f"{system.human_size(memory_bytes)} of memory: this host has {system.human_size(total)}",
+            hint=f"use less than --memory {total >> 20}M",
+        )
+
+
 def plan(
     request: VmCreate,
     config: Config,
@@ -86,6 +102,7 @@ def plan(
     taken_ports: Set[int],
     name: str,
     as_root: bool,
+    choice: Choice,
 ) -> VmRecord:
     """The record of a new VM. Raises BangerError when image, kernel and host do not fit together."""
     arch = host_arch()
@@ -96,8 +113,7 @@ def plan(
                 f"the {what} {its_name!r} is for {its_arch}, this host runs {arch}",
                 hint=f"use another one: see 'banger {what} list'",
             )
-    accelerator = detect().name if config.accelerator == "auto" else config.accelerator
-    machine_type, cpu, firmware, command_line = qemu.hardware(arch, accelerator)
+    machine_type, cpu, firmware, command_line = _HARDWARE[choice.driver](arch, choice.accelerator)
     init = request.init or image.init
     if init == "image":
         # without udev in the image systemd would wait 90 s for this console's device
@@ -111,13 +127,13 @@ def plan(
     if kernel.modules:
         disks.append(_disk("modules", MODULES, True, "squashfs", 3))
     machine = Machine(
-        driver="qemu",
-        accelerator=accelerator,
+        driver=choice.driver,
+        accelerator=choice.accelerator,
         arch=arch,
         type=machine_type,
         cpu=cpu,
         firmware=firmware,
-        vcpu=request.vcpu or config.vcpu or _usual_vcpu(accelerator),
+        vcpu=request.vcpu or config.vcpu or _usual_vcpu(choice.accelerator),
         memory_bytes=(request.memory_bytes or config.memory) >> 20 << 20,
         memory_backend="ram0",
         kernel=KERNEL,
@@ -153,6 +169,7 @@ def plan(
         exposed_ports=runtime.exposed_ports(image.config),
         stop_signal=request.stop_signal or runtime.stop_signal(image.config),
         home=image.home,
+        driver_reason=choice.reason,
     )
 
 

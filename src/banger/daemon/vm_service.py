@@ -21,10 +21,12 @@ from banger.daemon.vm_table import VmTable
 from banger.guest.agent import Agent, guest_errors
 from banger.imagecat.manifest import ImageManifest
 from banger.imagecat.seeds import refresh_seed
+from banger.kernelcat import manifest as kernels
 from banger.kernelcat.manifest import KernelManifest
 from banger.paths import Layout
 from banger.store.database import Store, despite_full_disk
 from banger.store.records import CREATING
+from banger.vmm.choice import choose
 
 
 class Catalogs(Protocol):
@@ -95,6 +97,9 @@ class VmService:
         image = await self._catalogs.ensure_image(request.image or self._config.default_image, report)
         kernel, kernel_dir = await self._catalogs.kernel_for(image, request.kernel, report)
         key = await self._lifecycle.key()
+        choice = await self._workers.run(
+            lambda job: choose(self._config, request.vmm, kernels.kernel_paths(kernel_dir)[0])
+        )
         image = await self._workers.run(
             lambda job: refresh_seed(self._layout.images, image, key, lambda: self._publication, job)
         )
@@ -105,7 +110,17 @@ class VmService:
         uids = {record.machine.uid for record in self._table.records()}
         ports = {port.host_port for record in self._table.records() for port in record.ports}
         record = vm_plan.plan(
-            request, self._config, image, kernel, self._network, self._table.names, uids, ports, name, os.getuid() == 0
+            request,
+            self._config,
+            image,
+            kernel,
+            self._network,
+            self._table.names,
+            uids,
+            ports,
+            name,
+            os.getuid() == 0,
+            choice,
         )
         record = dataclasses.replace(record, attached=attached, command=[] if once else record.command)
         sizes = (request.disk_bytes or self._config.disk_size, request.home_bytes or self._config.home_size)

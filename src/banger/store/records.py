@@ -22,7 +22,7 @@ class VmRecord:
     `command` runs detached at each start. `image_env` comes from the image, `env` from the user. `attached`: the VM
     belongs to a `vm run --rm` whose client waits for it. `volumes` and `exposed_ports` (8080/tcp) are the image's;
     `stop_signal`, a name or a number, is what its main command gets first when the VM is stopped; `home` is where
-    the home disk is mounted.
+    the home disk is mounted. `driver_reason` is why it has the VMM that it has.
     """
 
     id: str
@@ -50,6 +50,7 @@ class VmRecord:
     exposed_ports: list[str] = field(default_factory=list)
     stop_signal: str = TERM
     home: str = "/root"
+    driver_reason: str = ""
 
 
 def broken_record(vm_id: str, name: str, reason: str) -> VmRecord:

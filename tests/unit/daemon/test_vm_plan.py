@@ -1,12 +1,14 @@
 """What runs in a VM, by the rules of container engines, and what its environment is."""
 
 import dataclasses
+import os
 
 import pytest
 
+from banger.api.errors import BangerError
 from banger.api.models import VmCreate
 from banger.daemon import names
-from banger.daemon.vm_plan import environment, resolve_command
+from banger.daemon.vm_plan import check_size, environment, resolve_command
 from banger.imagecat.manifest import ImageConfig, ImageManifest
 
 
@@ -63,3 +65,25 @@ def test_generated_name_is_free() -> None:
         name = names.generate(taken)
         assert name not in taken
         taken.add(name)
+
+
+@pytest.mark.parametrize(
+    ("vcpu", "memory", "message"),
+    [
+        (-1, 0, "-1 virtual CPUs: that is not possible"),
+        (65, 0, "65 virtual CPUs: that is not possible"),
+        (0, 1 << 20, "1 MiB of memory are less than a kernel needs"),
+        (0, 1 << 50, "of memory: this host has"),
+    ],
+)
+def test_sizes_that_no_vm_can_have(vcpu: int, memory: int, message: str) -> None:
+    with pytest.raises(BangerError, match=message):
+        check_size(vcpu, memory)
+
+
+def test_more_cpus_than_the_host_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    check_size(4, 0)
+    with pytest.raises(BangerError, match="5 virtual CPUs: this host has 4") as caught:
+        check_size(5, 0)
+    assert caught.value.hint == "use 1 to 4"

@@ -30,6 +30,7 @@ class VmInfo(Model):
     kernel: str
     arch: str
     driver: str
+    driver_reason: str
     accelerator: str
     machine: str
     vcpu: int
@@ -65,7 +66,8 @@ class VmCreate(Model):
     `env` holds NAME=VALUE, `publish` [[ADDR:]HOST:]GUEST, with a free port for HOST unless given; `publish_all` adds
     each TCP port that the image exposes. `command` empty: the image's own, else a login shell; `entrypoint` replaces
     the image's when it is not None; `shell` asks for a login shell whatever the image says. `stop_signal` is the name
-    or number of what `vm stop` sends to the command first; '' means the image's, else SIGTERM.
+    or number of what `vm stop` sends to the command first; '' means the image's, else SIGTERM. `vmm` is
+    auto, firecracker or qemu, '' means as configured.
     """
 
     image: str = ""
@@ -87,6 +89,7 @@ class VmCreate(Model):
     shell: bool = False
     command: list[str] = field(default_factory=list)
     stop_signal: str = ""
+    vmm: str = ""
 
 
 class VmRef(Model):

@@ -1,0 +1,68 @@
+"""Firecracker and its jailer on this host: where they are, and whether banger can work with their version."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from banger.api.errors import BangerError, Code
+from banger.config import Config
+
+# what the API client was written for: before 1.5 it lacks requests, and 2 may change any of them
+OLDEST, NEWEST = (1, 5), (1, 99)
+_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program and its version, such as (1, 12, 1)."""
+
+    path: str
+    version: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.path} {'.'.join(map(str, self.version))}"
+
+
+def firecracker(config: Config) -> Program:
+    """The Firecracker to use. Raises BangerError: MISSING_TOOL, or UNSUPPORTED for a version out of the range."""
+    return _find("firecracker", config.firecracker)
+
+
+def jailer(config: Config) -> Program:
+    """The jailer to use; raises as `firecracker` does."""
+    return _find("jailer", config.jailer)
+
+
+def _find(name: str, configured: str) -> Program:
+    path = shutil.which(configured or name)
+    if path is None:
+        raise BangerError(
+            Code.MISSING_TOOL,
+            f"{configured} is not a program" if configured else f"{name} is not installed",
+            hint=f'put a released {name} on PATH, or its path into config.toml: {name} = "/path/to/{name}"',
+        )
+    try:
+        said = subprocess.run(
+            [path, "--version"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            stdin=subprocess.DEVNULL,
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BangerError(Code.UNSUPPORTED, f"{path} cannot be run: {error}") from error
+    match = re.match(rf"{name} v(\d{{1,4}}(?:\.\d{{1,4}}){{1,3}})", said, re.IGNORECASE)
+    if match is None:
+        raise BangerError(Code.UNSUPPORTED, f"{path} does not say its version as {name} does: {said[:80]!r}")
+    version = tuple(map(int, match[1].split(".")))
+    if not OLDEST <= version[:2] <= NEWEST:
+        raise BangerError(
+            Code.UNSUPPORTED,
+            f"{path} has version {match[1]}, and banger works with {OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}",
+            hint=f"install a newer {name}" if version[:2] < OLDEST else "upgrade banger",
+        )
+    return Program(path, version)
