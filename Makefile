@@ -22,7 +22,7 @@ export PIP_USER := 0
 export PIP_REQUIRE_VIRTUALENV := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test soak lint bench install uninstall lock agent clean python test-host
+.PHONY: run test test-kvm soak lint bench install uninstall lock agent clean python test-host
 .PHONY: debian-kernel void-kernel alpine-kernel generic-kernel
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -33,6 +33,10 @@ run: $(VENV)/installed
 # Unit, process and guest tests, in this order, in one pytest with one summary.
 test: test-host lint
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Guests on Firecracker alone; a part of `make test` too, which skips them where KVM runs no guests.
+test-kvm: test-host $(VENV)/installed
+	$(BIN)/pytest -m "kvm and not soak"
 
 soak: test-host $(VENV)/installed
 	@seed=$${BANGER_SOAK_SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; \
