@@ -117,12 +117,13 @@ def command_line(
 
 
 def _disk(disk: Disk, fdset: int, descriptor: int) -> list[str]:
+    """A disk whose writes wait in the host's page cache until the guest flushes them: a flush is an fdatasync."""
     readonly = "on" if disk.readonly else "off"
     discard = "ignore" if disk.readonly else "unmap"
     return [
         "-add-fd", f"fd={descriptor},set={fdset}",
         "-blockdev", f"driver=file,node-name={disk.id}-file,filename=/dev/fdset/{fdset},aio=threads,"
-        f"read-only={readonly},discard={discard},cache.direct=off",
+        f"read-only={readonly},discard={discard},cache.direct=off,cache.no-flush=off",
         "-blockdev", f"driver={disk.format},node-name={disk.id},file={disk.id}-file,read-only={readonly},"
         f"discard={discard},detect-zeroes={'off' if disk.readonly else 'unmap'}",
         "-device", f"virtio-blk-pci,drive={disk.id},serial={disk.serial},addr={disk.slot:x},num-queues=1",

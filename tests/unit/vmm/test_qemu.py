@@ -105,6 +105,8 @@ def test_command_line_hands_disks_over_as_descriptors() -> None:
     assert [("read-only=on" in value, "discard=unmap" in value) for value in drives] == [
         (True, False), (True, False), (False, True), (False, True),
     ]  # fmt: skip
+    # a guest's flush must reach the disk
+    assert all("cache.no-flush=off" in value for value in drives if value.startswith("driver=file,"))
     assert {"serial=banger-image", "serial=banger-overlay"} <= {
         part for option, value in pairs if option == "-device" for part in value.split(",")
     }
