@@ -1,7 +1,6 @@
 """VMs as the daemon keeps them, without starting a guest: create, remove, refuse, recover."""
 
 import dataclasses
-import io
 import json
 import os
 import re
@@ -18,39 +17,17 @@ from banger.api import models as m
 from banger.api import operations as op
 from banger.api.errors import BangerError, Code
 from banger.daemon import vm_disk
-from banger.guest.binary import agent_binary
 from banger.imagecat.manifest import ImageConfig, read_local, write_local
 from banger.vmm.detect import host_arch
-from tests.daemons import DaemonProcess, debian_kernel, running_daemon, shared_directory
+from tests.daemons import DaemonProcess, running_daemon
+from tests.tiny import tiny_entries, tiny_rootfs
 
 GIB = 1 << 30
 
 
-def tiny_rootfs(path: Path) -> Path:
-    """The smallest root filesystem that banger takes: one static program and its os-release."""
-    with tarfile.open(path, "w") as archive:
-        for name, data in (
-            ("etc/os-release", b'ID=tiny\nPRETTY_NAME="Tiny 1"\n'),
-            ("bin/tool", agent_binary(host_arch()).read_bytes()),
-        ):
-            member = tarfile.TarInfo(name)
-            member.size, member.mode = len(data), 0o755
-            archive.addfile(member, io.BytesIO(data))
-    return path
-
-
 @pytest.fixture(scope="module")
 def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A kernel and an image, made once in a test run through the API."""
-    kernel = debian_kernel(tmp_path_factory)
-    with shared_directory(tmp_path_factory, "tiny-image") as shared:
-        image = shared / "images/tiny"
-        if not image.exists():
-            tiny_rootfs(shared / "tiny.tar")
-            with running_daemon(shared / "daemon") as daemon:
-                daemon.client.call(op.IMAGE_IMPORT, m.ImageImport("tiny", str(shared / "tiny.tar")))
-                daemon.export("images", "tiny", shared)
-    return [kernel, image]
+    return tiny_entries(tmp_path_factory)
 
 
 @pytest.fixture

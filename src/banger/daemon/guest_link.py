@@ -19,7 +19,8 @@ from banger.vmm.driver import Vmm
 
 _log = logging.getLogger(__name__)
 _CALL_SECONDS = 30.0
-_END_SECONDS = 0.5
+_STEADY_SECONDS = 10.0  # a session that lasted so long was none of a guest that makes us reconnect all the time
+_MAX_PAUSE = 5.0
 _ENTROPY_BYTES = 64
 _END_SECONDS = 2.0
 
@@ -95,8 +96,10 @@ class GuestLink:
         return BangerError(Code.GUEST, f"the guest went down: {reason}")
 
     async def _keep(self) -> None:
-        """Reconnect whenever the session ends or the guest resets."""
+        """Reconnect whenever the session ends or the guest resets; one that goes on doing so has to wait."""
+        pause = 0.0
         while True:
+            since = time.monotonic()
             agent = self._agent
             assert agent is not None
             lost = asyncio.create_task(agent.session.closed.wait())
@@ -109,6 +112,8 @@ class GuestLink:
             self._connected.clear()
             self._agent = None
             await agent.session.close()
+            pause = 0.0 if time.monotonic() - since > _STEADY_SECONDS else min(2 * pause + 0.1, _MAX_PAUSE)
+            await asyncio.sleep(pause)
             told = False
             while not self._connected.is_set():
                 try:

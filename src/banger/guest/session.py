@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import os
 import socket
 import struct
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -37,6 +39,7 @@ from banger.system import connect_unix
 
 _WRITE_BUFFER = 256 * 1024  # above this senders wait
 _WRITE_LIMIT = 8 << 20  # above this, reached only by answers to a guest that asks and never reads, the session ends
+_FRAMES_AT_ONCE = 64  # half a millisecond; a guest that sends tiny ones without end must not keep others waiting
 _GRANT_STEP = INITIAL_WINDOW // 4
 _MERGE_BELOW = 16 * 1024
 _MERGE_BEYOND = 256  # entries in a queue from which on the order between two streams is given up to save memory
@@ -471,13 +474,26 @@ class AgentSession(asyncio.BufferedProtocol):
         return self._parser.space()
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._take(self._parser.received(nbytes))
+
+    def _take(self, frames: Iterator[Frame]) -> None:
+        """Handle some frames, and the rest, before more is read, when others have had their turn on the loop."""
+        if self._transport is None or self.reason:
+            return
         try:
-            for frame in self._parser.received(nbytes):
+            for frame in itertools.islice(frames, _FRAMES_AT_ONCE):
                 self._handle(frame)
                 if self.reason:
                     return
+            following = next(frames, None)
         except ProtocolError as error:
             self._lose(f"the guest broke the protocol: {error}")
+            return
+        if following is None:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+            self.loop.call_soon(self._take, itertools.chain((following,), frames))
 
     def pause_writing(self) -> None:
         if not self.reason:

@@ -54,16 +54,27 @@ class Qmp:
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
-            with contextlib.suppress(ConnectionError, ValueError, asyncio.LimitOverrunError):
+            with contextlib.suppress(ConnectionError, ValueError, RecursionError, asyncio.LimitOverrunError):
                 while line := await reader.readline():
-                    message = json.loads(line)
-                    if "event" in message:
-                        self._on_event(message["event"], message.get("data", {}))
-                    elif ("return" in message or "error" in message) and self._replies:
-                        waiting = self._replies.pop(0)
-                        if not waiting.done():
-                            waiting.set_result(message)
+                    self._handle(json.loads(line))
+                    await asyncio.sleep(0)  # however many lines there are, others get their turn
         finally:
+            if self._writer is not None:
+                self._writer.close()
             for waiting in self._replies:
                 if not waiting.done():
                     waiting.set_exception(BangerError(Code.GUEST, "QEMU has ended"))
+
+    def _handle(self, message: Json) -> None:
+        """Take one message; raises ValueError for one that QEMU does not send, unless a guest has taken it over."""
+        if not isinstance(message, dict):
+            raise ValueError("no message of QMP")
+        if "event" in message:
+            name, data = message["event"], message.get("data", {})
+            if not isinstance(name, str) or not isinstance(data, dict):
+                raise ValueError("no event of QMP")
+            self._on_event(name, data)
+        elif ("return" in message or "error" in message) and self._replies:
+            waiting = self._replies.pop(0)
+            if not waiting.done():
+                waiting.set_result(message)

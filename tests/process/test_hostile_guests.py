@@ -1,0 +1,210 @@
+"""Guests that do their worst: the daemon and other VMs go on, and neither memory, disk nor host files are theirs."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from banger.api import models as m
+from banger.api import operations as op
+from banger.api.errors import BangerError, Code
+from banger.guest.binary import agent_binary
+from banger.vmm import recorder
+from banger.vmm.detect import host_arch
+from tests import hostile_vmm
+from tests.daemons import TIMEOUT, DaemonProcess, running_daemon
+from tests.tiny import tiny_entries
+
+MEMORY = 48 << 20  # bytes by which the daemon may grow, whatever a guest does: buffers of some connections
+SECONDS = 2.0  # that a guest may do its worst for
+STARTS = {"silent", "zeros", "false_hellos"}  # of these the start fails
+
+# Imported by the daemon when it starts: in the place of QEMU it runs hostile_vmm.py.
+_PLUGIN = """
+import os, re, sys
+from pathlib import Path
+from banger.vmm import qemu
+
+spawn = qemu.spawn
+
+def spawn_hostile(argv, inherited, log, *rest):
+    text = "\\n".join(argv)
+    fds = [re.search(rf"socket,id={name},fd=(\\d+)", text)[1] for name in ("qmp", "agent", "console", "log")]
+    vm = argv[argv.index("-name") + 1]
+    behaviour = (Path(os.environ["BANGER_TEST_BEHAVIOURS"]) / vm).read_text()
+    script, agent = os.environ["BANGER_TEST_VMM"], os.environ["BANGER_TEST_AGENT"]
+    return spawn([sys.executable, script, *fds, behaviour, agent], inherited, log)
+
+qemu.spawn = spawn_hostile
+"""
+
+
+class Hostile:
+    """A daemon whose VMs have guests that behave as they are told to; one of them, `good`, has a real agent."""
+
+    def __init__(self, daemon: DaemonProcess, behaviours: Path) -> None:
+        self.daemon = daemon
+        self._behaviours = behaviours
+        self._count = 0
+
+    def create(self, behaviour: str) -> m.VmInfo:
+        """A VM, not yet started."""
+        self._count += 1
+        name = "good" if behaviour == "honest" else f"vm{self._count}"
+        vm = self.daemon.client.call(op.VM_CREATE, m.VmCreate(image="tiny", name=name, net="none"))
+        (self._behaviours / vm.id).write_text(behaviour)
+        return vm
+
+    @contextlib.contextmanager
+    def started(self, behaviour: str, vm: m.VmInfo | None = None) -> Iterator[m.VmInfo]:
+        """A VM that runs, as far as its guest lets it; at the end it is removed, which must always be possible."""
+        vm = vm or self.create(behaviour)
+        try:
+            if behaviour in STARTS:
+                with pytest.raises(BangerError) as caught:
+                    self.daemon.client.call(op.VM_START, m.VmRef(vm.id))
+                assert caught.value.code is Code.GUEST
+            else:
+                self.daemon.client.call(op.VM_START, m.VmRef(vm.id))
+            yield vm
+        finally:
+            self.daemon.client.call(op.VM_DELETE, m.VmRemove(vm.id, force=True))
+
+    def memory(self) -> int:
+        """What the daemon holds in memory."""
+        status = Path(f"/proc/{self.daemon.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+    def answers_for(self, seconds: float) -> list[float]:
+        """How long each of the good VM's calls took; one follows the other."""
+        taken: list[float] = []
+        end = time.monotonic() + seconds
+        while time.monotonic() < end or not taken:
+            since = time.monotonic()
+            self.daemon.client.call(op.VM_STAT, m.GuestPath("good", "/"))
+            taken.append(time.monotonic() - since)
+        return taken
+
+    def use(self, vm: m.VmInfo) -> None:
+        """Do with a hostile guest what its user might do; that it fails is fine, that it hangs is up to its user."""
+        with contextlib.suppress(BangerError):
+            self.daemon.client.call(op.VM_STAT, m.GuestPath(vm.id, "/"))
+        execute = m.VmExec(vm.id, ["cat"])
+        with contextlib.suppress(BangerError, OSError), self.daemon.client.open(op.VM_EXEC, execute) as stream:
+            stream.send_data(bytes(op.STREAM_WINDOW // 4))
+            for _ in stream.messages():
+                pass
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
+    directory = tmp_path_factory.mktemp("hostile")
+    plugin, behaviours = directory / "plugin", directory / "behaviours"
+    for made in (plugin, behaviours):
+        made.mkdir()
+    (plugin / "sitecustomize.py").write_text(_PLUGIN)
+    path = [plugin, os.environ.get("PYTHONPATH", ""), Path(hostile_vmm.__file__).parents[1]]
+    variables = {
+        "PYTHONPATH": os.pathsep.join(str(part) for part in path if part),
+        "BANGER_TEST_BEHAVIOURS": str(behaviours),
+        "BANGER_TEST_VMM": hostile_vmm.__file__,
+        "BANGER_TEST_AGENT": str(agent_binary(host_arch())),
+        "BANGER_TEST_TREE": str(directory / "tree.tar"),
+    }
+    config = "boot_timeout = 3\nreserve_memory = 0\n"
+    entries = tiny_entries(tmp_path_factory)
+    with running_daemon(directory / "daemon", entries=entries, config=config, variables=variables) as daemon:
+        running = Hostile(daemon, behaviours)
+        with running.started("honest"):
+            running.answers_for(0.5)
+            yield running
+
+
+def files_outside(hostile: Hostile, vm: m.VmInfo) -> dict[str, int]:
+    """The files of the daemon's state and their sizes, without those of one VM, the database, and the daemon's log."""
+    layout = hostile.daemon.layout
+    own = layout.vm(vm.id)
+    return {
+        str(path): path.lstat().st_size
+        for path in layout.state.rglob("*")
+        if own not in path.parents and path != layout.log_file and not path.name.startswith("banger.db")
+    }
+
+
+BEHAVIOURS = [name for name in (*hostile_vmm.AGENTS, *hostile_vmm.MONITORS) if name not in ("honest", "evil_tree")]
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_a_hostile_guest_harms_itself_alone(hostile: Hostile, behaviour: str) -> None:
+    before = hostile.memory()
+    vm = hostile.create(behaviour)
+    outside = files_outside(hostile, vm)
+    with hostile.started(behaviour, vm):
+        user = threading.Thread(target=hostile.use, args=(vm,))
+        user.start()
+        taken = hostile.answers_for(SECONDS)
+        print(f"{behaviour}: {len(taken)} calls to another VM, the longest took {max(taken):.3f} s")
+        assert hostile.memory() - before < MEMORY
+        assert files_outside(hostile, vm) == outside
+        size = sum(path.stat().st_size for path in hostile.daemon.layout.vm(vm.id).glob("*.log"))
+        assert size < 1 << 20
+    user.join()
+    assert len(hostile.daemon.log) < 1 << 20
+    # nothing of it is left, and nobody else has noticed
+    assert [vm.name for vm in hostile.daemon.client.call(op.VM_LIST, m.Empty()).vms] == ["good"]
+    assert hostile.memory() - before < MEMORY
+
+
+def test_console_and_output_are_capped_on_disk(hostile: Hostile) -> None:
+    with hostile.started("logs") as vm:
+        directory = hostile.daemon.layout.vm(vm.id)
+        deadline = time.monotonic() + TIMEOUT
+        while not all((directory / f"{name}.log.1").exists() for name in recorder.CAPS):
+            assert time.monotonic() < deadline, "the logs did not reach their caps"
+            hostile.answers_for(0.1)
+        hostile.answers_for(SECONDS)
+        for name, cap in recorder.CAPS.items():
+            assert all(path.stat().st_size <= cap for path in directory.glob(f"{name}.log*"))
+
+
+def test_no_tree_of_a_guest_leads_out_of_where_it_is_copied_to(hostile: Hostile, tmp_path: Path) -> None:
+    """Through the whole chain: guest, daemon, command line. What its reader refuses has tests of its own."""
+    names = ["../out", "/etc/banger-out", "x/../../out", "link/out", "inside"]
+    with tarfile.open(hostile.daemon.environment["BANGER_TEST_TREE"], "w") as archive:
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+        archive.addfile(link)
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = 5
+            archive.addfile(member, io.BytesIO(b"evil\n"))
+    target = tmp_path / "target"
+    target.mkdir()
+    with hostile.started("evil_tree") as vm:
+        command = [sys.executable, "-m", "banger.cli", "vm", "cp", f"{vm.name}:/data", str(target)]
+        done = subprocess.run(command, capture_output=True, env=hostile.daemon.environment, timeout=TIMEOUT)
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"target"}
+    assert not Path("/etc/banger-out").exists()
+
+
+def test_a_guest_cannot_make_the_daemon_reconnect_without_end(hostile: Hostile) -> None:
+    """One whose connections all break at once is asked again ever more rarely, and at no one's cost."""
+    with hostile.started("broken_at_once"):
+        before = cpu_seconds(hostile.daemon.pid)
+        time.sleep(SECONDS)  # nothing to wait for: what is measured is that nothing happens
+        assert cpu_seconds(hostile.daemon.pid) - before < SECONDS / 4
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
