@@ -81,9 +81,10 @@ void boot_shutdown(uint64_t mode, uint64_t grace_ms);
 /* True when this process is PID 1 (and stays it). */
 bool boot_is_init(void);
 
-/* stats.c, ports.c */
+/* stats.c, ports.c, grow.c */
 call_handler call_stats;
 call_handler call_ports;
+call_handler call_grow;
 
 /* tar.c, stat.c: file trees; both block, and run in a child process ---------------------------------------------- */
 

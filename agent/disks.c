@@ -119,6 +119,8 @@ static int mount_disk(const struct disk *disk, const char *target, struct failur
     mkdir(target, 0755);
     if (mount(device.path, target, disk->fstype, disk->readonly ? MS_RDONLY : 0, options) < 0)
         return fail(failure, errno, "cannot mount the disk %s as %s: %s", disk->serial, disk->fstype, strerror(errno));
+    if (options)
+        disk_fill(device.path, target);
     return 0;
 }
 
@@ -389,6 +391,10 @@ int disks_mount(const struct disk *disks, size_t count, char **volumes, bool own
 
 int disks_home(void) {
     return home_disk;
+}
+
+int disks_of_role(uint64_t role) {
+    return role == ROLE_OVERLAY ? overlay_disk : role == ROLE_HOME ? home_disk : -1;
 }
 
 void disks_freeze(void) {

@@ -70,6 +70,7 @@ enum open_kind {
     CALL_CLOCK = 21,    /* TIME: set the wall clock */
     CALL_RESEED = 22,   /* ENTROPY: mix it into the kernel's random pool and reseed */
     CALL_SHUTDOWN = 23, /* MODE, GRACE, SIGNAL; REPLY comes before the guest goes down */
+    CALL_GROW = 24,     /* ROLE: grow the filesystem of this disk to the disk's SIZE, which is replied */
 };
 
 /* A field is u16 tag, u32 length, value. Numbers are u64. "nested": the value is fields again. A tag may repeat where
@@ -113,7 +114,7 @@ enum tag {
 
     TAG_UID = 40,        /* stat */
     TAG_GID = 41,        /* stat */
-    TAG_SIZE = 42,       /* stat: bytes */
+    TAG_SIZE = 42,       /* stat, grow: bytes */
     TAG_MTIME = 43,      /* stat: ns since 1970 */
     TAG_LINK = 44,       /* stat: target of a symbolic link */
 

@@ -55,8 +55,20 @@ int disks_mount(const struct disk *disks, size_t count, char **volumes, bool own
 int directory_open(int root, const char *path, struct failure *failure);
 /* The home disk, wherever it is mounted, as an O_PATH descriptor that stays; -1 without one. */
 int disks_home(void);
+/* The mounted disk of a role that is written to, overlay or home, as an O_PATH descriptor that stays; -1 without one. */
+int disks_of_role(uint64_t role);
 /* Makes the disk below the root filesystem read-only, so that it is clean; for the very end. */
 void disks_freeze(void);
+
+/* grow.c -------------------------------------------------------------------------------------------------------- */
+
+enum { MIN_GROWTH = 1 << 20 };
+
+/* The bytes of an ext4 filesystem by its superblock; 0 when it is none. */
+uint64_t superblock_size(const uint8_t superblock[1024]);
+/* Grows the ext4 filesystem of `device`, mounted on `target`, to its disk's size when that has become larger; says on the
+ * console when it cannot. */
+void disk_fill(const char *device, const char *target);
 
 /* copy.c -------------------------------------------------------------------------------------------------------- */
 

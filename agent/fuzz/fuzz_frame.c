@@ -73,6 +73,9 @@ int call_stats(struct fields *request, struct buffer *reply, struct failure *fai
 int call_ports(struct fields *request, struct buffer *reply, struct failure *failure) {
     return echo(request, reply, failure);
 }
+int call_grow(struct fields *request, struct buffer *reply, struct failure *failure) {
+    return echo(request, reply, failure);
+}
 
 static void open_pipe(int ends[2]) {
     if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0)

@@ -300,6 +300,12 @@ static void test_configure(void) {
     put_string(&request, TAG_ENTROPY, "entropy");
     CHECK(call(call_reseed, &request, &reply) == EPERM);
     buffer_free(&request);
+    put_number(&request, TAG_ROLE, ROLE_HOME);
+    CHECK(call(call_grow, &request, &reply) == ENODEV);
+    buffer_free(&request);
+    put_string(&request, TAG_ROLE, "home");
+    CHECK(call(call_grow, &request, &reply) == EINVAL);
+    buffer_free(&request);
     buffer_free(&reply);
 }
 
@@ -311,6 +317,25 @@ static bool find_number(const struct buffer *reply, uint16_t wanted, uint64_t *n
         if (tag == wanted)
             return value_number(value, number);
     return false;
+}
+
+/* Blocks of 4 KiB with 64bit numbers, then of 1 KiB without. */
+static void test_superblock(void) {
+    uint8_t superblock[1024] = {0};
+    CHECK(superblock_size(superblock) == 0);
+    memcpy(superblock + 56, "\x53\xEF", 2);
+    memcpy(superblock + 4, "\0\0\0\x50", 4);
+    superblock[24] = 2;
+    superblock[96] = 0xC2;
+    CHECK(superblock_size(superblock) == (uint64_t)5 << 40);
+    superblock[336] = 1;
+    CHECK(superblock_size(superblock) == ((uint64_t)5 << 40) + ((uint64_t)1 << 44));
+    superblock[96] = 0x42;
+    memcpy(superblock + 4, "\0\0\1\0", 4);
+    superblock[24] = 0;
+    CHECK(superblock_size(superblock) == 64 << 20);
+    superblock[24] = 7;
+    CHECK(superblock_size(superblock) == 0);
 }
 
 static void test_stats(void) {
@@ -420,6 +445,7 @@ int main(void) {
     test_deep_copy();
     test_home();
     test_configure();
+    test_superblock();
     test_stats();
     test_ports();
     test_loopback();

@@ -334,6 +334,11 @@ class Agent:
         """Mix entropy into the guest's random pool: a restored guest must not repeat another's numbers."""
         await self._call(OpenKind.RESEED, [(Tag.ENTROPY, entropy)])
 
+    async def grow(self, role: DiskRole) -> int:
+        """Grow the filesystem of the overlay or home disk to its disk's size, which is returned in bytes."""
+        reply = await self._call(OpenKind.GROW, [(Tag.ROLE, int(role))])
+        return reply.number(Tag.SIZE)
+
     async def shutdown(
         self, mode: ShutdownMode = ShutdownMode.POWER_OFF, grace_ms: int = 10_000, signal: int = 0
     ) -> None:

@@ -57,6 +57,7 @@ class OpenKind(IntEnum):
     CLOCK = 21
     RESEED = 22
     SHUTDOWN = 23
+    GROW = 24
 
 
 class Tag(IntEnum):
