@@ -24,7 +24,8 @@ class Config:
     that holds one, '' for none. Registries are host or host:port: `insecure_registries` are spoken to without TLS, as
     those on loopback always are; images without a registry are in the `default_registry`; `registry_mirrors` lists by
     registry the [http[s]://]host[:port][/prefix] that are asked before it. `ssh_key` is the private key that guests let
-    in, '' for banger's own. `cache_size` is what the layers of pulled images may take.
+    in, '' for banger's own. `cache_size` is what the layers of pulled images may take. A new VM stops when
+    untouched for `auto_stop` seconds, 0 for never.
     """
 
     default_image: str = "debian-bookworm"
@@ -48,6 +49,7 @@ class Config:
     firecracker: str = ""
     jailer: str = ""
     cpu_template: str = ""
+    auto_stop: float = 0.0
 
     @property
     def registries(self) -> Registries:

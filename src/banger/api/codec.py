@@ -82,6 +82,8 @@ def _decode(kind: object, value: Json, where: str) -> object:
             return None
         present = [parameter for parameter in parameters if parameter is not type(None)]
         return _decode(present[0], value, where)
+    if kind is object:  # any JSON: what a document of another program's holds
+        return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):

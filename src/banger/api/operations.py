@@ -10,6 +10,7 @@ to the daemon      {"type": "end"}, {"type": "resize", "rows": R, "columns": C},
 to the client      {"event": "progress", ...} as above
                    {"event": "started", "result": ...}   the command runs or the transfer has begun
                    {"event": "window", "bytes": N}        so many more bytes of input may be sent
+                   {"event": "vm", "result": ..., "missed": N}   of vm.events: one event, after N that were lost
                    {"event": "exit", "signalled": bool, "value": N}   the last message after success
                    {"event": "error", "error": ...}       the last message after a failure
 A client may send STREAM_WINDOW bytes of input before the first window message, so that a signal is never stuck behind
@@ -106,6 +107,9 @@ VM_KILL = Call("vm.kill", m.VmRef, m.VmInfo, "Stop a VM at once, like pulling it
 VM_DELETE = Call("vm.delete", m.VmRemove, m.VmRemoved, "Remove a VM and its disks.")
 VM_PRUNE = Call("vm.prune", m.Empty, m.VmRemoved, "Remove every stopped VM.")
 VM_STAT = Call("vm.stat", m.GuestPath, m.GuestStat, "stat(2) of a path in a running VM.")
+VM_SET = Call("vm.set", m.VmSet, m.VmChanged, "Change what a VM is.", long=True)
+VM_WAIT = Call("vm.wait", m.VmWait, m.VmWaited, "Wait until a VM is in a state.", long=True)
+VM_INSPECT = Call("vm.inspect", m.VmRef, m.VmDetails, "Show all that is known of a VM.")
 
 VM_RUN = Stream("vm.run", m.VmRun, m.VmStarted, "Create and start a VM and run a command in it.")
 VM_EXEC = Stream("vm.exec", m.VmExec, m.Empty, "Run a command in a running VM.")
@@ -113,6 +117,7 @@ VM_WRITE_TREE = Stream("vm.write_tree", m.TreeWrite, m.Empty, "Extract a tar str
 VM_READ_TREE = Stream("vm.read_tree", m.TreeRead, m.Empty, "Read a tree of a running VM as a tar stream.")
 VM_LOGS = Stream("vm.logs", m.VmLogs, m.Empty, "Read the output of a VM's main command or its console.")
 VM_CONSOLE = Stream("vm.console", m.VmRef, m.Empty, "Look at the serial console of a running VM, and type on it.")
+VM_EVENTS = Stream("vm.events", m.VmEvents, m.Empty, "Follow what happens to VMs.")
 
 DAEMON_STATUS = Call("daemon.status", m.Empty, m.DaemonStatus, "Show the daemon's state.")
 DAEMON_STOP = Call("daemon.stop", m.Empty, m.Empty, "Stop the daemon; VMs go on.")

@@ -113,6 +113,92 @@ class SignalType(click.ParamType[str]):
         return str(value)
 
 
+class DurationType(click.ParamType[float]):
+    """A length of time such as 30m, or a word for none."""
+
+    name = "time"
+
+    def __init__(self, none: str = "") -> None:
+        self._none = none
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from banger.durations import parse_duration
+
+        if self._none and value == self._none:
+            return 0.0
+        try:
+            return parse_duration(str(value))
+        except ValueError as error:
+            examples = ", ".join(filter(None, ("45s", "30m", "1h30m", self._none)))
+            raise UsageFault(f"{_where(param)}: {error}", f"for example {examples}") from error
+
+
+class LabelType(click.ParamType[tuple[str, str]]):
+    """A label, NAME=VALUE."""
+
+    name = "name=value"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        from banger.labels import parse_label
+
+        try:
+            return parse_label(str(value))
+        except ValueError as error:
+            raise UsageFault(f"{_where(param)}: {error}", "for example --label tier=web") from error
+
+
+class FilterType(click.ParamType[str]):
+    """A condition that picks VMs or their events, completed by its keys."""
+
+    name = "key=value"
+
+    def __init__(self, events: bool = False) -> None:
+        self._events = events
+
+    def _keys(self) -> tuple[str, ...]:
+        from banger.api.vm_filters import EVENT_KEYS, VM_KEYS
+
+        return EVENT_KEYS if self._events else VM_KEYS
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from banger.api.vm_filters import parse_filters
+
+        try:
+            parse_filters([str(value)], self._keys())
+        except BangerError as error:
+            raise UsageFault(f"{_where(param)}: {error.message}", error.hint) from error
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(f"{key}=") for key in self._keys() if key.startswith(incomplete)]
+
+
+class RestartType(click.ParamType[str]):
+    """A restart policy."""
+
+    name = "no|on-failure[:n]|always"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        kind, colon, limit = str(value).partition(":")
+        good = limit.isascii() and limit.isdigit() and int(limit) > 0 if colon else True
+        if kind not in ("no", "on-failure", "always") or not good or (colon and kind != "on-failure"):
+            raise UsageFault(
+                f"{_where(param)}: {str(value)!r} is not a restart policy", "use no, on-failure, on-failure:5 or always"
+            )
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(name) for name in ("no", "on-failure", "always") if name.startswith(incomplete)]
+
+
 class NameType(click.ParamType[str]):
     """The name of a kernel, catalog, image or VM, completed from those that exist: `listed` when that is not all."""
 
@@ -220,6 +306,8 @@ def _where(param: click.Parameter | None) -> str:
 
 
 SIZE, PUBLISH, SIGNAL = SizeType(), PublishType(), SignalType()
+DURATION, AUTO_STOP, LABEL, RESTART = DurationType(), DurationType("never"), LabelType(), RestartType()
+FILTER, EVENT_FILTER = FilterType(), FilterType(events=True)
 LOCAL_PATH, NEW_FILE, NEW_PATH = LocalPath(), NewFile(), NewPath()
 KERNEL_SOURCE = KernelSource()
 PULLABLE_KERNEL, PULLABLE_IMAGE = Pullable("kernel", "pullable kernel"), Pullable("image", "pullable image")
@@ -229,3 +317,26 @@ KERNEL, IMAGE, VM = NameType("kernel"), NameType("image"), NameType("VM")
 
 Decorated = Callable[..., object]
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+filter_option = click.option(
+    "--filter",
+    "filters",
+    type=FILTER,
+    multiple=True,
+    help="Only VMs that meet it, such as state=running, label=tier=web, image=debian*, name!=web. Can be given several "
+    "times.",
+)
+label_option = click.option(
+    "-l", "--label", "labels", type=LABEL, multiple=True, help="Label to find it by. Can be given several times."
+)
+auto_stop_option = click.option(
+    "--auto-stop",
+    type=AUTO_STOP,
+    metavar="TIME|never",
+    help="Stop it when untouched for so long: no command, copy or connection through banger.",
+)
+restart_option = click.option(
+    "--restart",
+    type=RESTART,
+    help="Start it again when it fails (its VMM, its kernel, or CMD with another status than 0), or whenever nobody "
+    "has stopped it.",
+)

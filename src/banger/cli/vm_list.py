@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 import click
 
@@ -10,9 +11,20 @@ from banger.api import models as m
 from banger.api import operations as op
 from banger.cli.connect import ensure_daemon
 from banger.cli.lazy import Command
-from banger.cli.options import VM, json_option
+from banger.cli.options import VM, filter_option, json_option
 from banger.cli.render import age, binary_size, print_fields, print_json, print_table
+from banger.cli.select import pick
+from banger.durations import format_duration
 from banger.system import human_size
+
+_label_option = click.option(
+    "-l",
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="Only VMs with this label.",
+)
 
 
 @click.command(
@@ -20,13 +32,16 @@ from banger.system import human_size
     cls=Command,
     epilog="""
     banger vm list
-    banger vm list --json
+    banger vm list --filter state=stopped --filter 'name=test-*'
+    banger vm list --label tier=web --json
     """,
 )
+@filter_option
+@_label_option
 @json_option
-def list_vms(as_json: bool) -> None:
+def list_vms(filters: tuple[str, ...], labels: tuple[str, ...], as_json: bool) -> None:
     """List all VMs."""
-    print_vms(all_states=True, as_json=as_json)
+    print_vms(True, filters, labels, as_json)
 
 
 @click.command(
@@ -37,10 +52,12 @@ def list_vms(as_json: bool) -> None:
     """,
 )
 @click.option("-a", "--all", "all_states", is_flag=True, help="Also those that do not run.")
+@filter_option
+@_label_option
 @json_option
-def ps(all_states: bool, as_json: bool) -> None:
+def ps(all_states: bool, filters: tuple[str, ...], labels: tuple[str, ...], as_json: bool) -> None:
     """List the running VMs."""
-    print_vms(all_states, as_json)
+    print_vms(all_states, filters, labels, as_json)
 
 
 @click.command(cls=Command, epilog="banger vm show web")
@@ -77,6 +94,11 @@ def show(ref: str, as_json: bool) -> None:
             *(("env", entry) for entry in vm.env),
             ("stop signal", vm.stop_signal if vm.init == "agent" else ""),
             ("auto-remove", "yes" if vm.auto_remove else ""),
+            *(("label", f"{name}={value}" if value else name) for name, value in vm.labels.items()),
+            ("auto-stop", format_duration(vm.auto_stop) if vm.auto_stop else ""),
+            ("restart", _restart(vm) if vm.restart != "no" else ""),
+            ("pending", f"{', '.join(vm.pending)} at its next start" if vm.pending else ""),
+            ("exit status", "" if vm.status is None else str(vm.status)),
             ("created", vm.created_at),
             ("started", vm.started_at),
             ("pid", str(vm.pid) if vm.pid else ""),
@@ -105,9 +127,10 @@ def logs(ref: str, console: bool, follow: bool, tail: int | None) -> int:
         return copy_output(stream)
 
 
-def print_vms(all_states: bool, as_json: bool) -> None:
-    """Print the VMs, the running ones or all of them."""
-    vms = ensure_daemon().call(op.VM_LIST, m.Empty()).vms
+def print_vms(all_states: bool, filters: Sequence[str], labels: Sequence[str], as_json: bool) -> None:
+    """Print the VMs that pass the filters and have the labels, the running ones or all of them."""
+    conditions = [*filters, *(f"label={label}" for label in labels)]
+    vms = pick(ensure_daemon().call(op.VM_LIST, m.Empty()).vms, conditions)
     shown = [vm for vm in vms if all_states or vm.state == "running"]
     if as_json:
         print_json(m.VmList(shown))
@@ -129,6 +152,10 @@ def print_vms(all_states: bool, as_json: bool) -> None:
         for vm in shown
     ]
     print_table(headers, rows, optional=("PORTS", "UP", "REASON"))
+
+
+def _restart(vm: m.VmInfo) -> str:
+    return f"{vm.restart}, {vm.restarts} in a row so far" if vm.restarts else vm.restart
 
 
 def format_port(port: m.PublishedPort) -> str:

@@ -25,8 +25,11 @@ from banger.cli.options import (
     USED_IMAGE,
     VM,
     Decorated,
+    auto_stop_option,
     json_option,
+    label_option,
     resolve_env,
+    restart_option,
 )
 from banger.cli.progress import Display
 from banger.cli.render import note, print_json
@@ -77,6 +80,9 @@ _OPTIONS = (
     click.option("--vmm", type=click.Choice(["auto", "firecracker", "qemu"]), help="What runs the VM."),
     click.option("--shell", is_flag=True, help="A login shell, whatever the image's own command is."),
     click.option("--entrypoint", default=None, metavar="PROGRAM", help="Replace the image's entrypoint."),
+    label_option,
+    auto_stop_option,
+    restart_option,
     click.option("--stop-signal", type=SIGNAL, help="What 'vm stop' sends to CMD first, instead of the image's."),
     click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]"),
 )
@@ -106,11 +112,16 @@ def _create_options(function: Callable[..., int]) -> Decorated:
         entrypoint: str | None,
         stop_signal: str | None,
         vmm: str | None,
+        labels: tuple[tuple[str, str], ...],
+        auto_stop: float | None,
+        restart: str | None,
         command: tuple[str, ...],
         **others: object,
     ) -> int:
         if shell and (command or entrypoint is not None):
             raise UsageFault("--shell goes with neither a command nor --entrypoint")
+        if auto_remove and restart not in (None, "no"):
+            raise UsageFault("--rm and --restart exclude each other")
         if net == "none" and (publish or publish_all):
             which = "--publish" if publish else "--publish-all"
             raise UsageFault(f"{which} needs a network", "leave out --net none")
@@ -135,6 +146,9 @@ def _create_options(function: Callable[..., int]) -> Decorated:
             command=list(command),
             stop_signal=stop_signal or "",
             vmm=vmm or "",
+            labels=dict(labels),
+            auto_stop=auto_stop,
+            restart=restart or "",
         )
         return function(create=create, **others)
 
@@ -153,6 +167,8 @@ def _create_options(function: Callable[..., int]) -> Decorated:
     tar c . | banger vm run --rm -- tar t                pipes work
     banger vm run -d --name web -p 8080:80 --memory 1G   stays in the background
     banger vm run -d -P --image NAME                     its ports on free ones of 127.0.0.1
+    banger vm run -d --restart on-failure:5 -- serve     comes back when it fails, five times in a row
+    banger vm run -d --auto-stop 30m -l tier=dev         stops when nobody uses it
     """,
 )
 @_create_options

@@ -25,6 +25,7 @@ from banger.api.errors import BangerError, Code
 from banger.config import Config
 from banger.daemon import logs
 from banger.daemon.bodies import MAX_BODY
+from banger.daemon.events import Events
 from banger.daemon.host_network import HostNetwork
 from banger.daemon.http import CallHandler, Handlers, StreamHandler, build_app
 from banger.daemon.image_service import ImageService
@@ -34,8 +35,11 @@ from banger.daemon.sessions import Sessions
 from banger.daemon.streams import Peer
 from banger.daemon.vm_lifecycle import Lifecycle
 from banger.daemon.vm_load import kept_records
+from banger.daemon.vm_observer import VmObserver
 from banger.daemon.vm_recovery import Recovery
 from banger.daemon.vm_service import VmService
+from banger.daemon.vm_settings import VmSettings
+from banger.daemon.vm_supervisor import Supervisor
 from banger.daemon.vm_table import VmTable
 from banger.job import Job
 from banger.paths import Layout, ensure_runtime
@@ -60,13 +64,18 @@ class Daemon:
         self._store = Store(layout.database, lambda: kept_records(layout))
         publication = threading.Lock()
         table, network, drivers = VmTable(), HostNetwork(), {driver.name: driver for driver in (QemuDriver(),)}
+        events = Events()
         self._kernels = KernelService(layout, config, self._workers, publication, table)
         self._images = ImageService(layout, config, self._workers, publication, table, self._kernels)
-        self._lifecycle = Lifecycle(layout, config, self._store, self._workers, network, drivers, table)
+        self._lifecycle = Lifecycle(layout, config, self._store, self._workers, network, drivers, table, events)
         self._recovery = Recovery(layout, self._store, self._workers, table, self._lifecycle)
         self._vms = VmService(
-            layout, config, self._store, self._workers, publication, network, table, self._lifecycle, self._images
+            *(layout, config, self._store, self._workers, publication, network, table, self._lifecycle, self._images),
+            events,
         )
+        self._settings = VmSettings(layout, network, table, self._lifecycle, self._vms, events)
+        self._observer = VmObserver(layout, table, self._vms, events)
+        self._supervisor = Supervisor(table, self._lifecycle, events)
         self._sessions = Sessions(self._vms, self._lifecycle, self._images)
 
     async def recover(self) -> None:
@@ -83,6 +92,7 @@ class Daemon:
             for leftover in await self._workers.run(functools.partial(_sweep, directory)):
                 _log.info("removed what an interrupted operation left: %s", leftover)
         await self._recovery.run()
+        self._supervisor.begin()
 
     async def stopped(self) -> None:
         """Return when somebody has asked the daemon to stop."""
@@ -98,6 +108,7 @@ class Daemon:
 
     async def close(self) -> None:
         """Let go of everything; VMs go on."""
+        await self._supervisor.close()
         await self._lifecycle.close()
         self._workers.close()
         self._store.close()
@@ -148,6 +159,9 @@ class Daemon:
             op.VM_DELETE.name: vms.delete,
             op.VM_PRUNE.name: vms.prune,
             op.VM_STAT.name: vms.stat,
+            op.VM_SET.name: self._settings.set,
+            op.VM_WAIT.name: self._observer.wait,
+            op.VM_INSPECT.name: self._observer.inspect,
             op.DAEMON_STATUS.name: self._status,
             op.DAEMON_STOP.name: self._stop_daemon,
             op.DAEMON_DOCTOR.name: self._doctor,
@@ -159,6 +173,7 @@ class Daemon:
             op.VM_READ_TREE.name: sessions.read_tree,
             op.VM_LOGS.name: self._vm_logs,
             op.VM_CONSOLE.name: sessions.console,
+            op.VM_EVENTS.name: self._observer.events,
             op.DAEMON_LOGS.name: self._daemon_logs,
         }
         return Handlers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import time
@@ -13,7 +14,7 @@ from typing import TypeVar
 
 from banger.api.errors import BangerError, Code
 from banger.guest.agent import Agent, GuestConfig, guest_errors
-from banger.guest.protocol import GuestState
+from banger.guest.protocol import DiskRole, GuestState
 from banger.guest.session import AgentSession, GuestFailure, SessionLost
 from banger.vmm.driver import Vmm
 
@@ -23,6 +24,7 @@ _STEADY_SECONDS = 10.0  # a session that lasted so long was none of a guest that
 _MAX_PAUSE = 5.0
 _ENTROPY_BYTES = 64
 _END_SECONDS = 2.0
+_GROW_SECONDS, _GROW_POLL_SECONDS = 20.0, 0.1
 
 T = TypeVar("T")
 
@@ -30,11 +32,19 @@ T = TypeVar("T")
 class GuestLink:
     """Keeps one agent connected and configured for as long as its VMM lives."""
 
-    def __init__(self, vmm: Vmm, agent_socket: Path, config: GuestConfig, boot_timeout: float) -> None:
+    def __init__(
+        self,
+        vmm: Vmm,
+        agent_socket: Path,
+        config: GuestConfig,
+        boot_timeout: float,
+        on_reboot: Callable[[], None] = lambda: None,
+    ) -> None:
         self.vmm = vmm
         self._socket = agent_socket
         self._config = config
         self._boot_timeout = boot_timeout
+        self._on_reboot = on_reboot
         self._agent: Agent | None = None
         self._connected = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -47,13 +57,15 @@ class GuestLink:
         await self._while_alive(self._connect(stage))
         self._keeper = asyncio.create_task(self._keep())
 
-    async def _connect(self, stage: Callable[[str], None]) -> None:
+    async def _connect(self, stage: Callable[[str], None]) -> bool:
+        """Whether the guest had just booted."""
         await self.vmm.set_reboot(False)
         session = await AgentSession.connect(self._socket, self._boot_timeout)
         try:
             agent = Agent(session, _CALL_SECONDS)
             stage("boot")
-            if (await agent.health()).state is GuestState.WAITING:
+            booted = (await agent.health()).state is GuestState.WAITING
+            if booted:
                 await Agent(session, self._boot_timeout).configure(self._config)
                 await agent.clock(time.time_ns())
                 await agent.reseed(os.urandom(_ENTROPY_BYTES))
@@ -64,6 +76,7 @@ class GuestLink:
             raise
         self._agent = agent
         self._connected.set()
+        return booted
 
     async def _while_alive(self, work: Awaitable[T]) -> T:
         """Await `work`, unless the VMM ends before it is done."""
@@ -83,6 +96,26 @@ class GuestLink:
             for waiting in (task, ended):
                 waiting.cancel()
             await asyncio.gather(task, ended, return_exceptions=True)
+
+    async def reconfigure(self, config: GuestConfig) -> None:
+        """Tell the guest its new name and environment; all of `config` when it boots again.
+
+        Raises BangerError(GUEST) when it does not take them.
+        """
+        self._config = dataclasses.replace(config, keys=self._config.keys)
+        agent = await self.agent()
+        with guest_errors("the guest refuses its new settings"):
+            await agent.configure(GuestConfig(hostname=config.hostname, environment=config.environment))
+
+    async def grow(self, role: DiskRole, size: int) -> None:
+        """Grow the filesystem of a disk that the VMM has made this large; BangerError(GUEST) when it fails."""
+        agent = await self.agent()
+        with guest_errors("the guest cannot grow its disk"):
+            async with asyncio.timeout(_GROW_SECONDS):
+                while await agent.grow(role) < size:
+                    await asyncio.sleep(
+                        _GROW_POLL_SECONDS
+                    )  # its kernel has not seen the new size yet, and tells nobody
 
     async def went_down(self) -> bool:
         """Whether a connection broke off because the VMM ended, of which word may come a moment later."""
@@ -117,7 +150,8 @@ class GuestLink:
             told = False
             while not self._connected.is_set():
                 try:
-                    await self._while_alive(self._connect(lambda stage: None))
+                    if await self._while_alive(self._connect(lambda stage: None)):
+                        self._on_reboot()
                 except BangerError as error:
                     if not self.vmm.process.alive:
                         return

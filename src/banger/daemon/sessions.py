@@ -45,7 +45,8 @@ class Sessions:
             if channel is None:
                 await peer.send_event("exit", signalled=False, value=0)
                 return
-            end = await carry(peer, channel)
+            with vm.in_use():
+                end = await carry(peer, channel)
             if attached:
                 await self._lifecycle.delete(vm, force=True)
                 vm = None
@@ -104,34 +105,39 @@ class Sessions:
             terminal=(request.terminal.rows, request.terminal.columns) if request.terminal else None,
         )
         if request.detach:
+            vm.touch()
             agent = await self._vms.agent(vm)
             with guest_errors(_what_fails(request.argv, vm), command=True):
                 await agent.spawn(command)
             await peer.send_event("started", result={})
             await peer.send_event("exit", signalled=False, value=0)
             return
-        await self._carry(peer, await self._exec(vm, command))
+        with vm.in_use():
+            await self._carry(peer, await self._exec(vm, command))
 
     async def write_tree(self, request: m.TreeWrite, peer: Peer) -> None:
         """Extract a tar stream in a running VM."""
         vm = self._vms.find(request.vm)
         agent = await self._vms.agent(vm)
-        with guest_errors(f"cannot write {vm.name}:{request.path}"):
-            channel = await agent.write_tree(request.path, request.user or None)
-        await self._carry(peer, channel)
+        with vm.in_use():
+            with guest_errors(f"cannot write {vm.name}:{request.path}"):
+                channel = await agent.write_tree(request.path, request.user or None)
+            await self._carry(peer, channel)
 
     async def read_tree(self, request: m.TreeRead, peer: Peer) -> None:
         """Read a tree of a running VM as a tar stream."""
         vm = self._vms.find(request.vm)
         agent = await self._vms.agent(vm)
-        with guest_errors(f"cannot read {vm.name}:{request.path}"):
-            channel = await agent.read_tree(request.path, follow=request.follow, contents=request.contents)
-        await self._carry(peer, channel)
+        with vm.in_use():
+            with guest_errors(f"cannot read {vm.name}:{request.path}"):
+                channel = await agent.read_tree(request.path, follow=request.follow, contents=request.contents)
+            await self._carry(peer, channel)
 
     async def console(self, request: m.VmRef, peer: Peer) -> None:
         """Look at the serial console of a running VM, and type on it."""
         vm = self._vms.find(request.vm)
-        await self._carry(peer, await Console.connect(vm, self._vms.directory(vm)))
+        with vm.in_use():
+            await self._carry(peer, await Console.connect(vm, self._vms.directory(vm)))
 
     async def _carry(self, peer: Peer, channel: Channel) -> None:
         await peer.send_event("started", result={})

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from banger.api import models as m
-from banger.daemon import vm_disk, vm_plan
+from banger.daemon import vm_changes, vm_disk, vm_plan
 from banger.daemon.guest_link import GuestLink
 from banger.daemon.jobs import Report
 from banger.job import Progress
-from banger.store.records import INTENTS, VmRecord
+from banger.store.records import INTENTS, STOPPED, VmRecord
 
+RESTARTING = "restarting"
 DISK_FULL = "paused: the disk of the host is full"
 
 
@@ -20,7 +24,8 @@ class Vm:
     """One VM: its record, and while it runs the link to its guest.
 
     `lock` is held by whatever changes it. `starting` is its start while one is under way, `ends` (stopped, killed,
-    removed) what is being done to it that no start may outlast, `warnings` what it has lost.
+    removed) what is being done to it that no start may outlast, `warnings` what it has lost, `restarting` whether it is
+    about to be started by its policy. Times are of a clock that nobody sets and that goes on while the host sleeps.
     """
 
     def __init__(self, record: VmRecord) -> None:
@@ -29,8 +34,11 @@ class Vm:
         self.starting: asyncio.Task[None] | None = None
         self.ends: list[str] = []
         self.warnings: list[str] = []
+        self.restarting = False
         self.link: GuestLink | None = None
         self.watcher: asyncio.Task[None] | None = None
+        self._began = self._touched = _elapsed()
+        self._users = 0
 
     @property
     def name(self) -> str:
@@ -38,7 +46,47 @@ class Vm:
 
     @property
     def state(self) -> str:
-        return self.record.state
+        """The record's, or RESTARTING."""
+        return RESTARTING if self.restarting and self.record.state == STOPPED else self.record.state
+
+    def began(self) -> None:
+        """Note that it runs from now on, or is seen to."""
+        self._began = self._touched = _elapsed()
+
+    @property
+    def ran_for(self) -> float:
+        """Seconds since it began to run."""
+        return _elapsed() - self._began
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Count as touched during the block, and from its end on as left alone."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            self.touch()
+
+    def touch(self) -> None:
+        """Note that somebody has just used it."""
+        self._touched = _elapsed()
+
+    @property
+    def time_left(self) -> float:
+        """Seconds after which it will have been left alone for long enough to be stopped; infinite when it never is."""
+        limit = self.record.auto_stop
+        if not limit or self.state != "running":
+            return math.inf
+        return limit if self._users else limit - (_elapsed() - self._touched)
+
+    @property
+    def left_alone(self) -> bool:
+        return self.time_left <= 0
+
+
+def _elapsed() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Stages:
@@ -94,6 +142,12 @@ def describe(vm: Vm, directory: Path) -> m.VmInfo:
         started_at=record.started_at,
         pid=vm.link.vmm.process.identity.pid if vm.link is not None else 0,
         directory=str(directory),
+        labels=record.labels,
+        auto_stop=record.auto_stop,
+        restart=record.restart,
+        restarts=record.restarts,
+        status=record.status,
+        pending=vm_changes.pending(record),
     )
 
 

@@ -15,23 +15,25 @@ from banger import system
 from banger.api import models as m
 from banger.api.errors import BangerError, Code
 from banger.config import Config
-from banger.daemon import vm_disk, vm_plan
+from banger.daemon import vm_changes, vm_disk, vm_plan, vm_policy
+from banger.daemon.events import Events
 from banger.daemon.guest_link import GuestLink
 from banger.daemon.host_network import HostNetwork
 from banger.daemon.jobs import Workers
-from banger.daemon.vm import Stages, Vm
+from banger.daemon.vm import RESTARTING, Stages, Vm
 from banger.daemon.vm_table import VmTable
+from banger.durations import format_duration
 from banger.guest.agent import ExecRequest, guest_errors
-from banger.guest.session import GuestFailure
+from banger.guest.session import Exit, GuestFailure
 from banger.net.passt import UserNetwork
 from banger.paths import Layout
 from banger.process import ProcessId, Watched, spawn
 from banger.ssh_keys import SshKey, managed_key
 from banger.store.database import Store, despite_full_disk
-from banger.store.records import BROKEN, REMOVING, RUNNING, STARTING, STOPPED, STOPPING, VmRecord
+from banger.store.records import BROKEN, INTENTS, REMOVING, RUNNING, STARTING, STOPPED, STOPPING, VmRecord
 from banger.system import bind_unix
 from banger.vmm import cgroups, recorder
-from banger.vmm.driver import Driver, Processes, Vmm, Wiring
+from banger.vmm.driver import POWERED_OFF, Driver, Processes, Vmm, Wiring
 
 _MAX_GRACE = 24 * 3600
 
@@ -48,6 +50,7 @@ class Lifecycle:
         network: HostNetwork,
         drivers: Mapping[str, Driver],
         table: VmTable,
+        events: Events,
     ) -> None:
         self._layout = layout
         self._config = config
@@ -56,24 +59,26 @@ class Lifecycle:
         self._network = network
         self._drivers = drivers
         self._table = table
+        self._events = events
         self._tasks: set[asyncio.Task[None]] = set()
 
     # Start -----------------------------------------------------------------------------------------------------------
 
-    async def start(self, vm: Vm, stages: Stages) -> None:
+    async def start(self, vm: Vm, stages: Stages, restarts: int = 0) -> None:
         """Start a VM and wait until its guest is configured; a main command is started in it.
 
-        Raises CANCELLED when somebody ends the VM meanwhile.
+        `restarts` says how often in a row its restart policy has done this, 0 when it is a user who does. Raises
+        CANCELLED when somebody ends the VM meanwhile.
         """
         async with vm.lock:
             self._table.require(vm)
             if vm.link is not None:
                 raise BangerError(Code.WRONG_STATE, f"the VM {vm.name!r} is already running")
-            await self._start(vm, stages)
+            await self._start(vm, stages, restarts)
 
-    async def _start(self, vm: Vm, stages: Stages) -> None:
+    async def _start(self, vm: Vm, stages: Stages, restarts: int = 0) -> None:
         if not vm.ends:
-            task = vm.starting = asyncio.create_task(self._boot(vm, stages))
+            task = vm.starting = asyncio.create_task(self._boot(vm, stages, restarts))
             try:
                 await asyncio.wait((task,))
             except asyncio.CancelledError:
@@ -89,31 +94,37 @@ class Lifecycle:
             f"the start of {vm.name!r} was cancelled, since the VM was {' and '.join(vm.ends)} meanwhile",
         )
 
-    async def _boot(self, vm: Vm, stages: Stages) -> None:
-        before = vm.record
+    async def _boot(self, vm: Vm, stages: Stages, restarts: int) -> None:
+        before = vm.record = dataclasses.replace(vm.record, restarts=restarts)
         vm_disk.check_resources(self._layout, self._config, before.machine.memory_bytes, self._promised_memory())
+        # one that its policy starts is still wanted, whatever becomes of this attempt
+        vm.record = dataclasses.replace(before, wanted=restarts > 0)
+        vm.began()
         try:
             self._intend(vm, STARTING)
+            self._events.publish("starting", vm.record)
             link = await self._launch(vm, stages)
-        except BaseException:
+        except BaseException as error:
             with despite_full_disk():
                 self.put(vm, state=before.state, reason=before.reason)
+            self._events.publish("start-failed", vm.record, reason=_why(error))
             raise
         vm.link = link
         try:
             await link.connect(stages.done)
             await self._run_main(vm, link)
+            vm.record = dataclasses.replace(vm.record, wanted=True, failed=False, status=None)
             self.put(vm, state=RUNNING, reason="", started_at=vm_plan.now())
         except BaseException as error:
             console = vm_disk.console_tail(self._layout.vm(vm.record.id))
-            reason = error.message if isinstance(error, BangerError) else "the start was cancelled"
-            await self._end(vm, reason, force=True)
+            await self._end(vm, _why(error), force=True, wanted=restarts > 0, failed=True)
             if isinstance(error, BangerError) and console:
                 error.details["console"] = console
                 error.hint = (
                     error.hint or f"the console's last lines follow; all of it: banger vm logs --console {vm.name}"
                 )
             raise
+        self._events.publish("started", vm.record)
         self.watch(vm, link)
 
     def _promised_memory(self) -> int:
@@ -160,7 +171,13 @@ class Lifecycle:
 
     def link(self, record: VmRecord, vmm: Vmm, keys: Sequence[str]) -> GuestLink:
         agent_socket = self.driver(record).agent_socket(self._layout.vm(record.id))
-        return GuestLink(vmm, agent_socket, vm_plan.guest_config(record, keys), self._config.boot_timeout)
+        return GuestLink(
+            vmm,
+            agent_socket,
+            vm_plan.guest_config(record, keys),
+            self._config.boot_timeout,
+            lambda: self._events.publish("rebooted", self._table.find(record.id).record),
+        )
 
     async def key(self) -> SshKey:
         """The key that guests let in; made when there is none yet."""
@@ -186,9 +203,25 @@ class Lifecycle:
     async def stop(self, vm: Vm, grace: float | None) -> bool:
         """Shut a VM down, by force after `grace` seconds (None: as configured); returns whether by force."""
         async with self._ending(vm, "stopped") as start_cancelled:
-            if start_cancelled and vm.link is None:
-                return True
+            if vm.link is None and (start_cancelled or vm.state == RESTARTING):
+                self._call_off(vm, "stopped")
+                return start_cancelled
             return await self._stop(vm, grace)
+
+    async def stop_untouched(self, vm: Vm) -> None:
+        """Stop a VM that has been left alone for as long as it may be, unless somebody has come meanwhile."""
+        async with vm.lock:
+            if vm in self._table and vm.left_alone:
+                self._events.publish("auto-stopping", vm.record)
+                await self._stop(vm, None, f"untouched for {format_duration(vm.record.auto_stop)}")
+
+    def _call_off(self, vm: Vm, reason: str) -> None:
+        """Let a VM that does not run stay so, whatever its restart policy."""
+        if vm.record.wanted:
+            vm.restarting = False
+            vm.record = dataclasses.replace(vm.record, wanted=False)
+            self.put(vm, state=vm.record.state, reason=reason)
+            self._events.publish("stopped", vm.record, reason=reason)
 
     @contextlib.asynccontextmanager
     async def _ending(self, vm: Vm, how: str) -> AsyncIterator[bool]:
@@ -207,7 +240,7 @@ class Lifecycle:
         finally:
             vm.ends.remove(how)
 
-    async def _stop(self, vm: Vm, grace: float | None) -> bool:
+    async def _stop(self, vm: Vm, grace: float | None, why: str = "stopped") -> bool:
         link = vm.link
         if link is None:
             raise BangerError(Code.WRONG_STATE, f"the VM {vm.name!r} is not running")
@@ -216,9 +249,16 @@ class Lifecycle:
             raise BangerError(
                 Code.INVALID, f"{seconds:g} s is not a grace period", hint=f"use 0 to {_MAX_GRACE} seconds"
             )
+        graceful = await self._shut_down(vm, link, seconds, why, wanted=False)
+        await self._end(vm, why if graceful else f"forced to stop after {seconds:g} s", force=not graceful)
+        return not graceful
+
+    async def _shut_down(self, vm: Vm, link: GuestLink, seconds: float, why: str, wanted: bool) -> bool:
+        """Ask a guest to go down, and to stay so unless `wanted`; whether it has within so many seconds."""
         with despite_full_disk():
-            self._intend(vm, STOPPING, "stopped")
-        graceful = False
+            vm.record = dataclasses.replace(vm.record, wanted=wanted)
+            self._intend(vm, STOPPING, why)
+        self._events.publish("stopping", vm.record)
         try:
             with contextlib.suppress(TimeoutError, GuestFailure, BangerError):
                 async with asyncio.timeout(seconds):
@@ -226,27 +266,28 @@ class Lifecycle:
                     # a little less than our own patience, so that the guest's SIGKILL comes before ours
                     await agent.shutdown(grace_ms=int(seconds * 800), signal=vm_plan.stop_signal(vm.record))
                     await link.vmm.process.ended.wait()
-                    graceful = True
+                    return True
         except asyncio.CancelledError:
             # nobody waits any more; when the guest goes down after all, the watcher notices
             with despite_full_disk():
+                vm.record = dataclasses.replace(vm.record, wanted=True)
                 self.put(vm, state=RUNNING, reason="")
             raise
-        reason = "stopped" if graceful else f"forced to stop after {seconds:g} s"
-        await self._end(vm, reason, force=not graceful)
-        return not graceful
+        return False
 
     async def kill(self, vm: Vm) -> None:
         """End a VM at once."""
-        link = vm.link
+        link, restarting = vm.link, vm.state == RESTARTING
         if link is not None:
             # not under the lock: a slow stop under way must not hold this up
             link.vmm.process.signal(9)
         async with self._ending(vm, "killed") as start_cancelled:
             if vm.link is not None:
                 await self._end(vm, "killed", force=True)
-            elif link is None and not start_cancelled:
+            elif link is None and not start_cancelled and not restarting:
                 raise BangerError(Code.WRONG_STATE, f"the VM {vm.name!r} is not running")
+            else:
+                self._call_off(vm, "killed")
 
     async def restart(self, vm: Vm, grace: float | None, stages: Stages) -> None:
         """Stop a VM if it runs, and start it."""
@@ -257,13 +298,14 @@ class Lifecycle:
                 stages.done("stop")
             await self._start(vm, stages)
 
-    async def _end(self, vm: Vm, reason: str, force: bool) -> None:
-        """Bring a VM to its stopped state, its lock held."""
+    async def _end(self, vm: Vm, reason: str, force: bool, wanted: bool = False, failed: bool = False) -> None:
+        """Bring a VM to its stopped state, its lock held; unless `wanted` it stays there whatever its policy."""
         if force:
             with despite_full_disk():
+                vm.record = dataclasses.replace(vm.record, wanted=wanted)
                 self._intend(vm, STOPPING, reason)
         await self._close(vm, force)
-        self._ended(vm, reason)
+        self._ended(vm, reason, wanted, failed)
 
     async def _close(self, vm: Vm, kill: bool) -> None:
         """Let go of a VM whose VMM has ended, or is killed now."""
@@ -279,19 +321,22 @@ class Lifecycle:
         vm.link = None
         self.sweep(vm)
 
-    def _ended(self, vm: Vm, reason: str) -> None:
+    def _ended(self, vm: Vm, reason: str, wanted: bool, failed: bool) -> None:
+        restarts = 0 if vm.ran_for >= vm_policy.RAN_WELL else vm.record.restarts
+        vm.record = dataclasses.replace(vm.record, wanted=wanted, failed=failed, restarts=restarts)
         with despite_full_disk():  # the next daemon sees that it does not run
             self.put(vm, state=STOPPED, reason=reason)
+        self._events.publish("stopped", vm.record, reason=reason)
 
     async def _watch(self, vm: Vm, link: GuestLink) -> None:
-        """Notice when a VM ends by itself; run by a task for as long as it runs."""
-        main = None
-        if vm.record.auto_remove and not vm.record.attached and vm.record.command:
-            main = asyncio.create_task(self._main_end(link))
+        """Notice when a VM ends by itself, or is to end with its main command; a task for as long as it runs."""
         ended = asyncio.create_task(link.vmm.process.ended.wait())
+        main = asyncio.create_task(_main_end(link)) if vm.record.command else None
         try:
-            waiting = {ended} if main is None else {ended, main}
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if main is not None:
+                await asyncio.wait({ended, main}, return_when=asyncio.FIRST_COMPLETED)
+            if main is None or not main.done() or not self._main_ended(vm, main.result()):
+                await ended
         finally:
             ended.cancel()
             if main is not None:
@@ -299,25 +344,32 @@ class Lifecycle:
         # from here on another task of ours may cancel this one only through the lock
         self.spawn(self._after_end(vm, link))
 
-    async def _main_end(self, link: GuestLink) -> None:
-        while True:
-            try:
-                agent = await link.agent()
-                await agent.wait_main()
-                return
-            except (GuestFailure, BangerError):
-                await asyncio.sleep(1)  # the guest reboots, which runs its main command no second time
+    def _main_ended(self, vm: Vm, end: Exit) -> bool:
+        """Note how the main command ended; whether that is the end of the VM, too."""
+        status = end.value + 128 if end.signalled else end.value
+        if vm.record.status != status:
+            with despite_full_disk():
+                self.write(vm, dataclasses.replace(vm.record, status=status))
+            self._events.publish("exited", vm.record, status=status)
+        if vm.record.auto_remove and not vm.record.attached:
+            return True
+        return vm_policy.wants_after_main(vm.record, status)
 
     async def _after_end(self, vm: Vm, link: GuestLink) -> None:
         async with vm.lock:
             if vm.link is not link:
                 return
             vm.watcher = None
-            if link.vmm.process.alive:
-                await self.remove(vm)
+            if link.vmm.process.alive and not vm.record.auto_remove:
+                status = vm.record.status
+                reason = f"its main command ended with status {status}"
+                graceful = await self._shut_down(vm, link, self._config.stop_grace, reason, wanted=True)
+                await self._end(vm, reason, force=not graceful, wanted=True, failed=status != 0)
                 return
-            await self._close(vm, kill=False)
-            self._ended(vm, link.vmm.stop_reason or "the VMM process was killed or crashed")
+            if not link.vmm.process.alive:
+                await self._close(vm, kill=False)
+                reason = link.vmm.stop_reason or "the VMM process was killed or crashed"
+                self._ended(vm, reason, wanted=vm.record.wanted, failed=reason != POWERED_OFF)
             if vm.record.auto_remove:
                 await self.remove(vm)
 
@@ -359,8 +411,9 @@ class Lifecycle:
                 with despite_full_disk():
                     self._store.delete_vm(vm.record.id)
                 self._table.remove(vm)
+                self._events.publish("removed", vm.record)
             elif vm.state != BROKEN:
-                self._ended(vm, "its removal failed")
+                self._ended(vm, "its removal failed", wanted=False, failed=True)
         return m.VmRemoved([vm.name], freed)
 
     async def prune(self) -> m.VmRemoved:
@@ -368,7 +421,7 @@ class Lifecycle:
         removed: list[str] = []
         freed = 0
         for vm in self._table:
-            if vm.link is None and vm.state != BROKEN and not vm.lock.locked():
+            if vm.link is None and vm.state not in (BROKEN, RESTARTING) and not vm.lock.locked():
                 async with vm.lock:
                     if vm in self._table and vm.link is None:
                         result = await self.remove(vm)
@@ -380,6 +433,7 @@ class Lifecycle:
 
     def watch(self, vm: Vm, link: GuestLink) -> None:
         """Notice from now on when a VM ends by itself."""
+        vm.began()
         vm.watcher = asyncio.create_task(self._watch(vm, link))
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
@@ -404,15 +458,17 @@ class Lifecycle:
         cgroups.remove(vm.record.id)
 
     def put(self, vm: Vm, *, state: str, reason: str, started_at: str | None = None) -> None:
-        """Change a VM's state and write it down."""
-        vm.record = dataclasses.replace(
-            vm.record,
-            state=state,
-            reason=reason,
-            started_at=vm.record.started_at if started_at is None else started_at,
-        )
-        self._store.put_vm(vm.record)
-        vm_disk.write_record(self._layout.vm(vm.record.id), vm.record)
+        """Change a VM's state and write it down; one that has ended takes up what was set while it ran."""
+        record = vm_changes.settled(vm.record) if state == STOPPED else vm.record
+        started_at = record.started_at if started_at is None else started_at
+        self.write(vm, dataclasses.replace(record, state=state, reason=reason, started_at=started_at))
+
+    def write(self, vm: Vm, record: VmRecord) -> None:
+        """Replace a VM's record, here and on disk."""
+        vm.record = record
+        self._store.put_vm(record)
+        if record.state not in INTENTS:
+            vm_disk.write_record(self._layout.vm(record.id), record)
 
     def _intend(self, vm: Vm, state: str, reason: str | None = None) -> None:
         """Write down what is about to be done to a VM, so that the next daemon can finish or undo it."""
@@ -437,6 +493,21 @@ def _cancel_once(task: asyncio.Task[None]) -> None:
     """Cancel a task unless that is done already: a second time would cut off its cleaning up."""
     if not task.cancelling():
         task.cancel()
+
+
+async def _main_end(link: GuestLink) -> Exit:
+    """How the main command of a guest ended, once it has."""
+    while True:
+        try:
+            agent = await link.agent()
+            return await agent.wait_main()
+        except (GuestFailure, BangerError):
+            await asyncio.sleep(1)  # the guest reboots, which runs its main command no second time
+
+
+def _why(error: BaseException) -> str:
+    """Why a start came to nothing."""
+    return error.message if isinstance(error, BangerError) else "the start was cancelled"
 
 
 def _start_recorder(directory: Path, console: socket.socket, log: socket.socket) -> Watched:

@@ -12,12 +12,15 @@ from banger.api.errors import BangerError, Code
 from banger.api.models import PublishedPort, VmCreate
 from banger.config import Config
 from banger.daemon.host_network import HostNetwork
+from banger.daemon.vm_policy import parse_restart
+from banger.durations import MAX_SECONDS
 from banger.guest import agent as guest
 from banger.guest.protocol import DiskRole
 from banger.imagecat import runtime
 from banger.imagecat.home import ROOT_HOME
 from banger.imagecat.manifest import ImageManifest
 from banger.kernelcat.manifest import KernelManifest
+from banger.labels import MAX_LABELS, check_label
 from banger.net.publish import LOOPBACK, free_ports, parse_publish
 from banger.signals import signal_number
 from banger.store.records import VmRecord
@@ -39,7 +42,7 @@ _FIRST_UID = 0x70000000  # far above what user databases and subuid ranges hand 
 _UIDS = 1 << 20
 
 _HARDWARE = {QEMU: qemu.hardware}
-_ROLES = {
+ROLES = {
     "image": DiskRole.IMAGE,
     "overlay": DiskRole.OVERLAY,
     "home": DiskRole.HOME,
@@ -57,6 +60,18 @@ def check_request(request: VmCreate) -> None:
     for variable in request.env:
         if "=" not in variable or variable.startswith("="):
             raise BangerError(Code.INVALID, f"{variable!r} is not an environment variable", hint="write NAME=VALUE")
+    for label, value in request.labels.items():
+        try:
+            check_label(label, value)
+        except ValueError as error:
+            raise BangerError(Code.INVALID, str(error), hint="write --label NAME=VALUE") from error
+    if len(request.labels) > MAX_LABELS:
+        raise BangerError(Code.INVALID, f"{len(request.labels)} labels are too many", hint=f"use at most {MAX_LABELS}")
+    if request.auto_stop is not None and not 0 <= request.auto_stop <= MAX_SECONDS:
+        raise BangerError(
+            Code.INVALID, f"a VM cannot stop after {request.auto_stop:g} s", hint="use 0 for never, or up to ten years"
+        )
+    check_restart(request.restart or "no", request.auto_remove)
     if request.stop_signal:
         try:
             signal_number(request.stop_signal)
@@ -88,6 +103,16 @@ def check_size(vcpu: int, memory_bytes: int) -> None:
             Code.INVALID,
             f"{system.human_size(memory_bytes)} of memory: this host has {system.human_size(total)}",
             hint=f"use less than --memory {total >> 20}M",
+        )
+
+
+def check_restart(policy: str, auto_remove: bool) -> None:
+    """Raise BangerError(INVALID) for what is no restart policy, or is none for a VM that goes when it stops."""
+    if parse_restart(policy).kind != "no" and auto_remove:
+        raise BangerError(
+            Code.INVALID,
+            f"a VM that is removed when it stops cannot be restarted ({policy})",
+            hint="leave out --rm or --restart",
         )
 
 
@@ -170,6 +195,9 @@ def plan(
         stop_signal=request.stop_signal or runtime.stop_signal(image.config),
         home=image.home,
         driver_reason=choice.reason,
+        labels=dict(request.labels),
+        auto_stop=config.auto_stop if request.auto_stop is None else request.auto_stop,
+        restart=request.restart or "no",
     )
 
 
@@ -222,7 +250,7 @@ def guest_config(record: VmRecord, keys: Sequence[str]) -> guest.GuestConfig:
         disks=tuple(
             guest.Disk(
                 disk.serial,
-                _ROLES[disk.role],
+                ROLES[disk.role],
                 disk.filesystem,
                 # an agent from before there were other homes knows no target of this role
                 target=record.home if disk.role == "home" and record.home != ROOT_HOME else "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,6 +88,7 @@ class Recovery:
         elif vm.state == STARTING:
             self._settled(vm, STOPPED if vm.record.started_at else CREATED, reason)
         elif vm.state in (RUNNING, STOPPING):
+            vm.record = dataclasses.replace(vm.record, failed=vm.state == RUNNING or bool(vm.record.status))
             self._settled(vm, STOPPED, reason)
 
     def _settled(self, vm: Vm, state: str, reason: str) -> None:
@@ -105,6 +107,7 @@ class Recovery:
         vm.link = link
         if vm.state == STOPPING:
             vm.warnings.append("the daemon ended while it stopped this VM: stop it again")
+            vm.record = dataclasses.replace(vm.record, wanted=True)
             with despite_full_disk():
                 self._lifecycle.put(vm, state=RUNNING, reason="")
         self._lifecycle.spawn(self._reconnect(vm, link))

@@ -13,6 +13,7 @@ from banger.api import models as m
 from banger.api.errors import BangerError, Code
 from banger.config import Config
 from banger.daemon import names, vm_disk, vm_plan
+from banger.daemon.events import Events
 from banger.daemon.host_network import HostNetwork
 from banger.daemon.jobs import Report, Workers
 from banger.daemon.vm import DISK_FULL, Stages, Vm, describe
@@ -51,6 +52,7 @@ class VmService:
         table: VmTable,
         lifecycle: Lifecycle,
         catalogs: Catalogs,
+        events: Events,
     ) -> None:
         self._layout = layout
         self._config = config
@@ -61,6 +63,7 @@ class VmService:
         self._table = table
         self._lifecycle = lifecycle
         self._catalogs = catalogs
+        self._events = events
 
     @property
     def running(self) -> int:
@@ -139,6 +142,7 @@ class VmService:
                 with despite_full_disk():
                     self._store.delete_vm(record.id)
                 raise
+        self._events.publish("created", record)
         return self._table.find(record.id)
 
     async def start(self, request: m.VmRef, report: Report) -> m.VmStarted:
@@ -181,6 +185,7 @@ class VmService:
 
     async def stat(self, request: m.GuestPath, report: Report) -> m.GuestStat:
         vm = self.find(request.vm)
+        vm.touch()
         agent = await self.agent(vm)
         with guest_errors(f"{vm.name}:{request.path}"):
             result = await agent.stat(request.path, follow=request.follow)

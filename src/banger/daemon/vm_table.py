@@ -91,6 +91,20 @@ class VmTable:
         finally:
             del self._creating[record.id]
 
+    @contextlib.contextmanager
+    def renaming(self, vm: Vm, name: str) -> Iterator[None]:
+        """Hold both names of a VM that the block renames; the old one is free once it ends well."""
+        former = vm.name
+        self._names.add(name)
+        try:
+            yield
+        except BaseException:
+            if name != former:
+                self._names.discard(name)
+            raise
+        if name != former:
+            self._names.discard(former)
+
     def remove(self, vm: Vm) -> None:
         self._vms.pop(vm.record.id, None)
         self._names.discard(vm.name)

@@ -26,7 +26,7 @@ def make_ext4(path: Path, size: int, label: str, job: Job, content: Path | None 
     disk for 8 GB, 8 ms and 0.7 MB for 64 GB. Raises INVALID for an impossible size, EXISTS when the file exists,
     EXHAUSTED without disk space; nothing is left behind then.
     """
-    _check_size(size)
+    check_size(size)
     try:
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
@@ -50,7 +50,7 @@ def clone_ext4(seed: Path, path: Path, size: int, job: Job) -> None:
 
     Raises as `make_ext4` does, OSError without the seed and CORRUPT for one that cannot be grown.
     """
-    _check_size(size)
+    check_size(size)
     if path.exists():
         raise BangerError(Code.EXISTS, f"{path} already exists")
     with _whole_or_absent(path, size):
@@ -73,7 +73,8 @@ def _whole_or_absent(path: Path, size: int) -> Iterator[None]:
         raise
 
 
-def _check_size(size: int) -> None:
+def check_size(size: int) -> None:
+    """Raise BangerError(INVALID) unless a disk can have this size."""
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise BangerError(
             Code.INVALID, f"a disk of {size:,} bytes is not possible", hint="use a size between 64 MiB and 16 TiB"

@@ -23,6 +23,11 @@ class VmRecord:
     belongs to a `vm run --rm` whose client waits for it. `volumes` and `exposed_ports` (8080/tcp) are the image's;
     `stop_signal`, a name or a number, is what its main command gets first when the VM is stopped; `home` is where
     the home disk is mounted. `driver_reason` is why it has the VMM that it has.
+
+    `wanted`: somebody has started it and nobody has stopped it since; `failed`: its last run ended in a failure;
+    `restarts`: so often in a row its `restart` policy has brought it back. `status` is how its main command ended.
+    `next_machine` and `next_ports` take the place of `machine` and `ports`, which are what its VMM runs with, once it
+    has ended.
     """
 
     id: str
@@ -51,6 +56,15 @@ class VmRecord:
     stop_signal: str = TERM
     home: str = "/root"
     driver_reason: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    auto_stop: float = 0.0
+    restart: str = "no"
+    restarts: int = 0
+    wanted: bool = False
+    failed: bool = False
+    status: int | None = None
+    next_machine: Machine | None = None
+    next_ports: list[PublishedPort] | None = None
 
 
 def broken_record(vm_id: str, name: str, reason: str) -> VmRecord:

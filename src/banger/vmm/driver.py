@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from banger.process import ProcessId, Watched
-from banger.vmm.machine import Machine
+from banger.vmm.machine import Disk, Forward, Machine
+
+POWERED_OFF = "the guest powered off"  # the `stop_reason` that is no failure
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,15 @@ class Vmm(Protocol):
 
     async def wait_reset(self) -> None:
         """Return when the guest has been reset since the last call."""
+
+    async def change_forwards(self, machine: Machine, forwards: Sequence[Forward]) -> bool:
+        """Publish these ports in place of those of `machine`; False when only a new VMM can.
+
+        Raises BangerError, with the ports as they were, when one of them cannot be had.
+        """
+
+    async def resize_disk(self, disk: Disk, size: int) -> bool:
+        """Let the guest see that the file of a disk has grown to `size` bytes; False when only a new VMM can."""
 
     async def kill(self) -> None:
         """End the VMM at once and wait until its process is gone."""

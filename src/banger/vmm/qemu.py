@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 from banger.api.codec import Json
@@ -18,8 +19,8 @@ from banger.process import ProcessId, Watched, find_by_arguments, spawn
 from banger.system import bind_unix
 from banger.vmm import cgroups, detect
 from banger.vmm.confinement import Confinement, confine
-from banger.vmm.driver import Wiring
-from banger.vmm.machine import Disk, Machine, Nic
+from banger.vmm.driver import POWERED_OFF, Wiring
+from banger.vmm.machine import Disk, Forward, Machine, Nic
 from banger.vmm.qmp import Qmp
 
 _log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ _RESUME_SECONDS = 1.0
 _OVERHEAD = 512 << 20  # bytes
 _TCG_BUFFER = 1 << 30  # bytes: the most that QEMU takes for translated code
 _THREADS = 128  # up to 64 of them do I/O for each event loop
+_LOW_PORTS = 1024
 _QMP_SECONDS = 20.0  # a QEMU that has not answered by then is stopped or stuck
 
 
@@ -131,9 +133,13 @@ def _disk(disk: Disk, fdset: int, descriptor: int) -> list[str]:
 
 
 def _publish_netdev(machine: Machine, nic: Nic) -> str:
-    guest = nic.addresses[0].partition("/")[0]
+    guest = _guest_address(nic)
     rules = [f"hostfwd=tcp:{f.address}:{f.host_port}-{guest}:{f.guest_port}" for f in machine.forwards]
     return ",".join([f"user,id={nic.id},restrict=on,ipv6=off,net={publish.NETWORK}", *rules])
+
+
+def _guest_address(nic: Nic) -> str:
+    return nic.addresses[0].partition("/")[0]
 
 
 class QemuVmm:
@@ -187,6 +193,43 @@ class QemuVmm:
         await self._reset.wait()
         self._reset.clear()
 
+    async def change_forwards(self, machine: Machine, forwards: Sequence[Forward]) -> bool:
+        nic = next((nic for nic in machine.nics if nic.network == "publish"), None)
+        added = [forward for forward in forwards if forward not in machine.forwards]
+        gone = [forward for forward in machine.forwards if forward not in forwards]
+        # it may have given up the host's network when it was started, and the right to listen on low ports
+        if nic is None or not machine.forwards or any(forward.host_port < _LOW_PORTS for forward in added):
+            return False
+        done: list[tuple[Forward, bool]] = []
+        try:
+            for forward, wanted in [*((forward, False) for forward in gone), *((forward, True) for forward in added)]:
+                await self._forward(nic, forward, wanted)
+                done.append((forward, wanted))
+        except BangerError:
+            for forward, wanted in reversed(done):
+                await self._forward(nic, forward, not wanted)
+            raise
+        return True
+
+    async def _forward(self, nic: Nic, forward: Forward, wanted: bool) -> None:
+        host = f"tcp:{forward.address}:{forward.host_port}"
+        rule = f"hostfwd_add {nic.id} {host}-{_guest_address(nic)}:{forward.guest_port}"
+        # there is no command of QMP's own for this; the monitor's answer is what it prints, and '' when all is well
+        said = await self._qmp.ask(
+            "human-monitor-command", **{"command-line": rule if wanted else f"hostfwd_remove {nic.id} {host}"}
+        )
+        if said and wanted:
+            raise BangerError(
+                Code.EXHAUSTED,
+                f"port {forward.host_port} on {forward.address} cannot be published: {said.strip()}",
+                hint="publish another one",
+            )
+
+    async def resize_disk(self, disk: Disk, size: int) -> bool:
+        arguments: dict[str, Json] = {"node-name": disk.id, "size": size}
+        await self._qmp.execute("block_resize", **arguments)
+        return True
+
     async def kill(self) -> None:
         self.process.signal(signal.SIGKILL)
         await self.process.ended.wait()
@@ -206,7 +249,7 @@ class QemuVmm:
             case "GUEST_PANICKED", _:
                 self._reason = "the guest's kernel panicked"
             case "SHUTDOWN", "guest-shutdown":
-                self._reason = self._reason or "the guest powered off"
+                self._reason = self._reason or POWERED_OFF
             case "SHUTDOWN", "guest-reset":
                 self._reason = self._reason or "the guest reset while it booted"
 
@@ -277,7 +320,7 @@ def _confinement(machine: Machine, directory: Path, files: dict[str, int]) -> Co
         groups=_kvm_groups() if kvm and machine.uid >= 0 else [],
         # QEMU itself listens on published ports, and so needs the host's network
         network=bool(machine.forwards),
-        low_ports=any(forward.host_port < 1024 for forward in machine.forwards),
+        low_ports=any(forward.host_port < _LOW_PORTS for forward in machine.forwards),
         devices=["/dev/null", "/dev/urandom", *(["/dev/kvm"] if kvm else [])],
         files={files[name]: directory / name for name in (machine.kernel, machine.initrd)},
     )

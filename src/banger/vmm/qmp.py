@@ -33,7 +33,15 @@ class Qmp:
         await self.execute("qmp_capabilities")
 
     async def execute(self, command: str, **arguments: Json) -> dict[str, Json]:
-        """Run a command; raises BangerError with QEMU's own description when it is refused."""
+        """Run a command that answers with an object; raises BangerError with QEMU's own words when it is refused."""
+        result = await self._result(command, arguments)
+        return result if isinstance(result, dict) else {}
+
+    async def ask(self, command: str, **arguments: Json) -> str:
+        """Run a command that answers with a text; raises as `execute` does."""
+        return str(await self._result(command, arguments))
+
+    async def _result(self, command: str, arguments: dict[str, Json]) -> Json:
         if self._writer is None or self._task is None or self._task.done():
             raise BangerError(Code.GUEST, "QEMU has ended")
         reply: asyncio.Future[dict[str, Json]] = asyncio.get_running_loop().create_future()
@@ -42,8 +50,7 @@ class Qmp:
         message = await reply
         if "error" in message:
             raise BangerError(Code.GUEST, f"QEMU refused {command}: {message['error']}")
-        result = message["return"]
-        return result if isinstance(result, dict) else {}
+        return message["return"]
 
     def close(self) -> None:
         """Drop the connection; QEMU goes on."""

@@ -37,6 +37,10 @@ def values(kind: object) -> st.SearchStrategy[object]:
     if kind is float:
         return st.floats(allow_nan=False, allow_infinity=False)
     plain = {str: st.text(), int: st.integers(), bool: st.booleans(), type(None): st.none()}
+    if kind is object:  # any JSON
+        return st.recursive(
+            st.one_of(*plain.values()), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+        )
     assert isinstance(kind, type)
     return plain[kind]
 

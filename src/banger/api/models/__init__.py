@@ -5,5 +5,6 @@ from banger.api.models.catalogs import *
 from banger.api.models.daemon import *
 from banger.api.models.images import *
 from banger.api.models.kernels import *
+from banger.api.models.settings import *
 from banger.api.models.streams import *
 from banger.api.models.vms import *

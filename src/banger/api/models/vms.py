@@ -16,10 +16,13 @@ class PublishedPort(Model):
 
 
 class VmInfo(Model):
-    """A VM. `state` is created, starting, running, stopping, stopped, removing or broken; `reason` says why it is not
-    running, `warnings` what it has lost while it runs.
+    """A VM. `state` is created, starting, running, stopping, stopped, restarting, removing or broken.
 
-    `exposed_ports` (8080/tcp) and `volumes` are those of its image.
+    `reason` says why it is not running, `warnings` what it has lost while it runs.
+
+    `exposed_ports` (8080/tcp) and `volumes` are those of its image. It stops when untouched for `auto_stop` seconds (0:
+    never); `restarts` is how often in a row its restart policy has started it. `status` is how its main command ended,
+    None while it has not. `pending` names the settings that apply at its next start.
     """
 
     id: str
@@ -54,6 +57,12 @@ class VmInfo(Model):
     pid: int
     directory: str
     warnings: list[str] = field(default_factory=list)
+    labels: dict[str, str] = field(default_factory=dict)
+    auto_stop: float = 0.0
+    restart: str = "no"
+    restarts: int = 0
+    status: int | None = None
+    pending: list[str] = field(default_factory=list)
 
 
 class VmList(Model):
@@ -67,7 +76,8 @@ class VmCreate(Model):
     each TCP port that the image exposes. `command` empty: the image's own, else a login shell; `entrypoint` replaces
     the image's when it is not None; `shell` asks for a login shell whatever the image says. `stop_signal` is the name
     or number of what `vm stop` sends to the command first; '' means the image's, else SIGTERM. `vmm` is
-    auto, firecracker or qemu, '' means as configured.
+    auto, firecracker or qemu, '' means as configured. `auto_stop`: it stops when untouched for so many seconds (0:
+    never, None: as configured); `restart` is no, on-failure, on-failure:N or always, '' means no.
     """
 
     image: str = ""
@@ -90,6 +100,9 @@ class VmCreate(Model):
     command: list[str] = field(default_factory=list)
     stop_signal: str = ""
     vmm: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    auto_stop: float | None = None
+    restart: str = ""
 
 
 class VmRef(Model):

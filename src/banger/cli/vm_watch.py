@@ -1,0 +1,138 @@
+"""`banger vm wait`, `events` and `inspect`."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import click
+
+from banger.api import models as m
+from banger.api import operations as op
+from banger.api.codec import Json, decode, decode_error
+from banger.cli import errors
+from banger.cli.connect import ensure_daemon
+from banger.cli.errors import UsageFault
+from banger.cli.lazy import Command
+from banger.cli.many import for_each
+from banger.cli.options import DURATION, EVENT_FILTER, VM, json_option
+from banger.cli.render import note, plain, print_json
+from banger.cli.terminal import went_away
+
+TIMED_OUT = 124  # as timeout(1)
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+    banger vm wait web db                         until both are stopped
+    banger vm wait web --for running --timeout 30s
+    banger vm wait job --for exited               until its main command has ended; prints its status
+    """,
+)
+@click.argument("refs", type=VM, nargs=-1, required=True, metavar="REF...")
+@click.option(
+    "--for",
+    "state",
+    type=click.Choice(["stopped", "running", "exited", "removed"]),
+    default="stopped",
+    show_default=True,
+    help="What to wait for; a VM that is removed is stopped and exited, too.",
+)
+@click.option("--timeout", type=DURATION, help="Wait no longer than this.")
+@json_option
+def wait(refs: tuple[str, ...], state: str, timeout: float | None, as_json: bool) -> int:
+    """Wait until VMs are stopped, or in another state, and say why they are.
+
+    Exits with 0 when all are, 124 when that took longer than --timeout, and 1 when one cannot be waited for.
+    """
+    client = ensure_daemon()
+    statuses: list[int] = []
+
+    def wait_for_all() -> None:
+        statuses.append(
+            for_each(
+                refs, lambda ref: client.call(op.VM_WAIT, m.VmWait(ref, state)), lambda ref, end: _end(end), as_json
+            )
+        )
+
+    # a thread of its own: when the time is up its connections end with the process, and so does the daemon's waiting
+    waiting = threading.Thread(target=wait_for_all, daemon=True)
+    waiting.start()
+    waiting.join(timeout)
+    if waiting.is_alive():
+        errors.report(f"not {state} within the time given: {', '.join(refs)}", "give it more with --timeout")
+        return TIMED_OUT
+    return statuses[0]
+
+
+def _end(end: m.VmWaited) -> str:
+    words = [f"{end.name} is {end.state}"]
+    if end.reason and end.reason != end.state:
+        words.append(f": {end.reason}")
+    if end.status is not None:
+        words.append(f" (exit status {end.status})")
+    return "".join(words)
+
+
+@click.command(
+    cls=Command,
+    epilog="""
+    banger vm events
+    banger vm events web --since 1h --no-follow
+    banger vm events --filter kind=stopped --filter label=tier=web --json
+    """,
+)
+@click.argument("refs", type=VM, nargs=-1, metavar="[REF...]")
+@click.option("--since", type=DURATION, default=0.0, help="First those of the last so long, as far as they are kept.")
+@click.option("--no-follow", is_flag=True, help="Do not wait for those to come.")
+@click.option(
+    "--filter",
+    "filters",
+    type=EVENT_FILTER,
+    multiple=True,
+    help="Only events that meet it, such as kind=stopped or label=tier=web. Can be given several times.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document a line.")
+def events(refs: tuple[str, ...], since: float, no_follow: bool, filters: tuple[str, ...], as_json: bool) -> int:
+    """Follow what happens to VMs: created, started, stopped, exited, restarting, renamed, changed, removed and more."""
+    if no_follow and not since:
+        raise UsageFault("--no-follow needs --since: there is nothing else to print", "for example --since 1h")
+    request = m.VmEvents(list(refs), list(filters), since, not no_follow)
+    with ensure_daemon().open(op.VM_EVENTS, request) as stream:
+        for message in stream.messages():
+            if isinstance(message, bytes):
+                continue
+            match message.get("event"):
+                case "vm":
+                    _print_event(message, as_json)
+                case "exit":
+                    return 0
+                case "error":
+                    raise decode_error(message.get("error"))
+    raise went_away()
+
+
+def _print_event(message: dict[str, Json], as_json: bool) -> None:
+    if missed := message.get("missed"):
+        note(f"{missed} events were lost: they came faster than they were read")
+    if message.get("result") is None:
+        return
+    if as_json:
+        print(json.dumps(message["result"]), flush=True)
+        return
+    event = decode(m.VmEvent, message["result"])
+    details = [f"{name}={_quoted(value)}" for name, value in event.details.items()]
+    print(plain("  ".join([event.time, f"{event.kind:<13}", event.name, *details])), flush=True)
+
+
+def _quoted(text: str) -> str:
+    return text if text and " " not in text else json.dumps(text)
+
+
+@click.command(cls=Command, epilog="banger vm inspect web")
+@click.argument("refs", type=VM, nargs=-1, required=True, metavar="REF...")
+def inspect(refs: tuple[str, ...]) -> None:
+    """Print all that is known of VMs as JSON: what 'vm show' tells, the record with its machine, and the files."""
+    client = ensure_daemon()
+    print_json([client.call(op.VM_INSPECT, m.VmRef(ref)) for ref in refs])
