@@ -20,9 +20,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from banger.guest.binary import agent_binary
 from banger.guest.protocol import (
     GUEST_CHANNELS,
     MAX_FRAME,
@@ -40,6 +41,26 @@ from banger.guest.protocol import (
     encode_hello,
 )
 from banger.system import connect_unix
+from banger.vmm.detect import host_arch
+
+# Imported by the daemon when it starts: in the place of QEMU it runs this file.
+_PLUGIN = """
+import os, re, sys
+from pathlib import Path
+from banger.vmm import qemu
+
+spawn = qemu.spawn
+
+def spawn_hostile(argv, inherited, log, *rest):
+    text = "\\n".join(argv)
+    fds = [re.search(rf"socket,id={name},fd=(\\d+)", text)[1] for name in ("qmp", "agent", "console", "log")]
+    vm = argv[argv.index("-name") + 1]
+    behaviour = (Path(os.environ["BANGER_TEST_BEHAVIOURS"]) / vm).read_text()
+    script, agent = os.environ["BANGER_TEST_VMM"], os.environ["BANGER_TEST_AGENT"]
+    return spawn([sys.executable, script, *fds, behaviour, agent], inherited, log)
+
+qemu.spawn = spawn_hostile
+"""
 
 HEALTHY: list[tuple[Tag, FieldValue]] = [
     (Tag.STATE, int(GuestState.RUNNING)),
@@ -49,6 +70,26 @@ HEALTHY: list[tuple[Tag, FieldValue]] = [
     (Tag.UPTIME, 1),
 ]
 NO_CHANNEL = 12345  # that the host never opened
+
+
+def variables(directory: Path, more: str = "") -> dict[str, str]:
+    """The environment of a daemon whose VMs have guests as `choose` says; `more` is Python that it runs first."""
+    plugin, behaviours = directory / "plugin", directory / "behaviours"
+    for made in (plugin, behaviours):
+        made.mkdir()
+    (plugin / "sitecustomize.py").write_text(_PLUGIN + more)
+    path = [plugin, os.environ.get("PYTHONPATH", ""), Path(__file__).parents[1]]
+    return {
+        "PYTHONPATH": os.pathsep.join(str(part) for part in path if part),
+        "BANGER_TEST_BEHAVIOURS": str(behaviours),
+        "BANGER_TEST_VMM": __file__,
+        "BANGER_TEST_AGENT": str(agent_binary(host_arch())),
+    }
+
+
+def choose(environment: Mapping[str, str], vm: str, behaviour: str) -> None:
+    """How the guest of a VM is to behave once it is started."""
+    (Path(environment["BANGER_TEST_BEHAVIOURS"]) / vm).write_text(behaviour)
 
 
 class Connection:

@@ -16,9 +16,7 @@ import pytest
 from banger.api import models as m
 from banger.api import operations as op
 from banger.api.errors import BangerError, Code
-from banger.guest.binary import agent_binary
 from banger.vmm import recorder
-from banger.vmm.detect import host_arch
 from tests import hostile_vmm
 from tests.daemons import TIMEOUT, DaemonProcess, running_daemon
 from tests.tiny import tiny_entries
@@ -27,32 +25,12 @@ MEMORY = 48 << 20  # bytes by which the daemon may grow, whatever a guest does: 
 SECONDS = 2.0  # that a guest may do its worst for
 STARTS = {"silent", "zeros", "false_hellos"}  # of these the start fails
 
-# Imported by the daemon when it starts: in the place of QEMU it runs hostile_vmm.py.
-_PLUGIN = """
-import os, re, sys
-from pathlib import Path
-from banger.vmm import qemu
-
-spawn = qemu.spawn
-
-def spawn_hostile(argv, inherited, log, *rest):
-    text = "\\n".join(argv)
-    fds = [re.search(rf"socket,id={name},fd=(\\d+)", text)[1] for name in ("qmp", "agent", "console", "log")]
-    vm = argv[argv.index("-name") + 1]
-    behaviour = (Path(os.environ["BANGER_TEST_BEHAVIOURS"]) / vm).read_text()
-    script, agent = os.environ["BANGER_TEST_VMM"], os.environ["BANGER_TEST_AGENT"]
-    return spawn([sys.executable, script, *fds, behaviour, agent], inherited, log)
-
-qemu.spawn = spawn_hostile
-"""
-
 
 class Hostile:
     """A daemon whose VMs have guests that behave as they are told to; one of them, `good`, has a real agent."""
 
-    def __init__(self, daemon: DaemonProcess, behaviours: Path) -> None:
+    def __init__(self, daemon: DaemonProcess) -> None:
         self.daemon = daemon
-        self._behaviours = behaviours
         self._count = 0
 
     def create(self, behaviour: str) -> m.VmInfo:
@@ -60,7 +38,7 @@ class Hostile:
         self._count += 1
         name = "good" if behaviour == "honest" else f"vm{self._count}"
         vm = self.daemon.client.call(op.VM_CREATE, m.VmCreate(image="tiny", name=name, net="none"))
-        (self._behaviours / vm.id).write_text(behaviour)
+        hostile_vmm.choose(self.daemon.environment, vm.id, behaviour)
         return vm
 
     @contextlib.contextmanager
@@ -107,22 +85,11 @@ class Hostile:
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
     directory = tmp_path_factory.mktemp("hostile")
-    plugin, behaviours = directory / "plugin", directory / "behaviours"
-    for made in (plugin, behaviours):
-        made.mkdir()
-    (plugin / "sitecustomize.py").write_text(_PLUGIN)
-    path = [plugin, os.environ.get("PYTHONPATH", ""), Path(hostile_vmm.__file__).parents[1]]
-    variables = {
-        "PYTHONPATH": os.pathsep.join(str(part) for part in path if part),
-        "BANGER_TEST_BEHAVIOURS": str(behaviours),
-        "BANGER_TEST_VMM": hostile_vmm.__file__,
-        "BANGER_TEST_AGENT": str(agent_binary(host_arch())),
-        "BANGER_TEST_TREE": str(directory / "tree.tar"),
-    }
+    variables = hostile_vmm.variables(directory) | {"BANGER_TEST_TREE": str(directory / "tree.tar")}
     config = "boot_timeout = 3\nreserve_memory = 0\n"
     entries = tiny_entries(tmp_path_factory)
     with running_daemon(directory / "daemon", entries=entries, config=config, variables=variables) as daemon:
-        running = Hostile(daemon, behaviours)
+        running = Hostile(daemon)
         with running.started("honest"):
             running.answers_for(0.5)
             yield running
