@@ -162,13 +162,13 @@ class DaemonProcess:
             except (AssertionError, subprocess.TimeoutExpired) as error:
                 problems.append(str(error))
         for vmm in self._recorded()[0]:
-            _signal(vmm, signal.SIGKILL)
+            end(vmm)
         if not wait_ended(self.processes()):
             for process in self.processes():
                 with contextlib.suppress(OSError):
                     command = Path(f"/proc/{process.pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
                     problems.append(f"still running: {command}")
-                _signal(process, signal.SIGKILL)
+                end(process)
         for directory in self.layout.vms.glob("[!.]*"):
             cgroups.remove(directory.name)
         if "Traceback" in self.log:
@@ -260,11 +260,12 @@ def wait_ended(processes: Iterable[ProcessId], seconds: float = TIMEOUT) -> bool
     return True
 
 
-def _signal(process: ProcessId, number: int) -> None:
+def end(process: ProcessId) -> None:
+    """Kill a process, unless it has ended."""
     with contextlib.suppress(ProcessLookupError):
         pidfd = os.pidfd_open(process.pid)
         try:
             if identify(process.pid) == process:
-                signal.pidfd_send_signal(pidfd, number)
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         finally:
             os.close(pidfd)
