@@ -105,6 +105,7 @@ class Lifecycle:
             self._events.publish("starting", vm.record)
             link = await self._launch(vm, stages)
         except BaseException as error:
+            self.sweep(vm)
             with despite_full_disk():
                 self.put(vm, state=before.state, reason=before.reason)
             self._events.publish("start-failed", vm.record, reason=_why(error))
