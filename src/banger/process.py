@@ -31,6 +31,11 @@ def identify(pid: int) -> ProcessId | None:
     return None if fields[0] in ("Z", "X") else ProcessId(pid, int(fields[19]))
 
 
+def boot_id() -> str:
+    """Which boot of this host this is: pids and start times begin anew with each (random(4))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 def find_by_arguments(*words: str) -> ProcessId | None:
     """A running process whose command line holds these words one after the other."""
     wanted = "".join(f"\0{word}" for word in words).encode() + b"\0"

@@ -122,7 +122,7 @@ def remove_entry(target: Path) -> None:
     try:
         fsync_directory(target.parent)
     finally:
-        remove_tree(removed)
+        _remove_patiently(removed)
 
 
 def remove_tree(path: Path) -> None:
@@ -151,24 +151,27 @@ def sweep_staging(parent: Path) -> list[Path]:
 
     Returns what was removed: files of other users may have to stay.
     """
-    import time
-
     removed = []
     for leftover in sorted(parent.glob(f"{STAGING_PREFIX}*")) if parent.is_dir() else []:
-        deadline = time.monotonic() + _ORPHAN_SECONDS
-        while True:
-            try:
-                remove_tree(leftover)
-                removed.append(leftover)
-                break
-            except PermissionError:
-                break
-            except OSError as error:
-                # a command of the process that was killed may still write there, until it finds its input gone
-                if error.errno != errno.ENOTEMPTY or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
+        with contextlib.suppress(PermissionError):
+            _remove_patiently(leftover)
+            removed.append(leftover)
     return removed
+
+
+def _remove_patiently(path: Path) -> None:
+    """Delete a tree in which a process may still write, until it finds its input gone."""
+    import time
+
+    deadline = time.monotonic() + _ORPHAN_SECONDS
+    while True:
+        try:
+            remove_tree(path)
+            return
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from banger.api import models as m
@@ -95,6 +95,18 @@ class Host:
         while (seen := self.vm(name).reason) != reason:
             assert time.monotonic() < deadline, f"{name}: {seen!r}, not {reason!r}"
             time.sleep(0.05)
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait until something is so."""
+        deadline = time.monotonic() + TIMEOUT
+        while not condition():
+            assert time.monotonic() < deadline, "it did not become so"
+            time.sleep(0.05)
+
+    def wait_warnings(self, name: str) -> list[str]:
+        """Wait until a VM has lost something; what it says of that."""
+        self.wait_for(lambda: bool(self.vm(name).warnings))
+        return self.vm(name).warnings
 
     def wait_there(self, name: str, state: str) -> None:
         """Wait until a VM has come into being and is in a state."""

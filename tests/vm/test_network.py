@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemons import TIMEOUT, running_daemon
+from banger.daemon import vm_disk
+from tests.daemons import TIMEOUT, end, running_daemon, wait_ended
 from tests.vm.host import IMAGE, Host
 
 # the guest has no more than perl to serve TCP with
@@ -130,3 +131,29 @@ def test_connections_out_and_dns_work(world: Host) -> None:
     )  # fmt: skip
     assert out.split()[0] == "192.0.2.2"
     assert out.endswith("hello from outside\n")
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["running", "away"])
+def test_a_network_that_dies_comes_back(world: Host, away: bool) -> None:
+    """While the daemon runs at once, else when the next one starts; it is said that connections were lost."""
+    world.ok("vm", "run", "-d", "--name", "net")
+    directory = Path(world.vm("net").directory)
+    client = ("vm", "exec", "net", "--", "timeout", "20", "perl", "-e", CLIENT, "banger.example", "8000")
+    assert world.ok(*client) == "hello from outside\n"
+    processes = vm_disk.read_processes(directory)
+    assert processes is not None
+    assert processes.network is not None
+    if away:
+        world.daemon.stop()
+    end(processes.network)
+    assert wait_ended([processes.network])
+    if away:
+        world.daemon.start()
+    (warning,) = world.wait_warnings("net")
+    assert warning.startswith("lost: its connections; the network ended at ")
+    assert warning.endswith("and was started again")
+    assert world.ok(*client) == "hello from outside\n"
+    assert warning in world.ok("vm", "show", "net")
+    assert warning in world.ok("vm", "list")
+    world.ok("vm", "stop", "net")
+    assert world.vm("net").warnings == []

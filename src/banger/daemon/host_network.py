@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import socket
 from pathlib import Path
 
 from banger.api.errors import BangerError, Code
 from banger.api.models import PublishedPort
 from banger.job import missing_tool
 from banger.net import passt, publish
+from banger.process import Watched
 from banger.vmm.machine import Machine, Nic
 
 
 class HostNetwork:
-    """Plans NICs when a VM is created and connects them when it starts."""
+    """Plans NICs when a VM is created and has them carried while it runs."""
 
     def plan(self, net: str, ports: list[PublishedPort], slot: int) -> list[Nic]:
         """The NICs of a new VM: none for `none`; for `user` one, and another when ports are published."""
@@ -35,12 +37,13 @@ class HostNetwork:
             nics.append(Nic("net1", _mac(), [cidr], "", [], "publish", slot + 1))
         return nics
 
-    async def connect(self, machine: Machine, directory: Path) -> passt.UserNetwork | None:
-        """Start what carries the VM's NIC; None when it has none. Raises when a published port is in use."""
+    def check(self, machine: Machine) -> None:
+        """Raise when a port that a VM publishes is in use."""
         publish.check_ports_free([PublishedPort(f.address, f.host_port, f.guest_port) for f in machine.forwards])
-        if not machine.nics:
-            return None
-        return await passt.start(directory / "passt.log", machine.uid)
+
+    async def carry(self, machine: Machine, directory: Path, end: socket.socket) -> Watched:
+        """Start what carries the VM's NIC, which is at the other end of a connected stream."""
+        return await passt.start(directory / "passt.log", machine.uid, end)
 
 
 def _mac() -> str:

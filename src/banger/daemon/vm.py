@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from banger.api import models as m
 from banger.daemon import vm_changes, vm_disk, vm_plan
@@ -15,6 +16,9 @@ from banger.daemon.guest_link import GuestLink
 from banger.daemon.jobs import Report
 from banger.job import Progress
 from banger.store.records import INTENTS, STOPPED, VmRecord
+
+if TYPE_CHECKING:
+    from banger.daemon.vm_helpers import Helpers
 
 RESTARTING = "restarting"
 DISK_FULL = "paused: the disk of the host is full"
@@ -24,8 +28,9 @@ class Vm:
     """One VM: its record, and while it runs the link to its guest.
 
     `lock` is held by whatever changes it. `starting` is its start while one is under way, `ends` (stopped, killed,
-    removed) what is being done to it that no start may outlast, `warnings` what it has lost, `restarting` whether it is
-    about to be started by its policy. Times are of a clock that nobody sets and that goes on while the host sleeps.
+    removed) what is being done to it that no start may outlast, `warnings`, by what they are about, what it has lost,
+    `restarting` whether it is about to be started by its policy. Times are of a clock that nobody sets and that goes on
+    while the host sleeps.
     """
 
     def __init__(self, record: VmRecord) -> None:
@@ -33,8 +38,9 @@ class Vm:
         self.lock = asyncio.Lock()
         self.starting: asyncio.Task[None] | None = None
         self.ends: list[str] = []
-        self.warnings: list[str] = []
         self.restarting = False
+        self.helpers: Helpers | None = None
+        self.warnings: dict[str, str] = {}
         self.link: GuestLink | None = None
         self.watcher: asyncio.Task[None] | None = None
         self._began = self._touched = _elapsed()
@@ -114,7 +120,7 @@ def describe(vm: Vm, directory: Path) -> m.VmInfo:
         name=record.name,
         state=vm.state,
         reason=DISK_FULL if vm.link is not None and vm.link.vmm.paused else reason,
-        warnings=list(vm.warnings),
+        warnings=list(vm.warnings.values()),
         image=record.image,
         kernel=record.kernel,
         arch=machine.arch,

@@ -26,6 +26,7 @@ from banger.job import Job
 from banger.kernelcat import manifest as kernels
 from banger.kernelcat.manifest import KernelManifest
 from banger.paths import Layout
+from banger.process import boot_id
 from banger.store.records import VmRecord
 from banger.vmm.choice import FIRECRACKER
 from banger.vmm.driver import Processes
@@ -153,11 +154,12 @@ def write_processes(directory: Path, processes: Processes) -> None:
 
 
 def read_processes(directory: Path) -> Processes | None:
-    """The processes that an earlier daemon started for a VM."""
+    """The processes that an earlier daemon started for a VM in this boot of the host."""
     try:
-        return decode(Processes, json.loads((directory / PROCESSES).read_bytes()))
+        found = decode(Processes, json.loads((directory / PROCESSES).read_bytes()))
     except (OSError, ValueError):
         return None
+    return found if found.boot in ("", boot_id()) else None
 
 
 def check_resources(layout: Layout, config: Config, memory_bytes: int, promised: int) -> None:

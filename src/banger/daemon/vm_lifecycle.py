@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import os
+import signal
 import socket
-import sys
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from banger import system
@@ -21,19 +20,18 @@ from banger.daemon.guest_link import GuestLink
 from banger.daemon.host_network import HostNetwork
 from banger.daemon.jobs import Workers
 from banger.daemon.vm import RESTARTING, Stages, Vm
+from banger.daemon.vm_helpers import Helpers, remove_logs, start_recorder
 from banger.daemon.vm_table import VmTable
 from banger.durations import format_duration
 from banger.guest.agent import ExecRequest, guest_errors
 from banger.guest.session import Exit, GuestFailure
-from banger.net.passt import UserNetwork
 from banger.paths import Layout
-from banger.process import ProcessId, Watched, spawn
+from banger.process import Watched, boot_id
 from banger.ssh_keys import SshKey, managed_key
 from banger.store.database import Store, despite_full_disk
 from banger.store.records import BROKEN, INTENTS, REMOVING, RUNNING, STARTING, STOPPED, STOPPING, VmRecord
-from banger.system import bind_unix
 from banger.vmm import cgroups, recorder
-from banger.vmm.driver import POWERED_OFF, Driver, Processes, Vmm, Wiring
+from banger.vmm.driver import CONSOLE, LOG, NETWORK, POWERED_OFF, Driver, Processes, Vmm, Wiring
 
 _MAX_GRACE = 24 * 3600
 
@@ -137,38 +135,50 @@ class Lifecycle:
         )
 
     async def _launch(self, vm: Vm, stages: Stages) -> GuestLink:
-        record = vm.record
+        machine, driver, directory = vm.record.machine, self.driver(vm.record), self._layout.vm(vm.record.id)
         key = await self.key()
-        directory = self._layout.vm(record.id)
-        network: UserNetwork | None = None
-        helpers: list[ProcessId] = []
-        with contextlib.ExitStack() as stack:
-            console, console_end = socket.socketpair()
-            log, log_end = socket.socketpair()
-            for end in (console, console_end, log, log_end):
-                stack.enter_context(end)
-            network = await self._network.connect(record.machine, directory)
-            if network is not None:
-                stack.callback(os.close, network.descriptor)
-                helpers.append(network.process.identity)
+        self._network.check(machine)
+        remove_logs(directory)
+        with contextlib.ExitStack() as stack, _killed_on_failure() as helpers:
+
+            def plug(stream: str) -> tuple[socket.socket, socket.socket]:
+                ends = driver.plug(directory, stream)
+                for end in ends:
+                    stack.enter_context(end)
+                return ends
+
+            (console, console_end), (log, log_end) = plug(CONSOLE), plug(LOG)
+            network, nic = None, -1
+            if machine.nics:
+                nic_socket, end = plug(NETWORK)
+                network, nic = await self._network.carry(machine, directory, end), nic_socket.fileno()
+                helpers.append(network)
             stages.done("network")
-            recorder_process = _start_recorder(directory, console_end, log_end)
-            helpers.append(recorder_process.identity)
-            wiring = Wiring(network.descriptor if network else -1, console.fileno(), log.fileno())
-            try:
-                vmm = await self.driver(record).launch(record.machine, directory, wiring)
-            except BaseException:
-                if network is not None:
-                    network.process.signal(9)
-                raise
+            writer = start_recorder(directory, console_end, log_end)
+            helpers.append(writer)
+            vmm = await driver.launch(machine, directory, Wiring(nic, console.fileno(), log.fileno()))
+        started = Processes(
+            vmm.process.identity,
+            [helper.identity for helper in helpers],
+            network.identity if network is not None else None,
+            writer.identity,
+            boot_id(),
+        )
         try:
-            vm_disk.write_processes(directory, Processes(vmm.process.identity, helpers))
+            vm_disk.write_processes(directory, started)
         except OSError:
             await vmm.kill()
             vmm.release()
             raise
         stages.done("vmm")
-        return self.link(record, vmm, [key.public])
+        link = self.link(vm.record, vmm, [key.public])
+        self.watch_helpers(vm, link, started)
+        return link
+
+    def watch_helpers(self, vm: Vm, link: GuestLink, processes: Processes) -> None:
+        """Notice from now on when a helper of a VM ends, and start it again."""
+        driver, directory = self.driver(vm.record), self._layout.vm(vm.record.id)
+        vm.helpers = Helpers(vm, link.vmm.process, driver, self._network, directory, processes, self._events)
 
     def link(self, record: VmRecord, vmm: Vmm, keys: Sequence[str]) -> GuestLink:
         agent_socket = self.driver(record).agent_socket(self._layout.vm(record.id))
@@ -315,6 +325,10 @@ class Lifecycle:
         if vm.watcher is not None:
             vm.watcher.cancel()
             vm.watcher = None
+        if vm.helpers is not None:
+            await vm.helpers.close()
+            vm.helpers = None
+        vm.warnings.clear()
         await link.close()
         if kill:
             await link.vmm.kill()
@@ -485,6 +499,8 @@ class Lifecycle:
             if vm.watcher is not None:
                 vm.watcher.cancel()
                 await asyncio.gather(vm.watcher, return_exceptions=True)
+            if vm.helpers is not None:
+                await vm.helpers.close()
             if vm.link is not None:
                 await vm.link.close()
                 vm.link.vmm.release()
@@ -511,13 +527,16 @@ def _why(error: BaseException) -> str:
     return error.message if isinstance(error, BangerError) else "the start was cancelled"
 
 
-def _start_recorder(directory: Path, console: socket.socket, log: socket.socket) -> Watched:
-    for name in ("console.log", "console.log.1", "main.log", "main.log.1"):
-        (directory / name).unlink(missing_ok=True)
-    with open(directory / "recorder.log", "wb") as messages, bind_unix(directory / recorder.CONSOLE_SOCKET) as listener:
-        inherited = [console.fileno(), log.fileno(), listener.fileno()]
-        argv = [sys.executable, "-I", "-S", recorder.__file__, str(directory), *map(str, inherited)]
-        return spawn(argv, inherited, messages.fileno())
+@contextlib.contextmanager
+def _killed_on_failure() -> Iterator[list[Watched]]:
+    """Processes that end at once when the block fails; they would by themselves, but only a moment later."""
+    processes: list[Watched] = []
+    try:
+        yield processes
+    except BaseException:
+        for process in processes:
+            process.signal(signal.SIGKILL)
+        raise
 
 
 def _remove_directory(directory: Path) -> None:

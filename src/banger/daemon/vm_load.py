@@ -11,7 +11,7 @@ from banger.api.errors import BangerError
 from banger.daemon import vm_disk
 from banger.paths import Layout
 from banger.store.database import Row, Store
-from banger.store.records import BROKEN, CREATING, INTENTS, VmRecord, broken_record
+from banger.store.records import BROKEN, CREATING, INTENTS, REMOVING, VmRecord, broken_record
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def _is_vm(path: Path) -> bool:
 def _known(row: Row, directory: Path | None, store: Store) -> VmRecord | None:
     """The record of a VM that is in the database; None when it is gone."""
     if directory is None:
-        if row.record is None or row.record.state != CREATING:
+        if row.record is None or row.record.state not in (CREATING, REMOVING):
             _log.warning("the directory of the VM %r is gone, so it is forgotten", row.name)
         store.delete_vm(row.id)
         return None

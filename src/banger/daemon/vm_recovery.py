@@ -31,6 +31,7 @@ from banger.store.records import (
     VmRecord,
     broken_record,
 )
+from banger.vmm.driver import Processes
 
 _log = logging.getLogger(__name__)
 # What is said of a VM without a VMM, by the state that was written down last.
@@ -67,16 +68,17 @@ class Recovery:
         """Bring a VM to a state that is true: finish or undo what the last daemon was about to do."""
         directory = self._layout.vm(vm.record.id)
         system.sweep_staging(directory)
-        process = self._find_vmm(vm, directory)
+        processes = vm_disk.read_processes(directory) or self._find_stray(vm, directory)
+        process = None if processes is None else Watched.find(processes.vmm)
         reason = _REASONS.get(vm.state, vm.record.reason)
-        if process is not None and vm.state in (RUNNING, STOPPING) and not vm.record.attached:
+        if processes is not None and process is not None and vm.state in (RUNNING, STOPPING) and not vm.record.attached:
             try:
                 vmm = await self._lifecycle.driver(vm.record).adopt(directory, process)
             except (OSError, BangerError) as error:
                 _log.warning("cannot control the VMM of %s, killing it: %s", vm.name, error)
                 reason = f"killed, since it could not be taken over: {error}"
             else:
-                self._take_over(vm, self._lifecycle.link(vm.record, vmm, keys))
+                self._take_over(vm, self._lifecycle.link(vm.record, vmm, keys), processes)
                 return
         if process is not None:
             process.signal(9)
@@ -96,17 +98,16 @@ class Recovery:
         with despite_full_disk():
             self._lifecycle.put(vm, state=state, reason=reason)
 
-    def _find_vmm(self, vm: Vm, directory: Path) -> Watched | None:
-        """The process that runs a VM, also when the last daemon ended before it had written it down."""
-        processes = vm_disk.read_processes(directory)
-        driver = self._lifecycle.driver(vm.record)
-        identity = driver.find_stray(directory) if processes is None else processes.vmm
-        return None if identity is None else Watched.find(identity)
+    def _find_stray(self, vm: Vm, directory: Path) -> Processes | None:
+        """The VMM of a VM that the last daemon had not written down yet when it ended."""
+        identity = self._lifecycle.driver(vm.record).find_stray(directory)
+        return None if identity is None else Processes(identity, [])
 
-    def _take_over(self, vm: Vm, link: GuestLink) -> None:
+    def _take_over(self, vm: Vm, link: GuestLink, processes: Processes) -> None:
         vm.link = link
+        self._lifecycle.watch_helpers(vm, link, processes)
         if vm.state == STOPPING:
-            vm.warnings.append("the daemon ended while it stopped this VM: stop it again")
+            vm.warnings["stop"] = "the daemon ended while it stopped this VM: stop it again"
             vm.record = dataclasses.replace(vm.record, wanted=True)
             with despite_full_disk():
                 self._lifecycle.put(vm, state=RUNNING, reason="")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 
 from banger import hostpackages
@@ -18,20 +17,11 @@ _READY_SECONDS = 10.0
 _LOG_SIZE = 256 << 10  # bytes: a guest can make passt complain about it without end
 
 
-@dataclass(frozen=True)
-class UserNetwork:
-    """A running passt and the descriptor that the VMM's NIC is connected to (to be closed once it is handed over)."""
-
-    process: Watched
-    descriptor: int
-
-
-async def start(log: Path, uid: int) -> UserNetwork:
-    """Start passt for one NIC and wait until it is ready."""
+async def start(log: Path, uid: int, end: socket.socket) -> Watched:
+    """Start passt for the NIC at the other end of a connected stream, and wait until it is ready."""
     program = hostpackages.find_command("passt")
     if program is None:
         raise missing_tool("passt")
-    ours, theirs = socket.socketpair()
     ready, ready_writer = os.pipe()
     if uid >= 0:
         os.fchown(ready_writer, uid, uid)  # passt opens its pid file, this pipe, by name
@@ -41,7 +31,7 @@ async def start(log: Path, uid: int) -> UserNetwork:
         "--foreground",
         "--quiet",
         "--stderr",
-        "--fd", str(theirs.fileno()),
+        "--fd", str(end.fileno()),
         "--pid", f"/proc/self/fd/{ready_writer}",
         "--no-map-gw",
         "--address", GUEST_ADDRESS,
@@ -51,7 +41,7 @@ async def start(log: Path, uid: int) -> UserNetwork:
     ]  # fmt: skip
     try:
         with open(log, "wb") as messages:
-            process = spawn(argv, [theirs.fileno(), ready_writer], messages.fileno(), uid)
+            process = spawn(argv, [end.fileno(), ready_writer], messages.fileno(), uid)
         os.close(ready_writer)
         ready_writer = -1
         loop = asyncio.get_running_loop()
@@ -60,9 +50,12 @@ async def start(log: Path, uid: int) -> UserNetwork:
         try:
             async with asyncio.timeout(_READY_SECONDS):
                 if await started:
-                    return UserNetwork(process, ours.detach())
+                    return process
         except TimeoutError:
             process.signal(9)
+        except BaseException:
+            process.signal(9)
+            raise
         finally:
             loop.remove_reader(ready)
         await process.ended.wait()
@@ -73,8 +66,6 @@ async def start(log: Path, uid: int) -> UserNetwork:
             hint="run the VM with --net none, or look at 'banger doctor'",
         )
     finally:
-        ours.close()
-        theirs.close()
         os.close(ready)
         if ready_writer >= 0:
             os.close(ready_writer)

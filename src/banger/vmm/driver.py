@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,24 @@ from banger.vmm.machine import Disk, Forward, Machine
 
 POWERED_OFF = "the guest powered off"  # the `stop_reason` that is no failure
 
+# The streams between a VMM and its helpers.
+NETWORK, CONSOLE, LOG = "network", "console", "log"
+
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a running VM, kept in `vmm.json` of its directory; `helpers` end by themselves with the VMM."""
+    """The processes of a running VM, kept in `vmm.json` of its directory; `helpers` end by themselves with the VMM.
+
+    `network` and `recorder` are those of the helpers that are started again when they end. Pids mean something in one
+    `boot` of the host alone.
+    """
 
     vmm: ProcessId
     helpers: list[ProcessId]
+    # what older records lack
+    network: ProcessId | None = None
+    recorder: ProcessId | None = None
+    boot: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,12 @@ class Driver(Protocol):
 
     def reason_unusable(self) -> str:
         """Why this driver cannot work on this host, '' when it can."""
+
+    def plug(self, directory: Path, stream: str) -> tuple[socket.socket, socket.socket]:
+        """Both ends of one of the streams: the VMM's, for its Wiring, and its helper's."""
+
+    def plug_again(self, directory: Path, stream: str) -> socket.socket:
+        """Another end for the next helper; raises OSError when this VMM cannot go on with one."""
 
     async def launch(self, machine: Machine, directory: Path, wiring: Wiring) -> Vmm:
         """Start a VMM for a machine in its own process group; it outlives the daemon."""

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from banger.api.errors import BangerError, Code
 from banger.guest.protocol import AGENT_PORT, LOG_PORT
 from banger.net import publish
 from banger.process import ProcessId, Watched, find_by_arguments, spawn
-from banger.system import bind_unix
+from banger.system import bind_unix, connect_unix
 from banger.vmm import cgroups, detect
 from banger.vmm.confinement import Confinement, confine
-from banger.vmm.driver import POWERED_OFF, Wiring
+from banger.vmm.driver import CONSOLE, LOG, NETWORK, POWERED_OFF, Wiring
 from banger.vmm.machine import Disk, Forward, Machine, Nic
 from banger.vmm.qmp import Qmp
 
@@ -30,6 +31,8 @@ _SLOT_RNG, _SLOT_BALLOON, _SLOT_SERIAL, _SLOT_PANIC = 2, 3, 4, 5
 FIRST_FREE_SLOT = 8
 
 QMP_SOCKET, AGENT_SOCKET = "qmp.sock", "agent.sock"
+# QEMU listens, and so takes the next helper when one has ended.
+_STREAMS = {NETWORK: "network.sock", CONSOLE: "serial.sock", LOG: "output.sock"}
 
 _TSC = "tsc=reliable no_timer_check"
 _QUIET = "quiet loglevel=3 panic=-1 mitigations=off nokaslr"
@@ -93,7 +96,7 @@ def command_line(
         "-append", machine.command_line,
         "-chardev", f"socket,id=qmp,fd={qmp},server=on,wait=off",
         "-mon", "chardev=qmp,mode=control",
-        "-chardev", f"socket,id=console,fd={wiring.console}",
+        "-chardev", f"socket,id=console,fd={wiring.console},server=on,wait=on",
         "-serial", "chardev:console",
         "-object", "rng-random,id=rng0,filename=/dev/urandom",
         "-device", f"virtio-rng-pci,rng=rng0,addr={_SLOT_RNG}",
@@ -101,7 +104,7 @@ def command_line(
         "-device", f"virtio-serial-pci,id=serial0,max_ports=8,addr={_SLOT_SERIAL}",
         "-chardev", f"socket,id=agent,fd={agent},server=on,wait=off",
         "-device", f"virtserialport,bus=serial0.0,nr=1,chardev=agent,name={AGENT_PORT}",
-        "-chardev", f"socket,id=log,fd={wiring.log}",
+        "-chardev", f"socket,id=log,fd={wiring.log},server=on,wait=on",
         "-device", f"virtserialport,bus=serial0.0,nr=2,chardev=log,name={LOG_PORT}",
         "-device", f"pvpanic-pci,addr={_SLOT_PANIC}",
     ]  # fmt: skip
@@ -113,7 +116,7 @@ def command_line(
         if nic.network == "publish":
             argv += ["-netdev", _publish_netdev(machine, nic)]
         else:
-            argv += ["-netdev", f"stream,id={nic.id},addr.type=fd,addr.str={wiring.network}"]
+            argv += ["-netdev", f"stream,id={nic.id},server=on,addr.type=fd,addr.str={wiring.network}"]
         argv += ["-device", f"virtio-net-pci,netdev={nic.id},mac={nic.mac},addr={nic.slot:x},romfile="]
     return argv
 
@@ -258,7 +261,7 @@ class QemuDriver:
     """Starts and adopts QEMU processes."""
 
     name = "qemu"
-    sockets: tuple[str, ...] = (QMP_SOCKET, AGENT_SOCKET)
+    sockets: tuple[str, ...] = (QMP_SOCKET, AGENT_SOCKET, *_STREAMS.values())
 
     def reason_unusable(self) -> str:
         program = detect.emulator(detect.host_arch())
@@ -272,6 +275,17 @@ class QemuDriver:
         if not (directory / QMP_SOCKET).exists():
             return None
         return find_by_arguments("-name", directory.name, "-nodefaults")
+
+    def plug(self, directory: Path, stream: str) -> tuple[socket.socket, socket.socket]:
+        listener = bind_unix(directory / _STREAMS[stream])
+        try:
+            return listener, connect_unix(directory / _STREAMS[stream])
+        except OSError:
+            listener.close()
+            raise
+
+    def plug_again(self, directory: Path, stream: str) -> socket.socket:
+        return connect_unix(directory / _STREAMS[stream])
 
     async def launch(self, machine: Machine, directory: Path, wiring: Wiring) -> QemuVmm:
         with contextlib.ExitStack() as stack:
@@ -299,7 +313,8 @@ class QemuDriver:
             await vmm.kill()
             if not isinstance(error, BangerError | OSError):
                 raise
-            tail = (directory / "vmm.log").read_text(errors="replace").strip().splitlines()[-3:]
+            said = (directory / "vmm.log").read_text(errors="replace").strip().splitlines()
+            tail = [line for line in said if ": info: " not in line][-3:]
             raise BangerError(
                 Code.UNSUPPORTED,
                 f"QEMU did not start: {' / '.join(tail) or error}",

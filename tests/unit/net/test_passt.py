@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,10 @@ def _open_files(pid: int) -> set[str]:
 def test_runs_until_the_vmm_closes_its_end(tmp_path: Path) -> None:
     async def test() -> None:
         async with asyncio.timeout(TIMEOUT):
-            network = await passt.start(tmp_path / "passt.log", UID)
-            pid = network.process.identity.pid
+            ours, theirs = socket.socketpair()
+            with theirs:
+                process = await passt.start(tmp_path / "passt.log", UID, theirs)
+            pid = process.identity.pid
             status = Path(f"/proc/{pid}/status").read_text()
             if UID >= 0:
                 assert f"Uid:\t{UID}\t{UID}" in status
@@ -44,8 +47,8 @@ def test_runs_until_the_vmm_closes_its_end(tmp_path: Path) -> None:
                 if line.split()[3] == "0A"
             ]
             assert not sockets & {f"socket:[{inode}]" for inode in listening}
-            os.close(network.descriptor)
-            await network.process.ended.wait()
+            ours.close()
+            await process.ended.wait()
 
     before = set(Path("/proc/self/fd").iterdir())
     asyncio.run(test())
@@ -62,7 +65,9 @@ def test_failure_quotes_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 async def _start(directory: Path) -> None:
-    await passt.start(directory / "passt.log", UID)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        await passt.start(directory / "passt.log", UID, theirs)
 
 
 def test_missing_passt_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

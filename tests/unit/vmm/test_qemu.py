@@ -18,7 +18,7 @@ from banger.api.errors import BangerError, Code
 from banger.process import Watched, identify
 from banger.vmm import cgroups, confined, qemu
 from banger.vmm.detect import emulator, host_arch
-from banger.vmm.driver import Wiring
+from banger.vmm.driver import CONSOLE, LOG, NETWORK, Wiring
 from banger.vmm.machine import Disk, Forward, Machine, Nic
 
 TIMEOUT = 60.0
@@ -114,10 +114,11 @@ def test_command_line_hands_disks_over_as_descriptors() -> None:
 
 async def launched(directory: Path, wanted: Machine) -> tuple[qemu.QemuVmm, list[socket.socket]]:
     """A VMM, and our ends of its network, console and log."""
-    ours, theirs = zip(*(socket.socketpair() for _ in range(3)), strict=True)
+    driver = qemu.QemuDriver()
+    theirs, ours = zip(*(driver.plug(directory, stream) for stream in (NETWORK, CONSOLE, LOG)), strict=True)
     try:
         wiring = Wiring(*(end.fileno() for end in theirs))
-        return await qemu.QemuDriver().launch(wanted, directory, wiring), list(ours)
+        return await driver.launch(wanted, directory, wiring), list(ours)
     finally:
         for end in theirs:
             end.close()
