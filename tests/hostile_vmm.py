@@ -57,7 +57,8 @@ def spawn_hostile(argv, inherited, log, *rest):
     vm = argv[argv.index("-name") + 1]
     behaviour = (Path(os.environ["BANGER_TEST_BEHAVIOURS"]) / vm).read_text()
     script, agent = os.environ["BANGER_TEST_VMM"], os.environ["BANGER_TEST_AGENT"]
-    return spawn([sys.executable, script, *fds, behaviour, agent], inherited, log)
+    variables = [f"{name}={os.environ[name]}" for name in ("PYTHONPATH", "BANGER_TEST_TREE") if name in os.environ]
+    return spawn(["env", *variables, sys.executable, script, *fds, behaviour, agent], inherited, log)
 
 qemu.spawn = spawn_hostile
 """

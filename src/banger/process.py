@@ -13,6 +13,9 @@ from pathlib import Path
 
 from banger.job import missing_tool
 
+# where programs are, and whose process it is; the others may hold secrets, and guests may take over what runs for them
+KEPT_VARIABLES = ("PATH", "XDG_STATE_HOME")
+
 
 @dataclass(frozen=True)
 class ProcessId:
@@ -104,8 +107,8 @@ class Watched:
 def spawn(argv: Sequence[str], inherited: Sequence[int], log: int, uid: int = -1) -> Watched:
     """Start a process in its own session that writes its messages to the descriptor `log`.
 
-    It inherits the given descriptors only, and runs as `uid` unless that is -1: the uid is dropped before exec, so the
-    program never runs as root. Raises BangerError(MISSING_TOOL).
+    It inherits the given descriptors and KEPT_VARIABLES only, and runs as `uid` unless that is -1: the uid is dropped
+    before exec, so the program never runs as root. Raises BangerError(MISSING_TOOL).
     """
     drop = uid >= 0
     try:
@@ -117,6 +120,7 @@ def spawn(argv: Sequence[str], inherited: Sequence[int], log: int, uid: int = -1
             cwd="/",
             pass_fds=inherited,
             start_new_session=True,
+            env={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ},
             restore_signals=False,  # Python ignores SIGXFSZ, and so does the child: a limit on files must not end it
             user=uid if drop else None,
             group=uid if drop else None,

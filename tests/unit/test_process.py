@@ -131,6 +131,19 @@ def test_drops_user_and_groups_before_exec(tmp_path: Path) -> None:
     assert look(tmp_path, [], 0x70000001).endswith(f"{0x70000001} {0x70000001} []")
 
 
+def test_inherits_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "secret")
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+
+    async def test() -> None:
+        with open(tmp_path / "log", "wb") as log:
+            await spawn(["env"], [], log.fileno()).ended.wait()
+
+    run(test())
+    said = (tmp_path / "log").read_text().splitlines()
+    assert sorted(line.partition("=")[0] for line in said) == ["PATH", "XDG_STATE_HOME"]
+
+
 def test_missing_program_is_named(tmp_path: Path) -> None:
     async def test() -> None:
         with open(tmp_path / "log", "wb") as log, pytest.raises(BangerError, match="'no-such-vmm'") as caught:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -27,7 +28,7 @@ def _open_files(pid: int) -> set[str]:
     return found
 
 
-def test_runs_until_the_vmm_closes_its_end(tmp_path: Path) -> None:
+def test_runs_confined_until_the_vmm_closes_its_end(tmp_path: Path) -> None:
     async def test() -> None:
         async with asyncio.timeout(TIMEOUT):
             ours, theirs = socket.socketpair()
@@ -38,6 +39,13 @@ def test_runs_until_the_vmm_closes_its_end(tmp_path: Path) -> None:
             if UID >= 0:
                 assert f"Uid:\t{UID}\t{UID}" in status
             assert "CapEff:\t0000000000000000" in status
+            assert "Seccomp:\t2" in status
+            assert "NoNewPrivs:\t1" in status
+            if os.getuid() == 0:  # others may not look: it is in a user namespace of its own
+                assert list(Path(f"/proc/{pid}/root").iterdir()) == []
+            limits = Path(f"/proc/{pid}/limits").read_text()
+            assert re.search(r"^Max file size +262144 +262144 ", limits, re.MULTILINE)
+            assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
             # it listens nowhere: published ports do not go through it
             sockets = _open_files(pid)
             listening = [
