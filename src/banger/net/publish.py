@@ -1,8 +1,9 @@
 """Published ports: TCP ports of the host that lead into a guest.
 
-They go through a second NIC on QEMU's user network in its restricted mode, which carries these connections alone and
-lets the guest open none. passt could forward ports itself, but the version in Debian 12 acknowledges the guest's
-SYN,ACK only once the client has sent data, so every protocol in which the server speaks first would hang.
+They go through a second NIC, which carries these connections alone and lets the guest open none: on QEMU's user network
+in its restricted mode, or with a helper of ours behind it (tap_helper.py). passt could forward ports itself, but the
+version in Debian 12 acknowledges the guest's SYN,ACK only once the client has sent data, so every protocol in which the
+server speaks first would hang.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Container, Sequence
 
 from banger.api.errors import BangerError, Code
 from banger.api.models import PublishedPort
+from banger.vmm.machine import Forward
 
 LOOPBACK = "127.0.0.1"
 NETWORK, GUEST_ADDRESS, PREFIX = "10.0.3.0/24", "10.0.3.15", 24
@@ -60,9 +62,26 @@ def check_ports_free(ports: Sequence[PublishedPort]) -> None:
             try:
                 probe.bind((port.address, port.host_port))
             except OSError as error:
-                why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
-                raise BangerError(
-                    Code.EXHAUSTED,
-                    f"port {port.host_port} on {port.address} {why}",
-                    hint=f"publish another one, such as -p {port.host_port % 50000 + 10000}:{port.guest_port}",
-                ) from error
+                raise _unavailable(port, error) from error
+
+
+def listen(forward: Forward) -> socket.socket:
+    """A socket that listens at the host's side of a published port. Raises BangerError(EXHAUSTED)."""
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((forward.address, forward.host_port))
+        listening.listen(128)
+    except OSError as error:
+        listening.close()
+        raise _unavailable(PublishedPort(forward.address, forward.host_port, forward.guest_port), error) from error
+    return listening
+
+
+def _unavailable(port: PublishedPort, error: OSError) -> BangerError:
+    why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+    return BangerError(
+        Code.EXHAUSTED,
+        f"port {port.host_port} on {port.address} {why}",
+        hint=f"publish another one, such as -p {port.host_port % 50000 + 10000}:{port.guest_port}",
+    )
