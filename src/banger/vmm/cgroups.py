@@ -50,6 +50,20 @@ class Cgroup:
         """What is limited here, of memory, pids and cpu."""
         return tuple(name for name in _LIMITS if name in self.directories)
 
+    def jailer_arguments(self) -> list[str]:
+        """What makes Firecracker's jailer put its process in here before it runs anything."""
+        if self.version == 2:
+            return ["--cgroup-version", "2", "--parent-cgroup", f"{PARENT}/{self.vm_id}"]
+        argv = ["--cgroup-version", "1", "--parent-cgroup", PARENT]
+        for controller, name in (
+            ("memory", "memory.limit_in_bytes"),
+            ("pids", "pids.max"),
+            ("cpu", "cpu.cfs_quota_us"),
+        ):
+            if directory := self.directories.get(controller):
+                argv += ["--cgroup", f"{name}={(directory / name).read_text().strip()}"]
+        return argv
+
     def attach(self, pid: int) -> bool:
         """Put a process and all its threads into the group; False when that is not permitted or it has ended."""
         try:
