@@ -305,9 +305,10 @@ def qmp_nonsense(stream: socket.socket) -> None:
 
 
 def logs(console: socket.socket, log: socket.socket) -> None:
-    """Pour into both."""
-    threading.Thread(target=_pour, args=(console, b"\x1b[2J" * 10_000), daemon=True).start()
-    _pour(log, (struct.pack("<I", 1 | 30_000 << 8) + bytes(30_000)) * 2 + b"\xff" * 1000)
+    """Pour into both, to the recorder that connects."""
+    screen, output = console.accept()[0], log.accept()[0]
+    threading.Thread(target=_pour, args=(screen, b"\x1b[2J" * 10_000), daemon=True).start()
+    _pour(output, (struct.pack("<I", 1 | 30_000 << 8) + bytes(30_000)) * 2 + b"\xff" * 1000)
 
 
 def _pour(stream: socket.socket, data: bytes) -> None:

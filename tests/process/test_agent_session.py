@@ -244,6 +244,27 @@ async def test_a_guest_that_asks_and_never_reads_is_dropped(pair: tuple[AgentSes
     assert session.reason == "the guest has stopped reading"
 
 
+async def test_others_have_their_turn_while_a_guest_sends_tiny_frames(pair: tuple[AgentSession, FakeAgent]) -> None:
+    """However many arrive in one read; and the order of all is kept."""
+    session, fake = pair
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    calling = asyncio.create_task(session.call(OpenKind.HEALTH))
+    number = (await fake.expect(FrameType.OPEN)).channel
+    working = asyncio.create_task(others())
+    tiny = encode_frame(FrameType.WINDOW, 77, bytes(4))
+    await fake.send(tiny * 20_000, encode_frame(FrameType.REPLY, number))
+    await calling
+    working.cancel()
+    assert turns > 20_000 / 100
+
+
 async def test_credit_is_granted_as_the_consumer_takes(pair: tuple[AgentSession, FakeAgent]) -> None:
     session, fake = pair
     channel, number = await _opened(session, fake)

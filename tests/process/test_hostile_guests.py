@@ -22,7 +22,7 @@ from tests.daemons import TIMEOUT, DaemonProcess, running_daemon
 from tests.tiny import tiny_entries
 
 MEMORY = 48 << 20  # bytes by which the daemon may grow, whatever a guest does: buffers of some connections
-SECONDS = 2.0  # that a guest may do its worst for
+SECONDS = 1.0  # that a guest may do its worst for
 STARTS = {"silent", "zeros", "false_hellos"}  # of these the start fails
 
 
@@ -86,7 +86,7 @@ class Hostile:
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
     directory = tmp_path_factory.mktemp("hostile")
     variables = hostile_vmm.variables(directory) | {"BANGER_TEST_TREE": str(directory / "tree.tar")}
-    config = "boot_timeout = 3\nreserve_memory = 0\n"
+    config = "boot_timeout = 2\nreserve_memory = 0\n"
     entries = tiny_entries(tmp_path_factory)
     with running_daemon(directory / "daemon", entries=entries, config=config, variables=variables) as daemon:
         running = Hostile(daemon)
@@ -168,8 +168,8 @@ def test_a_guest_cannot_make_the_daemon_reconnect_without_end(hostile: Hostile) 
     """One whose connections all break at once is asked again ever more rarely, and at no one's cost."""
     with hostile.started("broken_at_once"):
         before = cpu_seconds(hostile.daemon.pid)
-        time.sleep(SECONDS)  # nothing to wait for: what is measured is that nothing happens
-        assert cpu_seconds(hostile.daemon.pid) - before < SECONDS / 4
+        time.sleep(2 * SECONDS)  # nothing to wait for: what is measured is that nothing happens
+        assert cpu_seconds(hostile.daemon.pid) - before < SECONDS / 2
 
 
 def cpu_seconds(pid: int) -> float:
