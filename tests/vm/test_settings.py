@@ -20,6 +20,7 @@ socket(S, PF_INET, SOCK_STREAM, 0); setsockopt(S, SOL_SOCKET, SO_REUSEADDR, 1);
 bind(S, sockaddr_in(7, INADDR_ANY)) or die; listen(S, 5);
 while (accept(C, S)) { syswrite(C, "here"); close(C); }
 """
+KEEPER = SERVER.replace("close(C);", "sysread(C, $ignored, 1);")
 
 
 def kinds(host: Host, name: str) -> list[str]:
@@ -124,10 +125,14 @@ def test_restart_policies(host: Host) -> None:
 
 
 def test_a_vm_that_nobody_touches_stops(host: Host) -> None:
-    host.ok("vm", "run", "-d", "--name", "idle", "--restart", "always", "--auto-stop", "4s", "--", "sleep", "infinity")
-    # a session keeps it up for longer than that
+    port = free_port()
+    create = ("vm", "run", "-d", "--name", "idle", "--restart", "always", "--auto-stop", "4s", "-p", f"{port}:7")
+    host.ok(*create, "--", "perl", "-e", KEEPER)
+    # a session keeps it up for longer than that, and so does a connection
     host.ok("vm", "exec", "idle", "--", "sleep", "6")
-    assert host.vm("idle").state == "running"
+    with socket.create_connection(("127.0.0.1", port), TIMEOUT) as connection:
+        assert connection.recv(100) == b"here"
+        assert "not stopped within the time given" in host.fails(124, "vm", "wait", "idle", "--timeout", "8s")
     assert host.ok("vm", "wait", "idle", "--json")
     vm = host.vm("idle")
     assert (vm.state, vm.reason) == ("stopped", "untouched for 4s")

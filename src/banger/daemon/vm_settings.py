@@ -22,7 +22,6 @@ from banger.disk.ext4 import check_size
 from banger.net.publish import check_ports_free
 from banger.paths import Layout
 from banger.store.records import VmRecord
-from banger.system import human_size
 
 _log = logging.getLogger(__name__)
 _DISKS = {"disk": vm_plan.OVERLAY, "home": vm_plan.HOME}  # by the name of the setting
@@ -149,7 +148,7 @@ def _larger(name: str, request: m.VmSet, directory: Path) -> dict[str, int]:
         if size and size < now:
             raise BangerError(
                 Code.INVALID,
-                f"the {setting} of {name!r} has {human_size(now)} and cannot shrink to {human_size(size)}",
+                f"the {setting} of {name!r} has {now >> 20} MiB and cannot shrink to {size >> 20} MiB",
                 hint="create another VM with a smaller one, and copy what you need",
             )
         if size > now:

@@ -14,6 +14,7 @@ from banger.daemon.http import outcome
 from banger.daemon.vm import Stages, Vm
 from banger.daemon.vm_lifecycle import Lifecycle
 from banger.daemon.vm_table import VmTable
+from banger.net.connections import connected_ports
 
 _log = logging.getLogger(__name__)
 _STARTS_AT_ONCE = 4
@@ -116,7 +117,12 @@ class Supervisor:
         while True:
             left = min((vm.time_left for vm in self._table), default=_LONGEST_LOOK_AWAY)
             await asyncio.sleep(max(_SHORTEST_LOOK_AWAY, min(left, _LONGEST_LOOK_AWAY)))
-            for vm in self._table:
+            limited = [vm for vm in self._table if vm.record.auto_stop]
+            # clients of published ports go past the daemon
+            connected = connected_ports() if any(vm.record.ports for vm in limited) else set()
+            for vm in limited:
+                if any(port.host_port in connected for port in vm.record.ports):
+                    vm.touch()
                 if vm.left_alone and not vm.lock.locked():
                     self._lifecycle.spawn(self._stop(vm))
 
