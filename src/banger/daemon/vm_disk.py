@@ -131,21 +131,15 @@ def read_record(directory: Path) -> VmRecord:
 
 def write_record(directory: Path, record: VmRecord) -> None:
     """Replace the record in a VM's directory."""
-    system.write_file_atomically(directory / RECORD, _text(record))
+    system.write_file_atomically(directory / RECORD, json.dumps(encode(record), indent=1).encode())
 
 
-def mend_record(directory: Path, record: VmRecord) -> None:
-    """Write the record in a VM's directory unless it says the same."""
+def says(directory: Path, text: str) -> bool:
+    """Whether the record in a VM's directory is that of a row of the database, in JSON."""
     try:
-        if (directory / RECORD).read_bytes() == _text(record):
-            return
-    except FileNotFoundError:
-        pass
-    write_record(directory, record)
-
-
-def _text(record: VmRecord) -> bytes:
-    return json.dumps(encode(record), indent=1).encode()
+        return bool(json.loads((directory / RECORD).read_bytes()) == json.loads(text))
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def write_processes(directory: Path, processes: Processes) -> None:

@@ -468,9 +468,13 @@ class Lifecycle:
     def sweep(self, vm: Vm) -> None:
         """Remove what a VMM that has ended leaves: in the directory of its VM, and its control group."""
         directory = self._layout.vm(vm.record.id)
-        for name in (vm_disk.PROCESSES, recorder.CONSOLE_SOCKET, *self.driver(vm.record).sockets):
+        for name in self.traces(vm):
             (directory / name).unlink(missing_ok=True)
         cgroups.remove(vm.record.id)
+
+    def traces(self, vm: Vm) -> tuple[str, ...]:
+        """What the directory of a VM holds only while it runs."""
+        return (vm_disk.PROCESSES, recorder.CONSOLE_SOCKET, *self.driver(vm.record).sockets)
 
     def put(self, vm: Vm, *, state: str, reason: str, started_at: str | None = None) -> None:
         """Change a VM's state and write it down; one that has ended takes up what was set while it ran."""

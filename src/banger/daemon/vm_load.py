@@ -52,8 +52,9 @@ def _known(row: Row, directory: Path | None, store: Store) -> VmRecord | None:
         # the directory appears whole, with a record that says so
         return _from_directory(directory, store, row.name, "")
     try:
-        if row.record.state not in INTENTS:  # of which directories know nothing
-            vm_disk.mend_record(directory, row.record)
+        # of intents directories know nothing
+        if row.record.state not in INTENTS and not vm_disk.says(directory, row.text):
+            vm_disk.write_record(directory, row.record)
     except OSError as error:
         _log.warning("the record of the VM %r cannot be written to its directory: %s", row.name, error)
     return row.record

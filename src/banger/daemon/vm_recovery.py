@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,6 +68,8 @@ class Recovery:
     async def _settle(self, vm: Vm, keys: Sequence[str]) -> None:
         """Bring a VM to a state that is true: finish or undo what the last daemon was about to do."""
         directory = self._layout.vm(vm.record.id)
+        if self._is_settled(vm, directory):
+            return
         system.sweep_staging(directory)
         processes = vm_disk.read_processes(directory) or self._find_stray(vm, directory)
         process = None if processes is None else Watched.find(processes.vmm)
@@ -92,6 +95,14 @@ class Recovery:
         elif vm.state in (RUNNING, STOPPING):
             vm.record = dataclasses.replace(vm.record, failed=vm.state == RUNNING or bool(vm.record.status))
             self._settled(vm, STOPPED, reason)
+
+    def _is_settled(self, vm: Vm, directory: Path) -> bool:
+        """Whether nothing was under way and nothing is left, by one look at the directory: so it is with most."""
+        if vm.state not in (CREATED, STOPPED) or vm.record.attached or vm.record.auto_remove:
+            return False
+        left = self._lifecycle.traces(vm)
+        with os.scandir(directory) as entries:
+            return not any(entry.name in left or entry.name.startswith(system.STAGING_PREFIX) for entry in entries)
 
     def _settled(self, vm: Vm, state: str, reason: str) -> None:
         _log.warning("the VM %r is %s: %s", vm.name, state, reason)

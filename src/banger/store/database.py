@@ -42,10 +42,11 @@ _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 @dataclass(frozen=True)
 class Row:
-    """A VM in the database; `record` is None when it cannot be decoded, and `error` says why."""
+    """A VM in the database: its record in JSON, and decoded, unless that fails; then `error` says why."""
 
     id: str
     name: str
+    text: str
     record: VmRecord | None
     error: str
 
@@ -201,10 +202,10 @@ def _row(vm_id: str, name: str, text: str) -> Row:
     try:
         record = decode(VmRecord, json.loads(text))
     except (ValueError, RecursionError) as error:
-        return Row(vm_id, name, None, str(error))
+        return Row(vm_id, name, text, None, str(error))
     if record.id != vm_id or record.name != name:
-        return Row(vm_id, name, None, f"it holds the record of {record.id} ({record.name!r})")
-    return Row(vm_id, name, record, "")
+        return Row(vm_id, name, text, None, f"it holds the record of {record.id} ({record.name!r})")
+    return Row(vm_id, name, text, record, "")
 
 
 def _unused(path: Path, name: str) -> Path:
