@@ -11,6 +11,7 @@ from pathlib import Path
 from banger.api.errors import BangerError, Code
 from banger.oci.reference import DOCKER_HUB, Registries, canonical_registry, is_registry, split_mirror
 
+_UIDS = 0xFFFFFFFF  # the last one means no user, chown(2)
 _TYPE_NAMES: dict[type, str] = {tuple: "list of strings", dict: "table"}
 
 
@@ -25,7 +26,8 @@ class Config:
     those on loopback always are; images without a registry are in the `default_registry`; `registry_mirrors` lists by
     registry the [http[s]://]host[:port][/prefix] that are asked before it. `ssh_key` is the private key that guests let
     in, '' for banger's own. `cache_size` is what the layers of pulled images may take. A new VM stops when
-    untouched for `auto_stop` seconds, 0 for never.
+    untouched for `auto_stop` seconds, 0 for never. As root, VMMs run as users (and groups) of their own: those of the
+    `vm_uids` from `first_vm_uid` on.
     """
 
     default_image: str = "debian-bookworm"
@@ -50,6 +52,8 @@ class Config:
     jailer: str = ""
     cpu_template: str = ""
     auto_stop: float = 0.0
+    first_vm_uid: int = 0x70000000  # far above what user databases and subuid ranges hand out
+    vm_uids: int = 1 << 20
 
     @property
     def registries(self) -> Registries:
@@ -92,6 +96,12 @@ def load(path: Path) -> Config:
         raise BangerError(Code.INVALID, f"{path}: accelerator must be auto, kvm or tcg, not {config.accelerator!r}")
     if config.vmm not in ("auto", "firecracker", "qemu"):
         raise BangerError(Code.INVALID, f"{path}: vmm must be auto, firecracker or qemu, not {config.vmm!r}")
+    if config.first_vm_uid == 0 or config.vm_uids == 0 or config.first_vm_uid + config.vm_uids > _UIDS:
+        raise BangerError(
+            Code.INVALID,
+            f"{path}: first_vm_uid {config.first_vm_uid} and vm_uids {config.vm_uids} are no range of users",
+            hint=f"say a first one above 0 and a number of them that ends below {_UIDS}, none of them anybody's",
+        )
     for key, registries in (
         ("default_registry", [config.default_registry]),
         ("insecure_registries", config.insecure_registries),

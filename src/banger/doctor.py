@@ -14,6 +14,7 @@ from banger.guest.binary import agent_binary
 from banger.hostpackages import Need, Purpose
 from banger.paths import Layout, ensure_runtime, user_layout
 from banger.system import human_size
+from banger.vmm import programs
 from banger.vmm.choice import choose
 from banger.vmm.confinement import what_is_missing
 from banger.vmm.detect import detect, group_of, host_arch
@@ -23,7 +24,7 @@ _PACKAGES_FIX = "install it: {}"
 
 def run_checks() -> list[Check]:
     """All checks, in the order in which they matter."""
-    checks = [_architecture(), _acceleration(), _vmm(), _agent()]
+    checks = [_architecture(), _acceleration(), _vmm(), *_jailer(), _agent()]
     checks += _packages()
     checks += [_network(), _confinement()]
     checks += _state(user_layout())
@@ -56,6 +57,21 @@ def _vmm() -> Check:
         return Check("VMM", "ok", f"{choice.driver}: {choice.reason}")
     except BangerError as error:
         return Check("VMM", "fail", error.message, error.hint)
+
+
+def _jailer() -> list[Check]:
+    """How Firecracker is kept in, where there is one."""
+    try:
+        settings = config.load(user_layout().config_file)
+        programs.firecracker(settings)
+    except BangerError:
+        return []  # told by the VMM's check where it matters
+    if os.geteuid() != 0:
+        return [Check("jailer", "ok", "without root Firecracker has no jailer, but its seccomp filters are on")]
+    try:
+        return [Check("jailer", "ok", str(programs.jailer(settings)))]
+    except BangerError as error:
+        return [Check("jailer", "warn", error.message, error.hint)]
 
 
 def _agent() -> Check:

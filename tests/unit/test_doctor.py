@@ -93,3 +93,29 @@ def test_what_vmms_cannot_be_kept_from_is_told(monkeypatch: pytest.MonkeyPatch) 
     checks = {check.name: check for check in doctor.run_checks()}
     assert checks["confinement"].status == "warn"
     assert "without limits on memory and processes" in checks["confinement"].message
+
+
+def test_the_jailer_is_told_of_where_firecracker_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def told() -> list[tuple[str, str]]:
+        return [(check.status, check.message) for check in doctor.run_checks() if check.name == "jailer"]
+
+    def install(name: str) -> None:
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {name.capitalize()} v1.12.1\n")
+        (tmp_path / name).chmod(0o755)
+
+    (tmp_path / "banger").mkdir(mode=0o700)
+    (tmp_path / "banger/config.toml").write_text(
+        f'firecracker = "{tmp_path}/firecracker"\njailer = "{tmp_path}/jailer"'
+    )
+    assert told() == []
+    install("firecracker")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert told() == [("ok", "without root Firecracker has no jailer, but its seccomp filters are on")]
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    assert told() == [("warn", f"{tmp_path}/jailer is not a program")]
+    install("jailer")
+    assert told() == [("ok", f"{tmp_path}/jailer 1.12.1")]

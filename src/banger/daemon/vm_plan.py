@@ -38,8 +38,6 @@ MAX_VCPU = 64
 _MAX_PUBLISHED = 100
 # directories that must not lie on overlayfs: container engines put overlays of their own there
 _VOLUMES = ("/var/lib/docker", "/var/lib/containers")
-_FIRST_UID = 0x70000000  # far above what user databases and subuid ranges hand out
-_UIDS = 1 << 20
 
 _HARDWARE = {QEMU: qemu.hardware}
 ROLES = {
@@ -167,7 +165,7 @@ def plan(
         disks=disks,
         nics=network.plan(request.net or "user", ports, qemu.FIRST_FREE_SLOT + len(disks)),
         forwards=[Forward(port.address, port.host_port, port.guest_port) for port in ports],
-        uid=_free_uid(taken_uids) if as_root else -1,
+        uid=free_uid(config, taken_uids) if as_root else -1,
     )
     return VmRecord(
         id=secrets.token_hex(6),
@@ -294,7 +292,15 @@ def _usual_vcpu(accelerator: str) -> int:
     return 1 if accelerator == "tcg" else min(2, os.cpu_count() or 1)
 
 
-def _free_uid(taken: Container[int]) -> int:
-    while (uid := _FIRST_UID + secrets.randbelow(_UIDS)) in taken:
-        pass
-    return uid
+def free_uid(config: Config, taken: Container[int]) -> int:
+    """A user of the configured range that no VM runs as. Raises BangerError(EXHAUSTED)."""
+    users = range(config.first_vm_uid, config.first_vm_uid + config.vm_uids)
+    begin = secrets.randbelow(len(users))  # not always the same, of which a file of an earlier VM may be left
+    for index in range(len(users)):
+        if (uid := users[(begin + index) % len(users)]) not in taken:
+            return uid
+    raise BangerError(
+        Code.EXHAUSTED,
+        f"all {len(users)} users from {config.first_vm_uid} on have a VM",
+        hint="remove VMs, or raise vm_uids in config.toml",
+    )

@@ -5,10 +5,11 @@ import os
 
 import pytest
 
-from banger.api.errors import BangerError
+from banger.api.errors import BangerError, Code
 from banger.api.models import VmCreate
+from banger.config import Config
 from banger.daemon import names
-from banger.daemon.vm_plan import check_size, environment, resolve_command
+from banger.daemon.vm_plan import check_size, environment, free_uid, resolve_command
 from banger.imagecat.manifest import ImageConfig, ImageManifest
 
 
@@ -87,3 +88,14 @@ def test_more_cpus_than_the_host_has(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BangerError, match="5 virtual CPUs: this host has 4") as caught:
         check_size(5, 0)
     assert caught.value.hint == "use 1 to 4"
+
+
+def test_each_vm_has_a_user_of_its_own_from_the_range() -> None:
+    config = Config(first_vm_uid=5000, vm_uids=3)
+    taken: set[int] = set()
+    for _ in range(3):
+        taken.add(free_uid(config, taken))
+    assert taken == {5000, 5001, 5002}
+    with pytest.raises(BangerError, match="all 3 users from 5000 on have a VM") as caught:
+        free_uid(config, taken)
+    assert caught.value.code is Code.EXHAUSTED
