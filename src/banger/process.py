@@ -104,20 +104,29 @@ class Watched:
         self.ended.set()
 
 
-def spawn(argv: Sequence[str], inherited: Sequence[int], log: int, uid: int = -1) -> Watched:
+def spawn(
+    argv: Sequence[str],
+    inherited: Sequence[int],
+    log: int,
+    uid: int = -1,
+    stdin: int = -1,
+    stdout: int = -1,
+    directory: str | Path = "/",
+) -> Watched:
     """Start a process in its own session that writes its messages to the descriptor `log`.
 
     It inherits the given descriptors and KEPT_VARIABLES only, and runs as `uid` unless that is -1: the uid is dropped
-    before exec, so the program never runs as root. Raises BangerError(MISSING_TOOL).
+    before exec, so the program never runs as root. Unless -1, `stdin` and `stdout` are what it reads and writes.
+    Raises BangerError(MISSING_TOOL).
     """
     drop = uid >= 0
     try:
         child = subprocess.Popen(
             argv,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdin=stdin if stdin >= 0 else subprocess.DEVNULL,
+            stdout=stdout if stdout >= 0 else log,
             stderr=log,
-            cwd="/",
+            cwd=directory,
             pass_fds=inherited,
             start_new_session=True,
             env={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ},

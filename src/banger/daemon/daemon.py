@@ -45,6 +45,7 @@ from banger.job import Job
 from banger.paths import Layout, ensure_runtime
 from banger.store.database import Store
 from banger.vmm.choice import choose
+from banger.vmm.firecracker import FirecrackerDriver
 from banger.vmm.qemu import QemuDriver
 
 _log = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ class Daemon:
         self._workers = Workers()
         self._store = Store(layout.database, lambda: kept_records(layout))
         publication = threading.Lock()
-        table, network, drivers = VmTable(), HostNetwork(), {driver.name: driver for driver in (QemuDriver(),)}
+        table, network = VmTable(), HostNetwork()
+        drivers = {driver.name: driver for driver in (QemuDriver(), FirecrackerDriver(config))}
         events = Events()
         self._kernels = KernelService(layout, config, self._workers, publication, table)
         self._images = ImageService(layout, config, self._workers, publication, table, self._kernels)

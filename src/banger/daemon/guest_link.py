@@ -7,9 +7,9 @@ import contextlib
 import dataclasses
 import logging
 import os
+import socket
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TypeVar
 
 from banger.api.errors import BangerError, Code
@@ -35,13 +35,15 @@ class GuestLink:
     def __init__(
         self,
         vmm: Vmm,
-        agent_socket: Path,
+        connect: Callable[[float], Awaitable[socket.socket]],
+        name: str,
         config: GuestConfig,
         boot_timeout: float,
         on_reboot: Callable[[], None] = lambda: None,
     ) -> None:
         self.vmm = vmm
-        self._socket = agent_socket
+        self._connect_agent = connect
+        self._name = name
         self._config = config
         self._boot_timeout = boot_timeout
         self._on_reboot = on_reboot
@@ -60,7 +62,9 @@ class GuestLink:
     async def _connect(self, stage: Callable[[str], None]) -> bool:
         """Whether the guest had just booted."""
         await self.vmm.set_reboot(False)
-        session = await AgentSession.connect(self._socket, self._boot_timeout)
+        begin = time.monotonic()
+        connection = await self._connect_agent(self._boot_timeout)
+        session = await AgentSession.connect(connection, max(1.0, self._boot_timeout + begin - time.monotonic()))
         try:
             agent = Agent(session, _CALL_SECONDS)
             stage("boot")
@@ -156,7 +160,7 @@ class GuestLink:
                     if not self.vmm.process.alive:
                         return
                     if not told:  # once: a hostile guest could fill the log
-                        _log.warning("%s: %s", self._socket.parent.name, error)
+                        _log.warning("%s: %s", self._name, error)
                     told = True
                     await asyncio.sleep(1)  # the guest is up but its agent is not: nothing tells when it will be
 

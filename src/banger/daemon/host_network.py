@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import shutil
-import socket
 from pathlib import Path
 
 from banger.api.errors import BangerError, Code
@@ -41,7 +40,7 @@ class HostNetwork:
         """Raise when a port that a VM publishes is in use."""
         publish.check_ports_free([PublishedPort(f.address, f.host_port, f.guest_port) for f in machine.forwards])
 
-    async def carry(self, machine: Machine, directory: Path, end: socket.socket) -> Watched:
+    async def carry(self, machine: Machine, directory: Path, end: int) -> Watched:
         """Start what carries the VM's NIC, which is at the other end of a connected stream."""
         return await passt.start(directory / "passt.log", machine.uid, end)
 

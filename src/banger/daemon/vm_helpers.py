@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import socket
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,6 +61,11 @@ class Helpers:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def recorded(self) -> None:
+        """Wait until what a VMM that has ended said last is written down."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2 * _VMM_SECONDS)
+
     async def _keep(self, kind: str, identity: ProcessId) -> None:
         process = Watched.find(identity)
         for _ in range(_RESTARTS):
@@ -91,10 +96,14 @@ class Helpers:
     async def _start(self, kind: str) -> Watched:
         with contextlib.ExitStack() as stack:
             if kind == NETWORK_HELPER:
-                end = stack.enter_context(self._driver.plug_again(self._directory, NETWORK))
+                end = self._driver.plug_again(self._directory, NETWORK)
+                stack.callback(os.close, end)
                 return await self._network.carry(self._vm.record.machine, self._directory, end)
-            ends = [stack.enter_context(self._driver.plug_again(self._directory, stream)) for stream in (CONSOLE, LOG)]
-            return start_recorder(self._directory, *ends)
+            ends: dict[str, int] = {}
+            for stream in (CONSOLE, *self._driver.streams):
+                ends[stream] = self._driver.plug_again(self._directory, stream)
+                stack.callback(os.close, ends[stream])
+            return start_recorder(self._directory, ends)
 
     def _write_down(self, kind: str, identity: ProcessId) -> None:
         helpers = [*self._processes.helpers, identity]
@@ -115,12 +124,13 @@ class Helpers:
         self._events.publish("lost", self._vm.record, helper=kind, message=warning)
 
 
-def start_recorder(directory: Path, console: socket.socket, log: socket.socket) -> Watched:
-    """Start what writes the console and the log of a VM to files; it goes on with those that are there."""
+def start_recorder(directory: Path, streams: Mapping[str, int]) -> Watched:
+    """Start what writes the streams of a VM to files; it goes on with those that are there."""
     with open(directory / "recorder.log", "wb") as messages, bind_unix(directory / recorder.CONSOLE_SOCKET) as listener:
-        inherited = [console.fileno(), log.fileno(), listener.fileno()]
-        argv = [sys.executable, "-I", "-S", recorder.__file__, str(directory), *map(str, inherited)]
-        return spawn(argv, inherited, messages.fileno())
+        numbers = [streams[CONSOLE], streams.get(LOG, -1), listener.fileno()]
+        argv = [sys.executable, "-I", "-S", recorder.__file__, str(directory), *map(str, numbers)]
+        argv += [f"{name}={end}" for name, end in streams.items() if name not in (CONSOLE, LOG)]
+        return spawn(argv, [listener.fileno(), *streams.values()], messages.fileno())
 
 
 def remove_logs(directory: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import logging
+import os
 import signal
-import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -31,8 +32,9 @@ from banger.ssh_keys import SshKey, managed_key
 from banger.store.database import Store, despite_full_disk
 from banger.store.records import BROKEN, INTENTS, REMOVING, RUNNING, STARTING, STOPPED, STOPPING, VmRecord
 from banger.vmm import cgroups, recorder
-from banger.vmm.driver import CONSOLE, LOG, NETWORK, POWERED_OFF, Driver, Processes, Vmm, Wiring
+from banger.vmm.driver import CONSOLE, NETWORK, POWERED_OFF, REBOOTED, Driver, Processes, Vmm
 
+_log = logging.getLogger(__name__)
 _MAX_GRACE = 24 * 3600
 
 
@@ -140,23 +142,21 @@ class Lifecycle:
         self._network.check(machine)
         remove_logs(directory)
         with contextlib.ExitStack() as stack, _killed_on_failure() as helpers:
-
-            def plug(stream: str) -> tuple[socket.socket, socket.socket]:
-                ends = driver.plug(directory, stream)
-                for end in ends:
-                    stack.enter_context(end)
-                return ends
-
-            (console, console_end), (log, log_end) = plug(CONSOLE), plug(LOG)
-            network, nic = None, -1
-            if machine.nics:
-                nic_socket, end = plug(NETWORK)
-                network, nic = await self._network.carry(machine, directory, end), nic_socket.fileno()
+            streams = [CONSOLE, *driver.streams, *([NETWORK] if machine.nics else [])]
+            ours: dict[str, int] = {}
+            theirs: dict[str, int] = {}
+            for stream in streams:
+                ours[stream], theirs[stream] = driver.plug(directory, stream)
+                stack.callback(os.close, ours[stream])
+                stack.callback(os.close, theirs[stream])
+            network = None
+            if NETWORK in theirs:
+                network = await self._network.carry(machine, directory, theirs.pop(NETWORK))
                 helpers.append(network)
             stages.done("network")
-            writer = start_recorder(directory, console_end, log_end)
+            writer = start_recorder(directory, theirs)
             helpers.append(writer)
-            vmm = await driver.launch(machine, directory, Wiring(nic, console.fileno(), log.fileno()))
+            vmm = await driver.launch(machine, directory, ours)
         started = Processes(
             vmm.process.identity,
             [helper.identity for helper in helpers],
@@ -181,11 +181,12 @@ class Lifecycle:
         vm.helpers = Helpers(vm, link.vmm.process, driver, self._network, directory, processes, self._events)
 
     def link(self, record: VmRecord, vmm: Vmm, keys: Sequence[str]) -> GuestLink:
-        agent_socket = self.driver(record).agent_socket(self._layout.vm(record.id))
+        driver, directory = self.driver(record), self._layout.vm(record.id)
         return GuestLink(
             vmm,
-            agent_socket,
-            vm_plan.guest_config(record, keys),
+            lambda timeout: driver.connect_agent(directory, timeout),
+            record.name,
+            vm_plan.guest_config(record, keys, lambda disk: driver.disk_serial(disk, directory)),
             self._config.boot_timeout,
             lambda: self._events.publish("rebooted", self._table.find(record.id).record),
         )
@@ -382,11 +383,25 @@ class Lifecycle:
                 await self._end(vm, reason, force=not graceful, wanted=True, failed=status != 0)
                 return
             if not link.vmm.process.alive:
+                if vm.helpers is not None:
+                    await vm.helpers.recorded()
                 await self._close(vm, kill=False)
                 reason = link.vmm.stop_reason or "the VMM process was killed or crashed"
+                if reason == REBOOTED:
+                    await self._boot_again(vm)
+                    return
                 self._ended(vm, reason, wanted=vm.record.wanted, failed=reason != POWERED_OFF)
             if vm.record.auto_remove:
                 await self.remove(vm)
+
+    async def _boot_again(self, vm: Vm) -> None:
+        """Start a VM whose VMM has ended since its guest rebooted."""
+        self._events.publish("rebooted", vm.record)
+        self._ended(vm, REBOOTED, wanted=vm.record.wanted, failed=False)
+        try:
+            await self._start(vm, Stages(lambda progress: None))
+        except BangerError as error:
+            _log.warning("%s rebooted and does not start again: %s", vm.name, error)
 
     # Remove ----------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Container, Sequence, Set
+from collections.abc import Callable, Container, Sequence, Set
 from datetime import UTC, datetime
 
 from banger import system
@@ -24,8 +24,8 @@ from banger.labels import MAX_LABELS, check_label
 from banger.net.publish import LOOPBACK, free_ports, parse_publish
 from banger.signals import signal_number
 from banger.store.records import VmRecord
-from banger.vmm import qemu
-from banger.vmm.choice import QEMU, Choice
+from banger.vmm import firecracker, qemu
+from banger.vmm.choice import FIRECRACKER, QEMU, Choice
 from banger.vmm.detect import host_arch
 from banger.vmm.machine import Disk, Forward, Machine
 
@@ -39,7 +39,7 @@ _MAX_PUBLISHED = 100
 # directories that must not lie on overlayfs: container engines put overlays of their own there
 _VOLUMES = ("/var/lib/docker", "/var/lib/containers")
 
-_HARDWARE = {QEMU: qemu.hardware}
+_HARDWARE = {QEMU: qemu.hardware, FIRECRACKER: firecracker.hardware}
 ROLES = {
     "image": DiskRole.IMAGE,
     "overlay": DiskRole.OVERLAY,
@@ -235,7 +235,9 @@ def stop_signal(record: VmRecord) -> int:
     return signal_number(record.stop_signal) if record.init == "agent" else 0
 
 
-def guest_config(record: VmRecord, keys: Sequence[str]) -> guest.GuestConfig:
+def guest_config(
+    record: VmRecord, keys: Sequence[str], serial: Callable[[Disk], str] = lambda disk: disk.serial
+) -> guest.GuestConfig:
     """What the agent of a VM is told at every boot; `keys` are lines for authorized_keys."""
     nics = record.machine.nics
     return guest.GuestConfig(
@@ -247,7 +249,7 @@ def guest_config(record: VmRecord, keys: Sequence[str]) -> guest.GuestConfig:
         environment=environment([*record.image_env, *record.env]),
         disks=tuple(
             guest.Disk(
-                disk.serial,
+                serial(disk),
                 ROLES[disk.role],
                 disk.filesystem,
                 # an agent from before there were other homes knows no target of this role

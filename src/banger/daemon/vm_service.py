@@ -101,7 +101,7 @@ class VmService:
         kernel, kernel_dir = await self._catalogs.kernel_for(image, request.kernel, report)
         key = await self._lifecycle.key()
         choice = await self._workers.run(
-            lambda job: choose(self._config, request.vmm, kernels.kernel_paths(kernel_dir)[0])
+            lambda job: choose(self._config, request.vmm, kernels.kernel_paths(kernel_dir)[0], request.net or "user")
         )
         image = await self._workers.run(
             lambda job: refresh_seed(self._layout.images, image, key, lambda: self._publication, job)

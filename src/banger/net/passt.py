@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from pathlib import Path
 
 from banger import hostpackages
@@ -17,7 +16,7 @@ _READY_SECONDS = 10.0
 _LOG_SIZE = 256 << 10  # bytes: a guest can make passt complain about it without end
 
 
-async def start(log: Path, uid: int, end: socket.socket) -> Watched:
+async def start(log: Path, uid: int, end: int) -> Watched:
     """Start passt for the NIC at the other end of a connected stream, and wait until it is ready."""
     program = hostpackages.find_command("passt")
     if program is None:
@@ -31,7 +30,7 @@ async def start(log: Path, uid: int, end: socket.socket) -> Watched:
         "--foreground",
         "--quiet",
         "--stderr",
-        "--fd", str(end.fileno()),
+        "--fd", str(end),
         "--pid", f"/proc/self/fd/{ready_writer}",
         "--no-map-gw",
         "--address", GUEST_ADDRESS,
@@ -41,7 +40,7 @@ async def start(log: Path, uid: int, end: socket.socket) -> Watched:
     ]  # fmt: skip
     try:
         with open(log, "wb") as messages:
-            process = spawn(argv, [end.fileno(), ready_writer], messages.fileno(), uid)
+            process = spawn(argv, [end, ready_writer], messages.fileno(), uid)
         os.close(ready_writer)
         ready_writer = -1
         loop = asyncio.get_running_loop()

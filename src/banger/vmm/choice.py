@@ -27,8 +27,8 @@ class Choice:
     reason: str
 
 
-def choose(config: Config, wanted: str = "", kernel: Path | None = None) -> Choice:
-    """The VMM for a VM that boots `kernel`; `wanted` '' means the configured one.
+def choose(config: Config, wanted: str = "", kernel: Path | None = None, net: str = "none") -> Choice:
+    """The VMM for a VM that boots `kernel` with the network `net`; `wanted` '' means the configured one.
 
     Raises BangerError when the one that is asked for cannot be had.
     """
@@ -36,7 +36,7 @@ def choose(config: Config, wanted: str = "", kernel: Path | None = None) -> Choi
     if wanted not in ("auto", *NAMES):
         raise BangerError(Code.INVALID, f"{wanted!r} is not a VMM", hint="use auto, firecracker or qemu")
     if wanted == FIRECRACKER:
-        require_firecracker(config, kernel)
+        require_firecracker(config, kernel, net)
         return Choice(FIRECRACKER, "kvm", "it was asked for")
     acceleration = detect.detect()
     accelerator = acceleration.name if config.accelerator == "auto" else config.accelerator
@@ -46,17 +46,23 @@ def choose(config: Config, wanted: str = "", kernel: Path | None = None) -> Choi
         reason = acceleration.reason if config.accelerator == "auto" else "config.toml sets the accelerator to tcg"
         return Choice(QEMU, accelerator, reason)
     try:
-        require_firecracker(config, kernel)
+        require_firecracker(config, kernel, net)
     except BangerError as error:
         return Choice(QEMU, accelerator, f"Firecracker is not used: {error.message}")
     return Choice(FIRECRACKER, "kvm", f"{acceleration.reason}, and so does {programs.firecracker(config)}")
 
 
-def require_firecracker(config: Config, kernel: Path | None = None, kvm: Path = KVM) -> None:
-    """Raise a BangerError that says what keeps Firecracker from running a VM that boots `kernel`."""
+def require_firecracker(config: Config, kernel: Path | None = None, net: str = "none", kvm: Path = KVM) -> None:
+    """Raise a BangerError that says what keeps Firecracker from running a VM that boots `kernel` with a network."""
     arch = detect.host_arch()
     require_kvm(kvm)
     programs.firecracker(config)
+    if net != "none":
+        raise BangerError(
+            Code.UNSUPPORTED,
+            f"VMs on Firecracker have no network {net!r} yet",
+            hint="use --net none, or --vmm qemu",
+        )
     if kernel is not None:
         kind, offset, magic = _ENTRIES[arch]
         with open(kernel, "rb") as stream:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +12,7 @@ from banger.process import ProcessId, Watched
 from banger.vmm.machine import Disk, Forward, Machine
 
 POWERED_OFF = "the guest powered off"  # the `stop_reason` that is no failure
+REBOOTED = "the guest rebooted"  # of a VMM that ends then, so that another one has to be started
 
 # The streams between a VMM and its helpers.
 NETWORK, CONSOLE, LOG = "network", "console", "log"
@@ -31,15 +32,6 @@ class Processes:
     network: ProcessId | None = None
     recorder: ProcessId | None = None
     boot: str = ""
-
-
-@dataclass(frozen=True)
-class Wiring:
-    """Descriptors that a VMM inherits: `network` carries the NIC (-1: none), `console` and `log` go to the recorder."""
-
-    network: int
-    console: int
-    log: int
 
 
 class Vmm(Protocol):
@@ -82,19 +74,21 @@ class Driver(Protocol):
 
     name: str
     sockets: tuple[str, ...]
-    """The sockets that a running VMM has in the VM's directory."""
+    """The sockets and pipes that a running VMM has in the VM's directory."""
+    streams: tuple[str, ...]
+    """The streams to the recorder besides the console, by the names that it knows them by."""
 
-    def reason_unusable(self) -> str:
-        """Why this driver cannot work on this host, '' when it can."""
+    def plug(self, directory: Path, stream: str) -> tuple[int, int]:
+        """Both ends of one of the streams: the VMM's, for its launch, and its helper's; whoever asks closes them."""
 
-    def plug(self, directory: Path, stream: str) -> tuple[socket.socket, socket.socket]:
-        """Both ends of one of the streams: the VMM's, for its Wiring, and its helper's."""
-
-    def plug_again(self, directory: Path, stream: str) -> socket.socket:
+    def plug_again(self, directory: Path, stream: str) -> int:
         """Another end for the next helper; raises OSError when this VMM cannot go on with one."""
 
-    async def launch(self, machine: Machine, directory: Path, wiring: Wiring) -> Vmm:
-        """Start a VMM for a machine in its own process group; it outlives the daemon."""
+    async def launch(self, machine: Machine, directory: Path, streams: Mapping[str, int]) -> Vmm:
+        """Start a VMM for a machine in its own process group; it outlives the daemon.
+
+        `streams` are its ends of what was plugged, which it inherits.
+        """
 
     async def adopt(self, directory: Path, process: Watched) -> Vmm:
         """Take control of a VMM that an earlier daemon started."""
@@ -102,5 +96,8 @@ class Driver(Protocol):
     def find_stray(self, directory: Path) -> ProcessId | None:
         """The VMM of this directory that nobody wrote down, since the daemon was killed while it started it."""
 
-    def agent_socket(self, directory: Path) -> Path:
-        """The Unix socket that carries the guest protocol."""
+    async def connect_agent(self, directory: Path, timeout: float) -> socket.socket:
+        """A connection that carries the guest protocol, within `timeout` seconds. Raises SessionLost."""
+
+    def disk_serial(self, disk: Disk, directory: Path) -> str:
+        """What the guest sees as the serial of a disk."""

@@ -6,21 +6,21 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from banger.api.codec import Json
 from banger.api.errors import BangerError, Code
 from banger.guest.protocol import AGENT_PORT, LOG_PORT
+from banger.guest.session import SessionLost
 from banger.net import publish
 from banger.process import ProcessId, Watched, find_by_arguments, spawn
 from banger.system import bind_unix, connect_unix
 from banger.vmm import cgroups, detect
 from banger.vmm.confinement import Confinement, confine
-from banger.vmm.driver import CONSOLE, LOG, NETWORK, POWERED_OFF, Wiring
+from banger.vmm.driver import CONSOLE, LOG, NETWORK, POWERED_OFF
 from banger.vmm.machine import Disk, Forward, Machine, Nic
 from banger.vmm.qmp import Qmp
 
@@ -70,7 +70,7 @@ def hardware(arch: str, accelerator: str) -> tuple[str, str, str, str]:
 
 
 def command_line(
-    machine: Machine, directory: Path, wiring: Wiring, qmp: int, agent: int, files: dict[str, int]
+    machine: Machine, directory: Path, streams: Mapping[str, int], qmp: int, agent: int, files: dict[str, int]
 ) -> list[str]:
     """QEMU's argument vector. `files` maps paths of the machine to descriptors that QEMU inherits.
 
@@ -96,7 +96,7 @@ def command_line(
         "-append", machine.command_line,
         "-chardev", f"socket,id=qmp,fd={qmp},server=on,wait=off",
         "-mon", "chardev=qmp,mode=control",
-        "-chardev", f"socket,id=console,fd={wiring.console},server=on,wait=on",
+        "-chardev", f"socket,id=console,fd={streams[CONSOLE]},server=on,wait=on",
         "-serial", "chardev:console",
         "-object", "rng-random,id=rng0,filename=/dev/urandom",
         "-device", f"virtio-rng-pci,rng=rng0,addr={_SLOT_RNG}",
@@ -104,7 +104,7 @@ def command_line(
         "-device", f"virtio-serial-pci,id=serial0,max_ports=8,addr={_SLOT_SERIAL}",
         "-chardev", f"socket,id=agent,fd={agent},server=on,wait=off",
         "-device", f"virtserialport,bus=serial0.0,nr=1,chardev=agent,name={AGENT_PORT}",
-        "-chardev", f"socket,id=log,fd={wiring.log},server=on,wait=on",
+        "-chardev", f"socket,id=log,fd={streams[LOG]},server=on,wait=on",
         "-device", f"virtserialport,bus=serial0.0,nr=2,chardev=log,name={LOG_PORT}",
         "-device", f"pvpanic-pci,addr={_SLOT_PANIC}",
     ]  # fmt: skip
@@ -116,7 +116,7 @@ def command_line(
         if nic.network == "publish":
             argv += ["-netdev", _publish_netdev(machine, nic)]
         else:
-            argv += ["-netdev", f"stream,id={nic.id},server=on,addr.type=fd,addr.str={wiring.network}"]
+            argv += ["-netdev", f"stream,id={nic.id},server=on,addr.type=fd,addr.str={streams[NETWORK]}"]
         argv += ["-device", f"virtio-net-pci,netdev={nic.id},mac={nic.mac},addr={nic.slot:x},romfile="]
     return argv
 
@@ -261,14 +261,17 @@ class QemuDriver:
     """Starts and adopts QEMU processes."""
 
     name = "qemu"
+    streams: tuple[str, ...] = (LOG,)
     sockets: tuple[str, ...] = (QMP_SOCKET, AGENT_SOCKET, *_STREAMS.values())
 
-    def reason_unusable(self) -> str:
-        program = detect.emulator(detect.host_arch())
-        return "" if shutil.which(program) else f"{program} is not installed"
+    async def connect_agent(self, directory: Path, timeout: float) -> socket.socket:
+        try:
+            return connect_unix(directory / AGENT_SOCKET, timeout=0)  # never blocks: it fails when the backlog is full
+        except OSError as error:
+            raise SessionLost(f"cannot connect to the guest's agent: {error.strerror}") from error
 
-    def agent_socket(self, directory: Path) -> Path:
-        return directory / AGENT_SOCKET
+    def disk_serial(self, disk: Disk, directory: Path) -> str:
+        return disk.serial
 
     def find_stray(self, directory: Path) -> ProcessId | None:
         # the socket is there before the process is, so that what has none needs no search
@@ -276,31 +279,26 @@ class QemuDriver:
             return None
         return find_by_arguments("-name", directory.name, "-nodefaults")
 
-    def plug(self, directory: Path, stream: str) -> tuple[socket.socket, socket.socket]:
-        listener = bind_unix(directory / _STREAMS[stream])
-        try:
-            return listener, connect_unix(directory / _STREAMS[stream])
-        except OSError:
-            listener.close()
-            raise
+    def plug(self, directory: Path, stream: str) -> tuple[int, int]:
+        with bind_unix(directory / _STREAMS[stream]) as listener:
+            end = self.plug_again(directory, stream)
+            return listener.detach(), end
 
-    def plug_again(self, directory: Path, stream: str) -> socket.socket:
-        return connect_unix(directory / _STREAMS[stream])
+    def plug_again(self, directory: Path, stream: str) -> int:
+        return connect_unix(directory / _STREAMS[stream]).detach()
 
-    async def launch(self, machine: Machine, directory: Path, wiring: Wiring) -> QemuVmm:
+    async def launch(self, machine: Machine, directory: Path, streams: Mapping[str, int]) -> QemuVmm:
         with contextlib.ExitStack() as stack:
             qmp = stack.enter_context(bind_unix(directory / QMP_SOCKET))
-            agent = stack.enter_context(bind_unix(self.agent_socket(directory)))
+            agent = stack.enter_context(bind_unix(directory / AGENT_SOCKET))
             files: dict[str, int] = {}
             writable = {disk.path for disk in machine.disks if not disk.readonly}
             for name in [machine.kernel, machine.initrd, *(disk.path for disk in machine.disks)]:
                 flags = os.O_RDWR if name in writable else os.O_RDONLY
                 files[name] = os.open(directory / name, flags | os.O_CLOEXEC)
                 stack.callback(os.close, files[name])
-            inherited = [qmp.fileno(), agent.fileno(), wiring.console, wiring.log, *files.values()]
-            if wiring.network >= 0:
-                inherited.append(wiring.network)
-            argv = command_line(machine, directory, wiring, qmp.fileno(), agent.fileno(), files)
+            inherited = [qmp.fileno(), agent.fileno(), *streams.values(), *files.values()]
+            argv = command_line(machine, directory, streams, qmp.fileno(), agent.fileno(), files)
             log = stack.enter_context(open(directory / "vmm.log", "wb"))
             process = spawn(confine(argv, _confinement(machine, directory, files)), inherited, log.fileno())
             # it is still on its way to QEMU, which has used no memory yet

@@ -33,7 +33,7 @@ def test_runs_confined_until_the_vmm_closes_its_end(tmp_path: Path) -> None:
         async with asyncio.timeout(TIMEOUT):
             ours, theirs = socket.socketpair()
             with theirs:
-                process = await passt.start(tmp_path / "passt.log", UID, theirs)
+                process = await passt.start(tmp_path / "passt.log", UID, theirs.fileno())
             pid = process.identity.pid
             # it says that it is ready a moment before it installs its filter, the last that it does to itself
             while "Seccomp:\t2" not in (status := Path(f"/proc/{pid}/status").read_text()):
@@ -76,7 +76,7 @@ def test_failure_quotes_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
 async def _start(directory: Path) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        await passt.start(directory / "passt.log", UID, theirs)
+        await passt.start(directory / "passt.log", UID, theirs.fileno())
 
 
 def test_missing_passt_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

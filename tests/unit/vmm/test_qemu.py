@@ -18,7 +18,7 @@ from banger.api.errors import BangerError, Code
 from banger.process import Watched, identify
 from banger.vmm import cgroups, confined, qemu
 from banger.vmm.detect import emulator, host_arch
-from banger.vmm.driver import CONSOLE, LOG, NETWORK, Wiring
+from banger.vmm.driver import CONSOLE, LOG, NETWORK
 from banger.vmm.machine import Disk, Forward, Machine, Nic
 
 TIMEOUT = 60.0
@@ -77,7 +77,7 @@ def directory_with_files(directory: Path) -> Path:
 
 def command_line(wanted: Machine) -> list[str]:
     files = {"kernel": 10, "boot.cpio": 11, "rootfs": 12, "overlay.ext4": 13}
-    return qemu.command_line(wanted, Path("/vms/0123"), Wiring(20, 21, 22), 23, 24, files)
+    return qemu.command_line(wanted, Path("/vms/0123"), {NETWORK: 20, CONSOLE: 21, LOG: 22}, 23, 24, files)
 
 
 def test_command_line_gives_only_what_is_needed() -> None:
@@ -115,13 +115,13 @@ def test_command_line_hands_disks_over_as_descriptors() -> None:
 async def launched(directory: Path, wanted: Machine) -> tuple[qemu.QemuVmm, list[socket.socket]]:
     """A VMM, and our ends of its network, console and log."""
     driver = qemu.QemuDriver()
-    theirs, ours = zip(*(driver.plug(directory, stream) for stream in (NETWORK, CONSOLE, LOG)), strict=True)
+    ends = {stream: driver.plug(directory, stream) for stream in (NETWORK, CONSOLE, LOG)}
+    ours = [socket.socket(fileno=end) for _, end in ends.values()]
     try:
-        wiring = Wiring(*(end.fileno() for end in theirs))
-        return await driver.launch(wanted, directory, wiring), list(ours)
+        return await driver.launch(wanted, directory, {stream: end for stream, (end, _) in ends.items()}), ours
     finally:
-        for end in theirs:
-            end.close()
+        for end, _ in ends.values():
+            os.close(end)
 
 
 def test_launch_adopt_and_kill(tmp_path: Path) -> None:

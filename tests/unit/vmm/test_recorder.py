@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from banger.system import bind_unix, connect_unix
 from banger.vmm import recorder
-from banger.vmm.recorder import CAPS, RECORD
+from banger.vmm.recorder import CAPS, MOST_GUESTS, RECORD
 
 TIMEOUT = 30.0
 
@@ -260,3 +260,104 @@ def test_imports_nothing_of_banger(tmp_path: Path) -> None:
         running.console.sendall(b"x")
         maps = Path(f"/proc/{running.process.pid}/maps").read_text()
     assert "site-packages" not in maps
+
+
+class PipedRecorder:
+    """A recorder as Firecracker has it: pipes, and a listening socket for the main command's output."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        console, self.console = os.pipe()
+        self.stdin, typed = os.pipe()
+        vmm, self.vmm = os.pipe()
+        metrics, self.metrics = os.pipe()
+        viewers, main = bind_unix(directory / recorder.CONSOLE_SOCKET), bind_unix(directory / "log.sock")
+        words = {"typed": typed, "main": main.fileno(), "vmm": vmm, "metrics": metrics}
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-I", "-S", recorder.__file__, directory, str(console), "-1", str(viewers.fileno())),
+                *(f"{name}={number}" for name, number in words.items()),
+            ],
+            pass_fds=[console, viewers.fileno(), *words.values()],
+            stderr=subprocess.PIPE,
+        )
+        for descriptor in (console, typed, vmm, metrics):
+            os.close(descriptor)
+        viewers.close()
+        main.close()
+
+    def guest(self) -> socket.socket:
+        """A connection of the guest."""
+        return connect_unix(self.directory / "log.sock", TIMEOUT)
+
+    def end(self) -> None:
+        """Close everything, as a VMM that dies does; the recorder must end well by itself."""
+        if self.process.returncode is not None:
+            return
+        for descriptor in (self.console, self.stdin, self.vmm, self.metrics):
+            os.close(descriptor)
+        _, errors = self.process.communicate(timeout=TIMEOUT)
+        assert errors == b""
+        assert self.process.wait() == 0
+
+
+@pytest.fixture
+def piped(tmp_path: Path) -> Iterator[PipedRecorder]:
+    running = PipedRecorder(tmp_path)
+    try:
+        yield running
+        running.end()
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.wait()
+
+
+def test_what_a_vmm_with_pipes_says_is_kept_also_what_it_said_last(piped: PipedRecorder) -> None:
+    guest = piped.guest()
+    for _ in range(3):
+        for _ in range(1000):
+            os.write(piped.console, b"x")  # a serial port writes byte by byte
+        os.write(piped.vmm, b"a message\n")
+        os.write(piped.metrics, b"{}\n")
+        guest.sendall(guest_record(1, b"out"))
+    guest.close()
+    piped.end()
+    assert (piped.directory / "console.log").read_bytes() == b"x" * 3000
+    assert (piped.directory / "vmm.log").read_text() == "a message\n" * 3
+    assert (piped.directory / "metrics.log").read_text() == "{}\n" * 3
+    assert records(piped.directory / "main.log") == [(1, b"out")] * 3
+
+
+def test_typing_goes_into_the_pipe_for_it(piped: PipedRecorder) -> None:
+    viewer = connect_unix(piped.directory / recorder.CONSOLE_SOCKET, TIMEOUT)
+    viewer.sendall(b"root\n")
+    assert os.read(piped.stdin, 100) == b"root\n"
+    os.write(piped.console, b"Password:")
+    assert viewer.recv(100) == b"Password:"
+    viewer.close()
+
+
+def test_a_guest_connects_as_often_as_it_likes(piped: PipedRecorder) -> None:
+    """One connection after the other, and more at once than are allowed."""
+    for _ in range(20):
+        with piped.guest() as guest:
+            guest.sendall(guest_record(2, b"err"))
+            guest.shutdown(socket.SHUT_WR)
+            assert guest.recv(1) == b""
+    open_ones = [piped.guest() for _ in range(MOST_GUESTS)]
+    with piped.guest() as refused:
+        assert refused.recv(1) == b""
+    open_ones[0].sendall(guest_record(1, b"still heard"))
+    for guest in open_ones:
+        guest.close()
+    piped.end()
+    assert records(piped.directory / "main.log") == [(2, b"err")] * 20 + [(1, b"still heard")]
+
+
+def test_a_vmm_that_never_opened_its_pipes_leaves_no_recorder(piped: PipedRecorder) -> None:
+    os.close(piped.vmm)
+    piped.vmm = os.open("/dev/null", os.O_RDONLY)
+    os.write(piped.console, b"still read")
+    piped.end()
+    assert (piped.directory / "console.log").read_bytes() == b"still read"
