@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from banger.vmm import cgroups
 from tests.daemons import TIMEOUT, DaemonProcess, wait_ended
 
 _SETTLED = {"created", "running", "stopped"}
-_GROUP_SECONDS = 10.0
 
 
 class LeakChecker:
@@ -31,10 +29,15 @@ class LeakChecker:
 
     def __init__(self, daemon: DaemonProcess) -> None:
         self._daemon = daemon
-        self._groups = _empty_groups()
+        self._seen: set[str] = set()
+
+    def look(self) -> None:
+        """Remember which VMs there are; called now and then, so that those that come and go are known later."""
+        self._seen |= {path.name for path in self._daemon.layout.vms.iterdir()}
 
     def find(self) -> list[str]:
         """What is left over while the daemon runs and nobody works with it, in words."""
+        self.look()
         vms = self._daemon.client.call(op.VM_LIST, m.Empty()).vms
         return [*self._records(vms), *self._files(vms), *self._processes(vms), *self._mounts(), *self._cgroups(vms)]
 
@@ -101,12 +104,9 @@ class LeakChecker:
                 yield f"still mounted: {line}"
 
     def _cgroups(self, vms: list[m.VmInfo]) -> Iterator[str]:
-        # one that a VM of another test has just got is empty for a moment
-        known = {vm.id for vm in vms if vm.state == "running"} | self._groups
-        deadline = time.monotonic() + _GROUP_SECONDS
-        while (left := _empty_groups() - known) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        yield from (f"a control group without processes: {name}" for name in left)
+        # those of other tests are none of ours
+        gone = self._seen - {vm.id for vm in vms if vm.state == "running"}
+        yield from (f"a control group without processes: {name}" for name in _empty_groups() & gone)
 
 
 def _empty_groups() -> set[str]:

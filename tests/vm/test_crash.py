@@ -85,7 +85,7 @@ def _crash(host: Host, seed: int, rounds: int, longest: float) -> None:
         stop = threading.Event()
         unexpected: list[str] = []
         clients = [
-            threading.Thread(target=_use, args=(host.daemon, random.Random(chance.random()), stop, unexpected))
+            threading.Thread(target=_use, args=(host.daemon, checker, random.Random(chance.random()), stop, unexpected))
             for _ in range(CLIENTS)
         ]
         for client in clients:
@@ -103,9 +103,12 @@ def _crash(host: Host, seed: int, rounds: int, longest: float) -> None:
                 host.daemon.client.call(op.VM_DELETE, m.VmRemove(name, force=True))
 
 
-def _use(daemon: DaemonProcess, chance: random.Random, stop: threading.Event, unexpected: list[str]) -> None:
+def _use(
+    daemon: DaemonProcess, checker: LeakChecker, chance: random.Random, stop: threading.Event, unexpected: list[str]
+) -> None:
     """Do random things until told to stop; note what nobody should ever see."""
     while not stop.is_set():
+        checker.look()
         if chance.random() < 0.05:
             _kill_something(daemon, chance)
         try:
