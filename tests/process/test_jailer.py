@@ -11,6 +11,7 @@ import signal
 import socket
 import stat
 import struct
+import subprocess
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,6 +209,29 @@ def test_files_of_others_are_readable_and_stay_theirs(jail: Jail) -> None:
         assert (owner.st_uid, owner.st_gid, stat.S_IMODE(owner.st_mode)) == (1234, 1235, 0o600)
 
     run(test())
+
+
+def test_where_mounts_cannot_map_owners_files_are_linked_or_copied(jail: Jail) -> None:
+    files = {path.name: path.read_bytes() for path in jail.directory.iterdir()}
+
+    async def test() -> None:
+        async with running(jail) as vm:
+            assert vm.log.count("is not mounted") == len(FILES)
+            boot(vm)
+            assert (jail.root / "overlay").samefile(jail.directory / "overlay.ext4")
+            assert (jail.directory / "overlay.ext4").stat().st_uid == UID
+            for name in ("kernel", "rootfs"):
+                assert (jail.root / name).read_bytes() == files[name]
+                assert (jail.directory / name).stat().st_uid == 0
+
+    subprocess.run(["mount", "-t", "ramfs", "-o", "mode=700", "ramfs", jail.directory], check=True)
+    try:
+        for name, data in files.items():
+            (jail.directory / name).write_bytes(data)
+            (jail.directory / name).chmod(0o600)
+        run(test())
+    finally:
+        subprocess.run(["umount", jail.directory], check=True)
 
 
 def test_the_control_group_holds_it_with_its_limits(jail: Jail) -> None:

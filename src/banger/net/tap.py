@@ -24,6 +24,7 @@ from banger.process import Watched, spawn
 from banger.vmm.machine import Forward
 
 _READY_SECONDS = 20.0
+_NAMESPACES = Path("/proc/sys/user/max_user_namespaces")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,19 @@ class TapNetwork:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
         self._control.close()
+
+
+def reason_unusable(device: Path = Path("/dev/net/tun"), limit: Path = _NAMESPACES) -> str:
+    """Why there can be no such network on this host, half a sentence; '' when nothing speaks against it."""
+    if shutil.which("pasta") is None:
+        return "pasta is not installed"
+    if not device.exists():
+        return f"{device} does not exist"
+    if not os.access(device, os.R_OK | os.W_OK):
+        return f"{device} may not be opened by this user"
+    if limit.exists() and limit.read_text().strip() == "0":
+        return "user namespaces are switched off (sysctl user.max_user_namespaces)"
+    return ""
 
 
 async def start(log: Path, uid: int, forwards: Sequence[Forward]) -> TapNetwork:
