@@ -528,11 +528,13 @@ def test_a_daemon_that_is_killed_before_the_vmm_started_leaves_nothing(tmp_path:
     daemon = subprocess.Popen(
         [sys.executable, "-c", _DAEMON, str(tmp_path / "tap.log"), str(UID)], stdout=subprocess.PIPE, env=_ENVIRONMENT
     )
-    assert daemon.stdout is not None
-    processes = descendants(int(daemon.stdout.readline()))
-    assert len(processes) >= 3
-    daemon.kill()
-    daemon.communicate()
+    try:
+        assert daemon.stdout is not None
+        processes = descendants(int(daemon.stdout.readline()))
+        assert len(processes) >= 3
+    finally:
+        daemon.kill()
+        daemon.communicate()
     assert wait_ended(processes)
 
 
