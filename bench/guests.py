@@ -18,7 +18,7 @@ from banger.daemon import vm_disk
 from banger.store.records import VmRecord
 from banger.system import bind_unix
 from banger.vmm import qemu
-from banger.vmm.driver import Wiring
+from banger.vmm.driver import CONSOLE, LOG, NETWORK
 
 PORT = "banger.bench"
 
@@ -59,28 +59,30 @@ def qemu_running(vm: Fresh, initrd: Path | None = None, port: Path | None = None
     machine, directory = vm.record.machine, vm.directory
     with contextlib.ExitStack() as stack:
         qmp, agent = (stack.enter_context(bind_unix(directory / name)).fileno() for name in ("qmp.sock", "agent.sock"))
-        console, console_end = socket.socketpair()
-        stack.enter_context(console)
-        network, log, *ends = (end for _ in range(2) for end in socket.socketpair())
-        for end in (network, log, *ends):
-            stack.enter_context(end)
+        streams: dict[str, int] = {}
+        ends: dict[str, socket.socket] = {}
+        for stream in (NETWORK, CONSOLE, LOG):
+            streams[stream], end = qemu.QemuDriver().plug(directory, stream)
+            ends[stream] = stack.enter_context(socket.socket(fileno=end))
+        listeners = stack.enter_context(contextlib.ExitStack())
+        for descriptor in streams.values():
+            listeners.callback(os.close, descriptor)
         files: dict[str, int] = {}
         for name in (machine.kernel, machine.initrd, *(disk.path for disk in machine.disks)):
             writable = any(disk.path == name and not disk.readonly for disk in machine.disks)
             path = initrd if initrd and name == machine.initrd else directory / name
             files[name] = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
             stack.callback(os.close, files[name])
-        wiring = Wiring(network.fileno(), console_end.fileno(), log.fileno())
-        argv = qemu.command_line(machine, directory, wiring, qmp, agent, files)
-        inherited = [qmp, agent, network.fileno(), log.fileno(), console_end.fileno(), *files.values()]
+        argv = qemu.command_line(machine, directory, streams, qmp, agent, files)
+        inherited = [qmp, agent, *streams.values(), *files.values()]
         if port:
             inherited.append(stack.enter_context(bind_unix(port)).fileno())
             argv += ["-chardev", f"socket,id=bench,fd={inherited[-1]},server=on,wait=off"]
             argv += ["-device", f"virtserialport,bus=serial0.0,nr=3,chardev=bench,name={PORT}"]
         process = subprocess.Popen(argv, pass_fds=inherited, stdin=subprocess.DEVNULL)
-        console_end.close()
+        listeners.close()  # or the console would not be at its end with QEMU
         try:
-            yield Running(process, console)
+            yield Running(process, ends[CONSOLE])
         finally:
             process.kill()
             process.wait()
