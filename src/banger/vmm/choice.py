@@ -49,6 +49,8 @@ def choose(config: Config, wanted: str = "", kernel: Path | None = None, net: st
         require_firecracker(config, kernel, net)
     except BangerError as error:
         return Choice(QEMU, accelerator, f"Firecracker is not used: {error.message}")
+    if os.geteuid() == 0:  # while QEMU gives up root, and what else it does not need
+        return Choice(QEMU, accelerator, "Firecracker is not used as root, since it would stay root")
     return Choice(FIRECRACKER, "kvm", f"{acceleration.reason}, and so does {programs.firecracker(config)}")
 
 

@@ -31,6 +31,7 @@ def kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     device.touch()
     monkeypatch.setattr(detect, "detect", lambda: WITH_KVM)
     monkeypatch.setattr(choice, "require_kvm", lambda path: None)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     return device
 
 
@@ -48,6 +49,16 @@ def test_firecracker_where_kvm_works(kvm: Path, kernel: Path, firecracker_binari
     assert firecracker_binaries.version in found.reason
     assert choose(config, "qemu", kernel).driver == "qemu"
     assert choose(Config(vmm="qemu"), kernel=kernel).accelerator == "kvm"
+
+
+def test_root_gets_what_gives_up_being_root(
+    kvm: Path, kernel: Path, monkeypatch: pytest.MonkeyPatch, firecracker_binaries: FirecrackerBinaries
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    config = Config(firecracker=str(firecracker_binaries.firecracker))
+    found = choose(config, kernel=kernel)
+    assert (found.driver, found.reason) == ("qemu", "Firecracker is not used as root, since it would stay root")
+    assert choose(config, "firecracker", kernel).driver == "firecracker"
 
 
 def test_qemu_where_firecracker_is_missing(kvm: Path, kernel: Path, tmp_path: Path) -> None:
