@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import signal
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +18,10 @@ from banger.api import models as m
 from banger.api import operations as op
 from banger.api.errors import BangerError, Code
 from banger.daemon import vm_disk
+from banger.process import boot_id, identify
 from banger.store.database import Store
-from tests.daemons import DaemonProcess, running_daemon
+from banger.vmm.driver import Processes
+from tests.daemons import TIMEOUT, DaemonProcess, running_daemon
 from tests.process.test_daemon_vms import create, entries, names
 
 __all__ = ["entries"]
@@ -247,3 +251,42 @@ def test_creation_that_fails_leaves_no_row(daemon: DaemonProcess) -> None:
         create(daemon, name="one", disk_bytes=1)
     with contextlib.closing(Store(daemon.layout.database)) as store:
         assert store.rows() == []
+
+
+@pytest.mark.parametrize("stale", ["start_time", "boot"])
+def test_process_that_has_the_pid_of_a_vmm_is_left_alone(daemon: DaemonProcess, stale: str) -> None:
+    """A pid that was given out again, and after a power cut even the start time may be the same."""
+    vm = create(daemon, name="one")
+    daemon.stop()
+    change(daemon, vm, "state", "running")
+    with subprocess.Popen(["sleep", "1000"]) as innocent:
+        try:
+            identity = identify(innocent.pid)
+            assert identity is not None
+            earlier = dataclasses.replace(identity, start_time=identity.start_time - 1)
+            processes = Processes(earlier if stale == "start_time" else identity, [], boot="an earlier one")
+            if stale == "start_time":
+                processes = dataclasses.replace(processes, boot=boot_id())
+            vm_disk.write_processes(Path(vm.directory), processes)
+            daemon.start()
+            assert shown(daemon, "one").reason == "it ended while the daemon was away"
+            daemon.client.call(op.VM_DELETE, m.VmRemove("one", force=True))
+            assert innocent.poll() is None
+        finally:
+            innocent.kill()
+
+
+def test_vmm_that_answers_nothing_is_killed_and_that_is_said(daemon: DaemonProcess) -> None:
+    vm = create(daemon, name="one")
+    daemon.stop()
+    change(daemon, vm, "state", "running")
+    with subprocess.Popen(["sleep", "1000"]) as vmm:
+        try:
+            identity = identify(vmm.pid)
+            assert identity is not None
+            vm_disk.write_processes(Path(vm.directory), Processes(identity, [], boot=boot_id()))
+            daemon.start()
+            assert shown(daemon, "one").reason.startswith("killed, since it could not be taken over: ")
+            assert vmm.wait(TIMEOUT) == -signal.SIGKILL
+        finally:
+            vmm.kill()
