@@ -22,13 +22,17 @@ _PIPE_SIZE = 1 << 20  # bytes; what users may ask for, proc(5), pipe-max-size
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of a long operation: `done` of `total` in `unit`, either None when unknown."""
+    """One step of a long operation: `done` of `total` in `unit`, either None when unknown.
+
+    `ended`: its stage has just ended; otherwise that goes on until a step of another stage.
+    """
 
     stage: str
     message: str = ""
     done: int | None = None
     total: int | None = None
     unit: str = "bytes"
+    ended: bool = False
 
 
 class Job:

@@ -226,7 +226,7 @@ def test_stop_ends_work_that_would_take_for_ever(tmp_path: Path) -> None:
         assert status(daemon).busy == 1
         daemon.stop()
         thread.join()
-        assert [error.code for error in errors] == [Code.CANCELLED]
+        assert [(error.code, error.message) for error in errors] == [(Code.DAEMON, "the daemon was stopped")]
         assert daemon.processes() == set()
         assert list(daemon.layout.images.iterdir()) == []
 

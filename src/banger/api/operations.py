@@ -45,12 +45,16 @@ class Call(Generic[Request, Response]):
 
 @dataclass(frozen=True)
 class Stream(Generic[Request, Response]):
-    """A WebSocket: bytes both ways after `request`; `response` is the result in the started event."""
+    """A WebSocket: bytes both ways after `request`; `response` is the result in the started event.
+
+    `long` ones report progress before that.
+    """
 
     name: str
     request: type[Request]
     response: type[Response]
     summary: str
+    long: bool = False
 
 
 KERNEL_LIST = Call("kernel.list", m.Empty, m.KernelList, "List the local kernels.")
@@ -111,13 +115,17 @@ VM_SET = Call("vm.set", m.VmSet, m.VmChanged, "Change what a VM is.", long=True)
 VM_WAIT = Call("vm.wait", m.VmWait, m.VmWaited, "Wait until a VM is in a state.", long=True)
 VM_INSPECT = Call("vm.inspect", m.VmRef, m.VmDetails, "Show all that is known of a VM.")
 
-VM_RUN = Stream("vm.run", m.VmRun, m.VmStarted, "Create and start a VM and run a command in it.")
+VM_RUN = Stream("vm.run", m.VmRun, m.VmStarted, "Create and start a VM and run a command in it.", long=True)
 VM_EXEC = Stream("vm.exec", m.VmExec, m.Empty, "Run a command in a running VM.")
 VM_WRITE_TREE = Stream("vm.write_tree", m.TreeWrite, m.Empty, "Extract a tar stream in a running VM.")
 VM_READ_TREE = Stream("vm.read_tree", m.TreeRead, m.Empty, "Read a tree of a running VM as a tar stream.")
 VM_LOGS = Stream("vm.logs", m.VmLogs, m.Empty, "Read the output of a VM's main command or its console.")
 VM_CONSOLE = Stream("vm.console", m.VmRef, m.Empty, "Look at the serial console of a running VM, and type on it.")
 VM_EVENTS = Stream("vm.events", m.VmEvents, m.Empty, "Follow what happens to VMs.")
+
+OPERATION_LIST = Call("operation.list", m.Empty, m.OperationList, "List the long operations under way.")
+OPERATION_WATCH = Call("operation.watch", m.OperationRef, m.OperationInfo, "Follow an operation to its end.", long=True)
+OPERATION_CANCEL = Call("operation.cancel", m.OperationRef, m.OperationInfo, "Cancel an operation and undo its work.")
 
 DAEMON_STATUS = Call("daemon.status", m.Empty, m.DaemonStatus, "Show the daemon's state.")
 DAEMON_STOP = Call("daemon.stop", m.Empty, m.Empty, "Stop the daemon; VMs go on.")

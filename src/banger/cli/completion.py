@@ -59,6 +59,9 @@ def complete_names(noun: str, incomplete: str) -> list[CompletionItem]:
             names = [(catalog.name, catalog.location) for catalog in catalogs if catalog.location]
         elif noun == "image":
             names = [(image.name, image.distro) for image in client.call(op.IMAGE_LIST, m.Empty()).images]
+        elif noun == "operation":
+            running = client.call(op.OPERATION_LIST, m.Empty()).operations
+            names = [(each.id, f"{each.name} {each.subject}".rstrip()) for each in running]
         else:
             names = [(vm.name, vm.state) for vm in client.call(op.VM_LIST, m.Empty()).vms]
     except BangerError:

@@ -10,7 +10,7 @@ import click
 
 from banger.cli.errors import UsageFault
 
-ALIASES = {"ls": "list", "delete": "rm"}
+ALIASES = {"ls": "list", "delete": "rm", "op": "operation"}
 
 
 class Entry(NamedTuple):

@@ -23,6 +23,7 @@ ROOT = LazyGroup(
         "image": Entry("image", "IMAGE_GROUP", "Root filesystems that VMs start from.", "What VMs are made of"),
         "kernel": Entry("kernel", "KERNEL_GROUP", "Kernels that VMs boot.", "What VMs are made of"),
         "doctor": Entry("doctor", "doctor", "Check what banger needs of this host.", "banger itself"),
+        "operation": Entry("operation", "OPERATION", "What is under way: watch it, cancel it.", "banger itself"),
         "daemon": Entry("daemon", "DAEMON", "The background process behind all commands.", "banger itself"),
         "completion": Entry("completion", "completion", "Print the completion script of a shell.", "banger itself"),
         "version": Entry("version", "version", "Print banger's version.", "banger itself"),

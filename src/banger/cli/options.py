@@ -314,6 +314,7 @@ PULLABLE_KERNEL, PULLABLE_IMAGE = Pullable("kernel", "pullable kernel"), Pullabl
 USED_IMAGE = Pullable("image", "image")  # one that is there is taken, any other is pulled
 ARCHITECTURES = ("amd64", "arm64")
 KERNEL, IMAGE, VM = NameType("kernel"), NameType("image"), NameType("VM")
+RUNNING = NameType("operation")
 
 Decorated = Callable[..., object]
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from banger.api.operations import FETCHING
-from banger.cli.render import duration, plain
+from banger.cli.render import amount, duration, plain
 from banger.system import human_size
 
 if TYPE_CHECKING:
@@ -78,14 +78,14 @@ class Display:
         self._stages[label] = stage
         if begins:
             self._starts[label] = now, step.done or 0
-        amount = _amount(step) + _pace(step, now, *self._starts[label])
-        text = _shortened(text, self._bars.console.width - len(amount) - _BESIDE_TEXT)
+        done = amount(step) + _pace(step, now, *self._starts[label])
+        text = _shortened(text, self._bars.console.width - len(done) - _BESIDE_TEXT)
         task = self._tasks.get(label)
         if task is None:
-            task = self._tasks[label] = self._bars.add_task(text, total=step.total, amount=amount)
+            task = self._tasks[label] = self._bars.add_task(text, total=step.total, amount=done)
         elif begins:
-            self._bars.reset(task, total=step.total, amount=amount)
-        self._bars.update(task, completed=step.done or 0, total=step.total, description=text, amount=amount)
+            self._bars.reset(task, total=step.total, amount=done)
+        self._bars.update(task, completed=step.done or 0, total=step.total, description=text, amount=done)
 
 
 def _start_bars() -> Bars:
@@ -125,11 +125,3 @@ def _pace(step: Progress, now: float, started: float, begun_at: int) -> str:
     rate = done / elapsed
     left = f", {duration((step.total - (step.done or 0)) / rate)} left" if step.total else ""
     return f", {human_size(int(rate))}/s{left}"
-
-
-def _amount(step: Progress) -> str:
-    if step.done is None:
-        return ""
-    if step.unit == "bytes":
-        return human_size(step.done) + (f" of {human_size(step.total)}" if step.total else "")
-    return f"{step.done}" + (f" of {step.total}" if step.total else "") + f" {step.unit}"

@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from banger.api.codec import encode
+from banger.system import human_size
+
+if TYPE_CHECKING:
+    from banger.job import Progress
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
@@ -72,6 +77,15 @@ def binary_size(size: int) -> str:
         if size >= scale:
             return f"{size / scale:.1f}".removesuffix(".0") + f" {unit}"
     return f"{size} B"
+
+
+def amount(step: Progress) -> str:
+    """How far a step has come: 3.1 MB of 12 MB; '' when it does not tell."""
+    if step.done is None:
+        return ""
+    if step.unit == "bytes":
+        return human_size(step.done) + (f" of {human_size(step.total)}" if step.total else "")
+    return f"{step.done}" + (f" of {step.total}" if step.total else "") + f" {step.unit}"
 
 
 def duration(seconds: float) -> str:

@@ -31,6 +31,7 @@ from banger.daemon.http import CallHandler, Handlers, StreamHandler, build_app
 from banger.daemon.image_service import ImageService
 from banger.daemon.jobs import Report, Workers
 from banger.daemon.kernel_service import KernelService
+from banger.daemon.operations import Noting, Operation, Operations, noting, subject
 from banger.daemon.sessions import Sessions
 from banger.daemon.streams import Peer
 from banger.daemon.vm_lifecycle import Lifecycle
@@ -50,6 +51,7 @@ from banger.vmm.qemu import QemuDriver
 
 _log = logging.getLogger(__name__)
 _SHUTDOWN_SECONDS = 5
+_WAITING = {op.VM_WAIT.name, op.OPERATION_WATCH.name}  # long, but they do nothing that others could cancel
 
 
 class Daemon:
@@ -60,7 +62,7 @@ class Daemon:
         self._config = config
         self._started = time.monotonic()
         self._stop = asyncio.Event()
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._operations = Operations()
         self._workers = Workers()
         self._store = Store(layout.database, lambda: kept_records(layout))
         publication = threading.Lock()
@@ -103,10 +105,9 @@ class Daemon:
     def stop(self) -> None:
         self._stop.set()
 
-    def cancel(self) -> None:
+    async def cancel(self) -> None:
         """Cancel all that is under way; its clients are told."""
-        for task in self._tasks:
-            task.cancel()
+        await self._operations.stop(_SHUTDOWN_SECONDS)
 
     async def close(self) -> None:
         """Let go of everything; VMs go on."""
@@ -164,6 +165,9 @@ class Daemon:
             op.VM_SET.name: self._settings.set,
             op.VM_WAIT.name: self._observer.wait,
             op.VM_INSPECT.name: self._observer.inspect,
+            op.OPERATION_LIST.name: self._operations.list,
+            op.OPERATION_WATCH.name: self._operations.watch,
+            op.OPERATION_CANCEL.name: self._operations.cancel,
             op.DAEMON_STATUS.name: self._status,
             op.DAEMON_STOP.name: self._stop_daemon,
             op.DAEMON_DOCTOR.name: self._doctor,
@@ -179,33 +183,25 @@ class Daemon:
             op.DAEMON_LOGS.name: self._daemon_logs,
         }
         return Handlers(
-            {name: self._counted_call(handler) for name, handler in calls.items()},
-            {name: self._counted_stream(handler) for name, handler in streams.items()},
+            {call.name: self._counted_call(call, calls[call.name]) for call in op.CALLS},
+            {stream.name: self._counted_stream(stream, streams[stream.name]) for stream in op.STREAMS},
         )
 
-    def _counted_call(self, handler: CallHandler) -> CallHandler:
-        async def call(request: object, report: Report) -> object:
-            with self._counting():
-                return await handler(request, report)
+    def _counted_call(self, call: op.Call[object, object], handler: CallHandler) -> CallHandler:
+        shown = call.long and call.name not in _WAITING
 
-        return call
+        async def serve(request: object, report: Report) -> object:
+            operation = Operation(call.name, subject(request), shown)
+            return await self._operations.run(operation, handler(request, noting(operation, report)))
 
-    def _counted_stream(self, handler: StreamHandler) -> StreamHandler:
-        async def stream(request: object, peer: Peer) -> None:
-            with self._counting():
-                await handler(request, peer)
+        return serve
 
-        return stream
+    def _counted_stream(self, stream: op.Stream[object, object], handler: StreamHandler) -> StreamHandler:
+        async def serve(request: object, peer: Peer) -> None:
+            operation = Operation(stream.name, subject(request), stream.long)
+            await self._operations.run(operation, handler(request, Noting(peer, operation)))
 
-    @contextlib.contextmanager
-    def _counting(self) -> Iterator[None]:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            yield
-        finally:
-            self._tasks.discard(task)
+        return serve
 
     async def _status(self, request: m.Empty, report: Report) -> m.DaemonStatus:
         choice = await self._workers.run(lambda job: choose(self._config))
@@ -218,7 +214,7 @@ class Daemon:
             state_directory=str(self._layout.state),
             log_file=str(self._layout.log_file),
             vms_running=self._vms.running,
-            busy=len(self._tasks) - 1,
+            busy=len(self._operations) - 1,
             driver=f"{choice.driver} ({choice.accelerator})",
             driver_reason=choice.reason,
             warnings=[f"the database was damaged: it is kept as {aside}"] if (aside := self._store.set_aside) else [],
@@ -344,7 +340,7 @@ async def serve(layout: Layout, config: Config, ready: Callable[[], None]) -> No
         await asyncio.wait((serving, asyncio.create_task(daemon.stopped())), return_when=asyncio.FIRST_COMPLETED)
         if not _activated():
             layout.socket.unlink(missing_ok=True)
-        daemon.cancel()
+        await daemon.cancel()
         server.should_exit = True
         await serving
     finally:

@@ -80,6 +80,7 @@ async def report_to(peer: Peer, queue: asyncio.Queue[Progress | None]) -> None:
             done=progress.done,
             total=progress.total,
             unit=progress.unit,
+            ended=progress.ended,
         )
 
 

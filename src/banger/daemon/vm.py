@@ -108,7 +108,7 @@ class Stages:
         now = time.monotonic()
         self.timings.append(m.Timing(stage, now - self._since))
         self._since = now
-        self._report(Progress(stage))
+        self._report(Progress(stage, ended=True))
 
 
 def describe(vm: Vm, directory: Path) -> m.VmInfo:
