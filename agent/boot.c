@@ -26,25 +26,6 @@ enum { USUAL_DESCRIPTORS = 1024, MAX_DESCRIPTORS = 524288 };
 static bool in_guest, resets_only;
 static const char *chosen_init;
 
-int64_t now_ms(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
-bool read_line(const char *path, char *line, size_t size) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return false;
-    ssize_t length = read(fd, line, size - 1);
-    close(fd);
-    if (length < 0)
-        return false;
-    line[length] = 0;
-    line[strcspn(line, "\n")] = 0;
-    return true;
-}
-
 static void console_print_list(const char *format, va_list arguments) {
     char line[600] = "banger: ";
     size_t used = strlen(line);
@@ -226,15 +207,6 @@ int boot_choose_init(struct failure *failure) {
 
 bool boot_wants_init(void) {
     return boot_is_init() && chosen_init;
-}
-
-void write_setting(const char *path, const char *text) {
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (fd < 0)
-        return;
-    ssize_t written = write(fd, text, strlen(text));
-    (void)written;
-    close(fd);
 }
 
 static _Noreturn void execute_init(void) {

@@ -19,12 +19,6 @@ bool boot_resets_only(void);
 int boot_choose_init(struct failure *failure);
 /* Calls `found` now and after each change of the device tree until it is true or `wait_ms` are over. */
 bool device_wait(bool (*found)(void *context), void *context, int wait_ms);
-/* The first line of a small file without its newline; false when it cannot be read. */
-bool read_line(const char *path, char *line, size_t size);
-/* Writes to a file below /proc that a kernel may lack. */
-void write_setting(const char *path, const char *text);
-/* Milliseconds of the monotonic clock. */
-int64_t now_ms(void);
 
 /* vsock.c ------------------------------------------------------------------------------------------------------- */
 
@@ -36,6 +30,15 @@ int vsock_listen(unsigned port);
 int vsock_connect(unsigned cid, unsigned port);
 /* False for a connection from within the guest (vsock_loopback), which might be anybody's. */
 bool vsock_from_host(int fd);
+
+/* system.c ------------------------------------------------------------------------------------------------------ */
+
+/* The first line of a small file without its newline; false when it cannot be read. */
+bool read_line(const char *path, char *line, size_t size);
+/* Writes to a file below /proc that a kernel may lack. */
+void write_setting(const char *path, const char *text);
+/* Milliseconds of the monotonic clock. */
+int64_t now_ms(void);
 
 /* disks.c ------------------------------------------------------------------------------------------------------- */
 
