@@ -154,7 +154,7 @@ def _dict_decoder(decode_item: _Decoder) -> _Decoder:
 
 def _scalar_decoder(kind: object) -> _Decoder:
     def decode_scalar(value: Json) -> object:
-        if type(value) is kind:
+        if type(value) is kind or kind is object:
             return value
         if kind is float and type(value) is int:
             return float(value)
