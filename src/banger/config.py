@@ -10,14 +10,16 @@ from pathlib import Path
 
 from banger.api.errors import BangerError, Code
 from banger.oci.reference import DOCKER_HUB, Registries, canonical_registry, is_registry, split_mirror
+from banger.sizes import EXAMPLES, parse_size
 
+_SIZES = ("memory", "disk_size", "home_size", "reserve_memory", "reserve_disk", "cache_size")
 _UIDS = 0xFFFFFFFF  # the last one means no user, chown(2)
 _TYPE_NAMES: dict[type, str] = {tuple: "list of strings", dict: "table"}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Defaults for new VMs and limits of the host. Sizes are in bytes, times in seconds.
+    """Defaults for new VMs and limits of the host. Sizes are in bytes (the file may say "2G"), times in seconds.
 
     `vcpu` 0 means one where guests are emulated, else two. `debian_mirror` '' means the one in the host's own apt
     configuration. `accelerator` is auto, kvm or tcg, and `vmm` auto, firecracker or qemu. `firecracker` and `jailer`
@@ -77,6 +79,8 @@ def load(path: Path) -> Config:
     for key, value in values.items():
         if key not in known:
             raise BangerError(Code.INVALID, f"{path}: unknown key {key!r}", hint=f"known: {', '.join(known)}")
+        if key in _SIZES and type(value) is not int:
+            values[key] = value = _size(key, value, path)
         if known[key] is float and type(value) is int:
             values[key] = float(value)
         elif known[key] is tuple and type(value) is list and all(type(item) is str for item in value):
@@ -85,7 +89,7 @@ def load(path: Path) -> Config:
             raise BangerError(
                 Code.INVALID,
                 f"{path}: {key} must be of type {_TYPE_NAMES.get(known[key], known[key].__name__)}, not {value!r}",
-                hint="sizes are numbers of bytes, times numbers of seconds",
+                hint="times are numbers of seconds" if known[key] is float else "",
             )
         if type(value) in (int, float) and not 0 <= value < math.inf:
             raise BangerError(Code.INVALID, f"{path}: {key} cannot be {value!r}")
@@ -115,6 +119,16 @@ def load(path: Path) -> Config:
                     hint="say HOST or HOST:PORT, such as registry.example.org:5000",
                 )
     return config
+
+
+def _size(key: str, value: object, path: Path) -> int:
+    try:
+        if not isinstance(value, str):
+            raise ValueError(f"{value!r} is not a size")
+        return parse_size(value)
+    except ValueError as error:
+        hint = f'{EXAMPLES} in quotes, such as {key} = "2G", or a number of bytes without'
+        raise BangerError(Code.INVALID, f"{path}: {key}: {error}", hint=hint) from error
 
 
 def _mirrors(table: Mapping[str, object], path: Path) -> dict[str, tuple[str, ...]]:

@@ -34,13 +34,33 @@ def test_whole_number_serves_for_seconds(tmp_path: Path) -> None:
     assert load(tmp_path / "c").stop_grace == 3.0
 
 
+def test_sizes_are_written_as_options_take_them(tmp_path: Path) -> None:
+    written = {"memory": "2G", "disk_size": "1.5GiB", "home_size": "64M", "reserve_memory": "1g"}
+    written |= {"reserve_disk": "4194304", "cache_size": "1T"}
+    (tmp_path / "c").write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in written.items()))
+    sizes = {"memory": 2 << 30, "disk_size": 3 << 29, "home_size": 64 << 20, "reserve_memory": 1 << 30}
+    assert load(tmp_path / "c") == Config(**sizes, reserve_disk=4 << 20, cache_size=1 << 40)
+
+
+def test_every_size_in_bytes_can_be_written_so(tmp_path: Path) -> None:
+    sizes = [key for key, value in asdict(Config()).items() if type(value) is int and "uid" not in key]
+    for key in sizes:
+        if key != "vcpu":
+            (tmp_path / "c").write_text(f'{key} = "3G"')
+            assert asdict(load(tmp_path / "c"))[key] == 3 << 30, key
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("memry = 1", "unknown key 'memry'"),
         ("[vm]\nmemory = 1", "unknown key 'vm'"),
-        ('memory = "2G"', "memory must be of type int, not '2G'"),
-        ("memory = 1.5", "memory must be of type int"),
+        ('memory = "2X"', "memory: '2X' is not a size"),
+        ('home_size = ""', "home_size: '' is not a size"),
+        ('cache_size = "20"', "cache_size: '20' without a unit means bytes"),
+        ("memory = 1.5", "memory: 1.5 is not a size"),
+        ("disk_size = true", "disk_size: True is not a size"),
+        ("reserve_disk = 1979-05-27", "reserve_disk: datetime.date(1979, 5, 27) is not a size"),
         ("vcpu = true", "vcpu must be of type int"),
         ("default_image = 7", "default_image must be of type str"),
         ('insecure_registries = "a"', "insecure_registries must be of type list of strings"),

@@ -14,25 +14,7 @@ from banger.cli.errors import UsageFault
 from banger.system import validate_name
 
 # compiled where they are used: every command imports this module
-_SIZE = r"(?ia)([0-9]{1,18})(?:\.([0-9]{1,9}))? ?(?:([kmgt])(?:i?b)?|b)?"
-_SHIFTS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 _PUBLISH = r"(?:(?:(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):)?([0-9]{1,5}):)?([0-9]{1,5})"
-
-
-def parse_size(text: str) -> int:
-    """The bytes of a size like 512M, 2G or 1.5GiB; units are binary with or without the `i`.
-
-    Raises ValueError when it is none, or below one byte.
-    """
-    match = re.fullmatch(_SIZE, text.strip())
-    if match is None:
-        raise ValueError(f"{text!r} is not a size")
-    whole, fraction, unit = match[1], match[2] or "", match[3] or ""
-    # integers throughout: a float cannot hold every size exactly
-    size = (int(whole + fraction) << _SHIFTS[unit.lower()]) // int("1" + "0" * len(fraction))
-    if size < 1:
-        raise ValueError(f"{text!r} is not a size")
-    return size
 
 
 def check_publish(text: str) -> str:
@@ -77,13 +59,12 @@ class SizeType(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from banger.sizes import EXAMPLES, parse_size
+
         try:
-            size = parse_size(str(value))
-            if str(value).strip().isdigit() and size < 1 << 20:
-                raise ValueError(f"{str(value)!r} without a unit means bytes")
-            return size
+            return parse_size(str(value))
         except ValueError as error:
-            raise UsageFault(f"{_where(param)}: {error}", "write sizes like 512M, 2G or 1.5GiB") from error
+            raise UsageFault(f"{_where(param)}: {error}", EXAMPLES) from error
 
 
 class PublishType(click.ParamType[str]):

@@ -1,54 +1,13 @@
-"""Sizes, ports and environment entries, before any daemon is asked."""
+"""Ports and environment entries, before any daemon is asked."""
 
-import contextlib
 import errno
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from banger.cli.errors import UsageFault, report_bug
 from banger.cli.main import run
-from banger.cli.options import check_publish, parse_size, resolve_env
+from banger.cli.options import check_publish, resolve_env
 from banger.cli.vm_copy import Place, parse_place
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("512M", 512 << 20),
-        ("2G", 2 << 30),
-        ("2gb", 2 << 30),
-        ("1.5GiB", 3 << 29),
-        ("1 T", 1 << 40),
-        ("64k", 64 << 10),
-        ("4096", 4096),
-        ("4096B", 4096),
-        ("0.1K", 102),
-    ],
-)
-def test_sizes_are_binary(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize(
-    "text", ["", "G", "0", "-1G", "1.G", ".5G", "1..5G", "1e3", "12X", "1GG", "1iB", "\u0663G", "1_0M", "5 5M"]
-)
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a size"):
-        parse_size(text)
-
-
-@given(st.integers(1, 1 << 50), st.sampled_from(["", "K", "M", "G", "KiB", "MiB", "GiB"]))
-def test_whole_sizes_are_exact(number: int, unit: str) -> None:
-    scale = {"": 0, "K": 10, "M": 20, "G": 30}[unit.removesuffix("iB")]
-    assert parse_size(f"{number}{unit}") == number << scale
-
-
-@given(st.text(max_size=30))
-def test_any_text_is_a_size_or_refused(text: str) -> None:
-    with contextlib.suppress(ValueError):
-        assert parse_size(text) >= 1
 
 
 @pytest.mark.parametrize("text", ["80", "80:80", "8080:80", "127.0.0.1:8080:80", "0.0.0.0:1:65535"])
