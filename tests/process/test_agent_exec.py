@@ -7,6 +7,7 @@ import os
 import platform
 import pwd
 import random
+import re
 import signal
 import sys
 from pathlib import Path
@@ -77,7 +78,7 @@ async def test_the_working_directory(agent: Agent, tmp_path: Path) -> None:
     not_one = await _refusal(agent, ExecRequest(("pwd",), cwd=str(tmp_path / "file")))
     assert not_one.errno == errno.ENOTDIR
     assert str(tmp_path / "file") in not_one.message
-    with pytest.raises(BangerError) as caught, guest_errors("cannot run 'pwd'", command=True):
+    with pytest.raises(BangerError) as caught, guest_errors("cannot run 'pwd'", argv=["pwd"]):
         raise missing
     assert caught.value.code is Code.CANNOT_EXECUTE
     assert "directory" in caught.value.hint
@@ -114,7 +115,7 @@ async def test_an_unknown_user(agent: Agent) -> None:
     for user in ("nobody-of-that-name", "root:no-such-group"):
         refusal = await _refusal(agent, ExecRequest(("true",), user=user))
         assert refusal.errno == errno.ESRCH, user
-        with pytest.raises(BangerError) as caught, guest_errors("cannot run 'true'", command=True):
+        with pytest.raises(BangerError) as caught, guest_errors("cannot run 'true'", argv=["true"]):
             raise refusal
         assert caught.value.code is Code.INVALID
 
@@ -142,11 +143,28 @@ async def test_commands_that_cannot_be_executed(agent: Agent, tmp_path: Path) ->
         refusal = await _refusal(agent, ExecRequest((command,)))
         assert refusal.errno == number, command
         assert command in refusal.message
-        with pytest.raises(BangerError) as caught, guest_errors(f"cannot run {command!r}", command=True):
+        with pytest.raises(BangerError) as caught, guest_errors(f"cannot run {command!r}", argv=[command]):
             raise refusal
         assert caught.value.code is code
         assert caught.value.hint
     assert (await run(agent, "echo", "still there")).stdout == b"still there\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["ls -l /"], "its name has spaces in it: leave out the quotes, or let a shell read it: sh -c 'ls -l /'"),
+        (["echo it's", "x"], """its name .*: sh -c 'echo it'"'"'s'"""),
+        (["no-such-command", "a b"], "check its name; .*"),
+        ([" "], "check its name; .*"),
+    ],
+)
+async def test_a_command_line_in_one_word_is_told_how_to_be_written(agent: Agent, argv: list[str], hint: str) -> None:
+    refusal = await _refusal(agent, ExecRequest(tuple(argv)))
+    with pytest.raises(BangerError) as caught, guest_errors("cannot run it", argv=argv):
+        raise refusal
+    assert caught.value.code is Code.COMMAND_NOT_FOUND
+    assert re.fullmatch(hint, caught.value.hint)
 
 
 async def test_stdout_and_stderr_are_separate_and_end_before_the_exit(agent: Agent) -> None:

@@ -27,7 +27,7 @@ def client(process: AgentProcess, tmp_path: Path) -> Iterator[Client]:
         session = await AgentSession.connect(process.socket, TIMEOUT)
         try:
             terminal = (request.terminal.rows, request.terminal.columns) if request.terminal else None
-            with guest_errors("cannot run it", command=True):
+            with guest_errors("cannot run it", argv=[]):
                 channel = await Agent(session, TIMEOUT).exec(ExecRequest(tuple(request.argv), terminal=terminal))
             await peer.send_event("started", result={})
             await finish(peer, await carry(peer, channel))

@@ -98,6 +98,15 @@ def test_a_working_directory_that_is_none(host: Host, guest: str) -> None:
 def test_commands_that_do_not_run(host: Host, guest: str) -> None:
     error = host.fails(127, "vm", "exec", guest, "--", "no-such-command")
     assert_error(error, ".*there is no command 'no-such-command' in PATH .*", ".*PATH.*")
+    quoted = ".*leave out the quotes, or .*: sh -c 'ls -l /'"
+    for words in (
+        ["exec", guest],
+        ["exec", "-d", guest],
+        ["run", "--rm", "--name", "lost"],
+        ["run", "-d", "--name", "lost"],
+    ):
+        assert_error(host.fails(127, "vm", *words, "--", "ls -l /"), ".*'ls -l /'.*", quoted)
+    assert host.names() == [guest]
     script = "printf '#!/no/such/interpreter\\n' >/srv/orphan; chmod +x /srv/orphan"
     host.ok("vm", "exec", guest, "--", "sh", "-c", script)
     error = host.fails(126, "vm", "exec", guest, "--", "/srv/orphan")

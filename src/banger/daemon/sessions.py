@@ -91,7 +91,7 @@ class Sessions:
 
     async def _exec(self, vm: Vm, request: ExecRequest) -> Channel:
         agent = await self._vms.agent(vm)
-        with guest_errors(_what_fails(request.argv, vm), command=True):
+        with guest_errors(_what_fails(request.argv, vm), argv=request.argv):
             return await agent.exec(request)
 
     async def exec(self, request: m.VmExec, peer: Peer) -> None:
@@ -107,7 +107,7 @@ class Sessions:
         if request.detach:
             vm.touch()
             agent = await self._vms.agent(vm)
-            with guest_errors(_what_fails(request.argv, vm), command=True):
+            with guest_errors(_what_fails(request.argv, vm), argv=request.argv):
                 await agent.spawn(command)
             await peer.send_event("started", result={})
             await peer.send_event("exit", signalled=False, value=0)

@@ -199,7 +199,7 @@ class Lifecycle:
         if not vm.record.command:
             return
         agent = await link.agent()
-        with guest_errors(f"cannot run {vm.record.command[0]!r} in {vm.name!r}", command=True):
+        with guest_errors(f"cannot run {vm.record.command[0]!r} in {vm.name!r}", argv=vm.record.command):
             await agent.spawn(
                 ExecRequest(
                     argv=tuple(vm.record.command),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -170,17 +171,17 @@ def printable(text: str) -> str:
 
 
 @contextlib.contextmanager
-def guest_errors(what: str, *, command: bool = False) -> Iterator[None]:
+def guest_errors(what: str, *, argv: Sequence[str] | None = None) -> Iterator[None]:
     """Turn failures of the agent into BangerErrors that begin with `what`, e.g. "cannot run 'make'".
 
-    For a `command`, ENOENT becomes COMMAND_NOT_FOUND, and ENOTDIR (its working directory), EACCES, ENOEXEC and E2BIG
-    become CANNOT_EXECUTE; else ENOENT and ENOTDIR become NOT_FOUND. Values that the protocol cannot carry become
-    INVALID, all others GUEST.
+    Where a command `argv` is run, ENOENT becomes COMMAND_NOT_FOUND, and ENOTDIR (its working directory), EACCES,
+    ENOEXEC and E2BIG become CANNOT_EXECUTE; else ENOENT and ENOTDIR become NOT_FOUND. Values that the protocol cannot
+    carry become INVALID, all others GUEST.
     """
     try:
         yield
     except AgentError as error:
-        raise _agent_error(error, what, command) from error
+        raise _agent_error(error, what, argv) from error
     except (GuestFailure, ProtocolError) as error:
         hint = "look at the guest's console, and start it again if it hangs"
         raise BangerError(Code.GUEST, f"{what}: {printable(str(error))}", hint) from error
@@ -191,10 +192,11 @@ def guest_errors(what: str, *, command: bool = False) -> Iterator[None]:
         raise BangerError(Code.INVALID, f"{what}: {error}", "leave that value out, or correct it") from error
 
 
-def _agent_error(error: AgentError, what: str, command: bool) -> BangerError:
+def _agent_error(error: AgentError, what: str, argv: Sequence[str] | None) -> BangerError:
     code, hint = Code.GUEST, "look at the guest's console for what it says about this"
-    if command and error.errno == errno.ENOENT:
-        code, hint = Code.COMMAND_NOT_FOUND, "check its name; without a slash in it, it has to be in the guest's PATH"
+    command = argv is not None
+    if argv is not None and error.errno == errno.ENOENT:
+        code, hint = Code.COMMAND_NOT_FOUND, _how_to_name(argv)
     elif command and error.errno == errno.ENOTDIR:
         code, hint = Code.CANNOT_EXECUTE, "give a directory that is there in the guest and that the user may enter"
     elif error.errno in (errno.ENOENT, errno.ENOTDIR):
@@ -211,6 +213,12 @@ def _agent_error(error: AgentError, what: str, command: bool) -> BangerError:
         hint = "nothing listens there in the guest"
     name = errno.errorcode.get(error.errno, str(error.errno))
     return BangerError(code, f"{what}: {printable(str(error))}", hint, {"errno": name})
+
+
+def _how_to_name(argv: Sequence[str]) -> str:
+    if argv and len(argv[0].split()) > 1:  # a whole command line as one word
+        return f"its name has spaces in it: leave out the quotes, or let a shell read it: sh -c {shlex.quote(argv[0])}"
+    return "check its name; without a slash in it, it has to be in the guest's PATH"
 
 
 class Agent:
