@@ -14,6 +14,7 @@ from subprocess import PIPE
 
 from tests.process.api_server import ApiServer
 
+BANGER = (sys.executable, "-m", "banger.cli")
 TIMEOUT = 60.0  # seconds that nothing here takes; only a hang does
 
 
@@ -32,9 +33,14 @@ class Banger:
         }
 
     def popen(
-        self, arguments: Sequence[str], stdin: int = PIPE, stdout: int = PIPE, stderr: int = PIPE
+        self,
+        arguments: Sequence[str],
+        stdin: int = PIPE,
+        stdout: int = PIPE,
+        stderr: int = PIPE,
+        program: Sequence[str] = BANGER,
     ) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "banger.cli", *arguments]
+        command = [*program, *arguments]
         return subprocess.Popen(command, env=self.environment, stdin=stdin, stdout=stdout, stderr=stderr)
 
     def __call__(self, *arguments: str, input: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
@@ -44,22 +50,23 @@ class Banger:
 
 
 class Screen:
-    """A terminal with a banger command on it."""
+    """A terminal with a banger command on it, or another program in its environment."""
 
-    def __init__(self, banger: Banger, arguments: Sequence[str]) -> None:
+    def __init__(self, banger: Banger, arguments: Sequence[str], program: Sequence[str] = BANGER) -> None:
         self.terminal, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
         self.before = termios.tcgetattr(slave)
         self.slave = slave
-        self.process = banger.popen(arguments, stdin=slave, stdout=slave, stderr=slave)
+        self.process = banger.popen(arguments, stdin=slave, stdout=slave, stderr=slave, program=program)
         self.seen = b""
 
-    def expect(self, text: bytes) -> None:
-        """Read until the text has come; drops it and what was before it."""
+    def expect(self, text: bytes) -> bytes:
+        """Read until the text has come; drops it, and returns what was before it."""
         while text not in self.seen:
             assert select.select([self.terminal], [], [], TIMEOUT)[0], f"only {self.seen!r} came"
             self.seen += os.read(self.terminal, 65536)
-        self.seen = self.seen.partition(text)[2]
+        before, _, self.seen = self.seen.partition(text)
+        return before
 
     def close(self) -> None:
         self.process.kill()

@@ -5,6 +5,8 @@ import dataclasses
 import fcntl
 import json
 import os
+import shlex
+import shutil
 import signal
 import struct
 import termios
@@ -20,7 +22,7 @@ from banger.daemon.http import CallHandler, StreamHandler
 from banger.daemon.jobs import Report
 from banger.daemon.streams import End, Peer, Resize, Signal
 from tests.process.api_server import serve
-from tests.process.commands import TIMEOUT, Banger, Screen
+from tests.process.commands import BANGER, TIMEOUT, Banger, Screen
 
 WEB = m.VmInfo(
     id="3bb055f73d56",
@@ -362,10 +364,40 @@ def test_prune_asks_on_a_terminal(banger: Banger) -> None:
 
 
 def test_names_complete_from_live_state(banger: Banger) -> None:
-    banger.environment |= {"_BANGER_COMPLETE": "bash_complete", "COMP_WORDS": "banger vm stop w", "COMP_CWORD": "3"}
+    banger.environment |= {"_BANGER_COMPLETE": "bash_complete", "COMP_WORDS": "banger vm stop w"}
     assert banger().stdout == b"plain,web\n"
-    banger.environment |= {"COMP_WORDS": "banger vm st", "COMP_CWORD": "2"}
+    banger.environment |= {"COMP_WORDS": "banger vm st"}
     assert banger().stdout == b"plain,start\nplain,stop\n"
-    banger.environment |= {"XDG_RUNTIME_DIR": "/nonexistent", "COMP_WORDS": "banger vm stop w", "COMP_CWORD": "3"}
+    banger.environment |= {"XDG_RUNTIME_DIR": "/nonexistent", "COMP_WORDS": "banger vm stop w"}
     result = banger()
     assert (result.stdout.strip(), result.stderr) == (b"", b"")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_completion_in_bash_itself(banger: Banger, tmp_path: Path) -> None:
+    program = tmp_path / "bin/banger"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(BANGER)} "$@"\n')
+    program.chmod(0o755)
+    (tmp_path / "local").write_text("")
+    banger.environment["PATH"] = f"{program.parent}:{banger.environment['PATH']}"
+    screen = Screen(banger, ["--norc", "--noprofile", "-i"], ["bash"])
+    try:
+        os.write(screen.terminal, b'cd; PS1="ready "; source <(banger completion bash); echo so""urced\n')
+        screen.expect(b"sourced\r\n")
+        for typed, completed in (
+            ("banger vm sto", b"p "),
+            ("banger vm stop w", b"eb "),
+            ("banger vm cp w", b"eb:"),  # what goes on has no space behind it
+            ("true | banger vm cp - w", b"eb:"),
+            ("banger vm cp web:lo", b""),  # a path in the guest, not ours
+            ("banger vm cp web:/etc lo", b"cal "),
+            ("banger vm list --filter sta", b"te="),
+            ("banger vm list --filter state=running --filter ima", b"ge="),
+        ):
+            os.write(screen.terminal, f"{typed}\tX".encode())
+            screen.expect(typed.encode())
+            assert screen.expect(b"X").replace(b"\a", b"") == completed, typed  # it rings where there is nothing
+            os.write(screen.terminal, b"\x15")  # takes the line away
+    finally:
+        screen.close()

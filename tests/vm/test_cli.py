@@ -17,12 +17,11 @@ def complete(host: Host, *words: str) -> list[str]:
     host.daemon.environment |= {
         "_BANGER_COMPLETE": "bash_complete",
         "COMP_WORDS": " ".join(("banger", *words)),
-        "COMP_CWORD": str(len(words)),
     }
     try:
         offered = host.ok().splitlines()
     finally:
-        for variable in ("_BANGER_COMPLETE", "COMP_WORDS", "COMP_CWORD"):
+        for variable in ("_BANGER_COMPLETE", "COMP_WORDS"):
             del host.daemon.environment[variable]
     return [name for name in (line.partition(",")[2] for line in offered) if name]
 

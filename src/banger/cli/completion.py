@@ -6,14 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 
 import click
-from click.shell_completion import CompletionItem, get_completion_class, shell_complete
+from click.shell_completion import CompletionItem, add_completion_class, get_completion_class, shell_complete
 
 from banger.api import models as m
 from banger.api import operations as op
 from banger.api.client import Client
 from banger.api.errors import BangerError
+from banger.cli.bash_completion import Bash
 from banger.cli.lazy import Command
 from banger.paths import user_layout
+
+add_completion_class(Bash)
 
 
 @click.command(

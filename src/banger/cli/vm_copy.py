@@ -55,7 +55,10 @@ class CopyPath(click.ParamType[Place]):
 
         from banger.cli.completion import complete_names
 
-        names = [] if ":" in incomplete else complete_names("VM", incomplete)
+        vm, colon, _ = incomplete.partition(":")
+        if colon and "/" not in vm:
+            return []  # a path in a guest
+        names = complete_names("VM", incomplete)
         return [CompletionItem(f"{item.value}:") for item in names] or [CompletionItem(incomplete, type="file")]
 
 
