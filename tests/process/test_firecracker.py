@@ -144,6 +144,10 @@ def test_a_guest_stands_still_and_goes_on(tmp_path: Path, config: Config, kernel
             await vmm.api.resume()
             assert (await vmm.api.describe_instance()).state == "Running"
             assert (await vmm.api.get_balloon()).deflate_on_oom
+            # no driver of the guest has come for it
+            assert await vmm.balloon_bytes() == 0
+            with pytest.raises(BangerError, match="not activated"):
+                await vmm.set_balloon(8 << 20)
             assert await vmm.resize_disk(machine().disks[0], 32 << 20)
             await vmm.api.send_ctrl_alt_del()
             await vmm.api.flush_metrics()

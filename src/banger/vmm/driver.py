@@ -62,6 +62,21 @@ class Vmm(Protocol):
     async def resize_disk(self, disk: Disk, size: int) -> bool:
         """Let the guest see that the file of a disk has grown to `size` bytes; False when only a new VMM can."""
 
+    async def set_balloon(self, size: int) -> None:
+        """Ask the guest to give `size` bytes of its memory back, in all; it does so at its own pace, if at all.
+
+        Raises BangerError when the VMM does not pass that on.
+        """
+
+    async def balloon_bytes(self) -> int:
+        """What the guest has really given back, in bytes. Raises BangerError when the VMM does not say."""
+
+    async def wait_taken_back(self) -> None:
+        """Return when the guest has taken memory back without being told to since the last call, for want of it.
+
+        Never where the VMM does not tell.
+        """
+
     async def kill(self) -> None:
         """End the VMM at once and wait until its process is gone."""
 

@@ -23,6 +23,7 @@ from banger.vmm.choice import FIRECRACKER
 from banger.vmm.driver import CONSOLE, POWERED_OFF, REBOOTED
 from banger.vmm.firecracker_api import (
     Balloon,
+    BalloonUpdate,
     BootSource,
     Drive,
     EntropyDevice,
@@ -49,6 +50,7 @@ _GUEST_CID = 3  # the first that is not reserved, vsock(7); each Firecracker has
 _STATIC_TEMPLATES = ("C3", "T2", "T2S", "T2CL", "T2A", "V1N1")
 _START_SECONDS, _STEP_SECONDS = 20.0, 0.002
 _AGENT_STEP_SECONDS = 0.02
+_BALLOON_SECONDS = 3600  # between the guest's own statistics; without any, what the balloon holds is not told either
 _LAST_WORDS = 4096  # bytes of the console that tell why a guest ended
 
 
@@ -96,6 +98,16 @@ class FirecrackerVmm:
     async def resize_disk(self, disk: Disk, size: int) -> bool:
         await self.api.patch_drive(PartialDrive(disk.id, disk.path))
         return True
+
+    async def set_balloon(self, size: int) -> None:
+        # a request that is cut off takes the connection with it
+        await asyncio.shield(self.api.patch_balloon(BalloonUpdate(size >> 20)))
+
+    async def balloon_bytes(self) -> int:
+        return (await asyncio.shield(self.api.get_balloon_statistics())).actual_mib << 20
+
+    async def wait_taken_back(self) -> None:
+        await asyncio.Event().wait()
 
     async def kill(self) -> None:
         self.process.signal(signal.SIGKILL)
@@ -225,7 +237,7 @@ async def _configure(api: FirecrackerApi, machine: Machine, template: str | Json
         await api.put_drive(Drive(disk.id, disk.path, disk.readonly, cache_type=None if disk.readonly else "Writeback"))
     await api.put_vsock(Vsock(_GUEST_CID, VSOCK))
     await api.put_entropy(EntropyDevice())
-    await api.put_balloon(Balloon(0, deflate_on_oom=True))
+    await api.put_balloon(Balloon(0, deflate_on_oom=True, stats_polling_interval_s=_BALLOON_SECONDS))
 
 
 def _cpu_template(config: Config) -> str | Json:

@@ -56,6 +56,8 @@ _OVERHEAD = 512 << 20  # bytes
 _TCG_BUFFER = 1 << 30  # bytes: the most that QEMU takes for translated code
 _THREADS = 128  # up to 64 of them do I/O for each event loop
 _LOW_PORTS = 1024
+_MAX_MEMORY = 1 << 52  # bytes: what no machine has
+_LEAST_BALLOON = 1 << 20
 _QMP_SECONDS = 20.0  # a QEMU that has not answered by then is stopped or stuck
 
 
@@ -154,6 +156,11 @@ class QemuVmm:
         self._reset = asyncio.Event()
         self._reason = ""
         self._resuming: asyncio.Task[None] | None = None
+        self._memory = 0  # bytes of the guest, once they were asked for
+        self._asked = 0  # bytes that the balloon is to hold, and those that it was last seen to hold
+        self._held = 0
+        self._taken_back = asyncio.Event()
+        self._booting: asyncio.Task[None] | None = None
 
     @property
     def stop_reason(self) -> str:
@@ -233,13 +240,51 @@ class QemuVmm:
         await self._qmp.execute("block_resize", **arguments)
         return True
 
+    async def set_balloon(self, size: int) -> None:
+        memory = await self._memory_bytes()
+        self._asked = size
+        await self._qmp.execute("balloon", value=max(1, memory - size))  # QEMU is told what is left, and that not all
+
+    async def balloon_bytes(self) -> int:
+        memory = await self._memory_bytes()
+        self._held = memory - _number(await self._qmp.execute("query-balloon"), "actual", memory)
+        return self._held
+
+    async def _memory_bytes(self) -> int:
+        if not self._memory:
+            self._memory = _number(await self._qmp.execute("query-memory-size-summary"), "base-memory", _MAX_MEMORY)
+        return self._memory
+
+    async def wait_taken_back(self) -> None:
+        await self._taken_back.wait()
+        self._taken_back.clear()
+
+    def _balloon_changed(self, left: Json) -> None:
+        """Tell growing and shrinking as was asked for from a guest that has run out of memory."""
+        if not self._memory or not isinstance(left, int):
+            return
+        before, self._held = self._held, self._memory - left
+        if self._held < min(before, self._asked):
+            self._taken_back.set()
+
+    async def _deflate_for_boot(self) -> None:
+        """Give a guest that has just been reset all of its memory, which it would be asked for while it boots.
+
+        All but a MiB: a guest that is asked for none says nothing, and QEMU goes on to tell what the last
+        kernel gave.
+        """
+        with contextlib.suppress(BangerError):  # QEMU has ended
+            if await self.balloon_bytes():
+                await self.set_balloon(_LEAST_BALLOON)
+
     async def kill(self) -> None:
         self.process.signal(signal.SIGKILL)
         await self.process.ended.wait()
 
     def release(self) -> None:
-        if self._resuming is not None:
-            self._resuming.cancel()
+        for task in (self._resuming, self._booting):
+            if task is not None:
+                task.cancel()
         self._qmp.close()
         self.process.release()
 
@@ -247,6 +292,10 @@ class QemuVmm:
         match name, data.get("reason"):
             case "RESET", _:
                 self._reset.set()
+                if self._booting is None or self._booting.done():
+                    self._booting = asyncio.create_task(self._deflate_for_boot())
+            case "BALLOON_CHANGE", _:
+                self._balloon_changed(data.get("actual"))
             case "BLOCK_IO_ERROR", _ if data.get("action") == "stop":
                 self._resume_later()
             case "GUEST_PANICKED", _:
@@ -337,6 +386,14 @@ def _confinement(machine: Machine, directory: Path, files: dict[str, int]) -> Co
         devices=["/dev/null", "/dev/urandom", *(["/dev/kvm"] if kvm else [])],
         files={files[name]: directory / name for name in (machine.kernel, machine.initrd)},
     )
+
+
+def _number(answer: dict[str, Json], name: str, most: int) -> int:
+    """A number of an answer of QEMU's; raises BangerError for what only a QEMU says that a guest has taken over."""
+    value = answer.get(name)
+    if not isinstance(value, int) or not 0 <= value <= most:
+        raise BangerError(Code.GUEST, f"QEMU says that {name} is {str(value)[:40]!r}")
+    return value
 
 
 def _make_group(machine: Machine, vm_id: str) -> cgroups.Cgroup | None:

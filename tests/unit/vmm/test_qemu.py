@@ -1,15 +1,17 @@
 """QEMU's command line, and that the real QEMU takes it, is found again by another daemon, and ends."""
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import re
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from banger.vmm.driver import CONSOLE, LOG, NETWORK
 from banger.vmm.machine import Disk, Forward, Machine, Nic
 
 TIMEOUT = 60.0
+MEMORY = 128 << 20
 UID = 0x70000321 if os.getuid() == 0 else -1
 
 pytestmark = [
@@ -51,7 +54,7 @@ def machine(forwards: tuple[Forward, ...] = ()) -> Machine:
         nics.append(Nic("net1", "52:54:00:00:00:02", ["10.0.3.15/24"], "", [], "publish", 21))
     disks = [disk("image", "rootfs", True, 0), disk("overlay", "overlay.ext4", False, 1)]
     return Machine(
-        "qemu", "tcg", host_arch(), kind, cpu, firmware, 2, 128 << 20, "ram0", "kernel", "boot.cpio", command_line,
+        "qemu", "tcg", host_arch(), kind, cpu, firmware, 2, MEMORY, "ram0", "kernel", "boot.cpio", command_line,
         disks, nics, list(forwards), UID,
     )  # fmt: skip
 
@@ -150,6 +153,8 @@ def test_launch_adopt_and_kill(tmp_path: Path) -> None:
                 adopted = await qemu.QemuDriver().adopt(directory, found)
                 await adopted.set_reboot(True)
                 await adopted.set_reboot(False)
+                await adopted.set_balloon(32 << 20)
+                assert await adopted.balloon_bytes() == 0  # no driver in the guest takes notice
                 await adopted.kill()
                 assert identify(pid) is None
                 with pytest.raises(BangerError, match="QEMU has ended"):
@@ -271,3 +276,118 @@ def test_cancelled_launch_leaves_no_process(tmp_path: Path) -> None:
         except OSError:
             continue
     assert not [line for line in running if mark in line]
+
+
+class FakeQemu:
+    """What QEMU says of a balloon, without one; `asked` are the sizes that it was told to leave the guest."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / qemu.QMP_SOCKET
+        self._writer: asyncio.StreamWriter | None = None
+        self._served = asyncio.Event()
+        self.left: object = MEMORY
+        self.memory: object = MEMORY
+        self.asked: list[int] = []
+
+    @contextlib.asynccontextmanager
+    async def controlled(self) -> AsyncIterator[qemu.QemuVmm]:
+        """The driver's side of it."""
+        own = identify(os.getpid())
+        process = Watched.find(own) if own is not None else None
+        assert process is not None
+        async with await asyncio.start_unix_server(self._serve, self._path):
+            vmm = qemu.QemuVmm(process)
+            await vmm.connect(self._path.parent)
+            try:
+                yield vmm
+            finally:
+                vmm.release()
+                await self._served.wait()
+
+    def tell(self, event: str, **data: object) -> None:
+        assert self._writer is not None
+        self._writer.write(json.dumps({"event": event, "data": data}).encode() + b"\n")
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        self._served.clear()
+        writer.write(b'{"QMP": {}}\n')
+        while line := await reader.readline():
+            command = json.loads(line)
+            if command["execute"] == "balloon":
+                self.asked.append(command["arguments"]["value"])
+            answers = {
+                "query-status": {"status": "running"},
+                "query-balloon": {"actual": self.left},
+                "query-memory-size-summary": {"base-memory": self.memory},
+            }
+            writer.write(json.dumps({"return": answers.get(command["execute"], {})}).encode() + b"\n")
+        writer.close()
+        await writer.wait_closed()
+        self._served.set()
+
+
+def test_memory_that_a_guest_takes_back_is_told_from_what_was_asked_for(tmp_path: Path) -> None:
+    qemu_ = FakeQemu(tmp_path)
+
+    async def told(vmm: qemu.QemuVmm, left: object) -> bool:
+        """Whether a change of the balloon is taken for a guest that runs out of memory."""
+        qemu_.left = left
+        qemu_.tell("BALLOON_CHANGE", actual=left)
+        await vmm.set_reboot(True)  # whose answer comes after the event
+        waiting = asyncio.create_task(vmm.wait_taken_back())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        waiting.cancel()
+        return waiting.done()
+
+    async def test() -> None:
+        async with asyncio.timeout(TIMEOUT), qemu_.controlled() as vmm:
+            await vmm.set_balloon(64 << 20)
+            assert qemu_.asked == [64 << 20]
+            assert not await told(vmm, 96 << 20)  # on its way
+            assert not await told(vmm, 64 << 20)
+            assert await vmm.balloon_bytes() == 64 << 20
+            assert await told(vmm, 65 << 20)
+            await vmm.set_balloon(0)
+            assert not await told(vmm, MEMORY)
+            await vmm.set_balloon(MEMORY)
+            assert qemu_.asked == [64 << 20, MEMORY, 1]
+            assert not await told(vmm, "nonsense")
+
+    asyncio.run(test())
+
+
+def test_a_guest_that_reboots_is_not_asked_for_memory_while_it_does(tmp_path: Path) -> None:
+    qemu_ = FakeQemu(tmp_path)
+
+    async def test() -> None:
+        async with asyncio.timeout(TIMEOUT), qemu_.controlled() as vmm:
+            qemu_.tell("RESET")
+            await vmm.wait_reset()
+            qemu_.left = 64 << 20  # as QEMU goes on to say of the kernel before
+            qemu_.tell("RESET")
+            await vmm.wait_reset()
+            while not qemu_.asked:
+                await asyncio.sleep(0.001)
+            assert qemu_.asked == [MEMORY - (1 << 20)]
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("left", [None, -1, MEMORY + 1, 1.5, "x" * 100_000, [MEMORY]])
+def test_a_balloon_that_makes_no_sense(tmp_path: Path, left: object) -> None:
+    qemu_ = FakeQemu(tmp_path)
+    qemu_.left = left
+
+    async def test() -> None:
+        async with asyncio.timeout(TIMEOUT), qemu_.controlled() as vmm:
+            with pytest.raises(BangerError, match=r"QEMU says that actual is") as caught:
+                await vmm.balloon_bytes()
+            assert len(caught.value.message) < 100
+        qemu_.memory = left if left != MEMORY + 1 else 1 << 60
+        async with asyncio.timeout(TIMEOUT), qemu_.controlled() as vmm:
+            with pytest.raises(BangerError, match=r"QEMU says that base-memory is"):
+                await vmm.set_balloon(0)
+
+    asyncio.run(test())
