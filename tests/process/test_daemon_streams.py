@@ -10,18 +10,25 @@ import pytest
 from banger.api import models as m
 from banger.api import operations as op
 from banger.api.client import Client, Message
+from banger.api.errors import BangerError, Code
 from banger.daemon.streams import ClientGone, Peer, carry, finish
 from banger.guest.agent import Agent, ExecRequest, guest_errors
 from banger.guest.session import AgentSession
 from tests.process.agents import TIMEOUT, AgentProcess
 from tests.unit.daemon.served import served
 
-left = threading.Event()
+left, stuck = threading.Event(), threading.Event()
 
 
 @pytest.fixture
 def client(process: AgentProcess, tmp_path: Path) -> Iterator[Client]:
-    """A server whose vm.exec runs in the agent."""
+    """A server whose vm.exec runs in the agent; it tells users that want to leave that the guest is stuck, if it is."""
+
+    stuck.clear()
+
+    def check() -> None:
+        if stuck.is_set():
+            raise BangerError(Code.EXHAUSTED, "it is stuck")
 
     async def execute(request: m.VmExec, peer: Peer) -> None:
         session = await AgentSession.connect(process.socket, TIMEOUT)
@@ -30,7 +37,7 @@ def client(process: AgentProcess, tmp_path: Path) -> Iterator[Client]:
             with guest_errors("cannot run it", argv=[]):
                 channel = await Agent(session, TIMEOUT).exec(ExecRequest(tuple(request.argv), terminal=terminal))
             await peer.send_event("started", result={})
-            await finish(peer, await carry(peer, channel))
+            await finish(peer, await carry(peer, channel, terminal is not None, check))
         except ClientGone:
             left.set()
         finally:
@@ -90,6 +97,45 @@ def test_terminal_is_resized(client: Client) -> None:
         stream.send_data(b"\n")
         out, _ = outputs(list(stream.messages()))
     assert out.endswith(b"33 44\r\n")
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 15])
+def test_a_signal_to_a_guest_that_is_stuck_ends_the_stream_with_the_reason(client: Client, number: int) -> None:
+    with client.open(op.VM_EXEC, m.VmExec("vm", ["sh", "-c", "trap '' 1 2 3 15; echo ready; sleep 1000"])) as stream:
+        following = stream.messages()
+        while next(following) != b"\x00ready\n":
+            pass
+        stuck.set()
+        stream.send_json({"type": "signal", "number": 10})  # none that is meant to end anything
+        stream.send_json({"type": "signal", "number": number})
+        *_, last = following
+    assert isinstance(last, dict)
+    assert isinstance(last["error"], dict)
+    assert (last["error"]["code"], last["error"]["message"]) == ("exhausted", "it is stuck")
+
+
+def test_ctrl_c_typed_to_a_guest_that_is_stuck_ends_the_stream_with_the_reason(client: Client) -> None:
+    request = m.VmExec("vm", ["sh", "-c", "echo ready; sleep 1000"], terminal=m.Terminal(24, 80))
+    with client.open(op.VM_EXEC, request) as stream:
+        following = stream.messages()
+        while b"ready" not in next(following):
+            pass
+        stuck.set()
+        stream.send_data(b"nothing of it")
+        stream.send_data(b"but\x03this")
+        *_, last = following
+    assert isinstance(last, dict)
+    assert isinstance(last["error"], dict)
+    assert last["error"]["code"] == "exhausted"
+
+
+def test_ctrl_c_in_a_pipe_is_a_byte_like_any_other(client: Client) -> None:
+    stuck.set()
+    with client.open(op.VM_EXEC, m.VmExec("vm", ["cat"])) as stream:
+        stream.send_data(b"a\x03b")
+        stream.send_json({"type": "end"})
+        messages = list(stream.messages())
+    assert outputs(messages) == (b"a\x03b", b"")
 
 
 def test_client_that_leaves_hangs_the_command_up(client: Client, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The host's disk fills up under running guests: clear errors, nothing half-done, and guests that go on afterwards."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from tests.daemons import running_daemon
 from tests.vm.host import Host
 
 SIZE = 400 << 20  # room for copies of kernel and image, and some more
+
+PAUSED = "paused: the disk of the host is full"
 
 
 @pytest.fixture
@@ -32,15 +35,35 @@ def test_a_guest_waits_for_space_and_goes_on(small: Host) -> None:
     # more than there is: stands still before its end
     writer = small.spawn("vm", "exec", "full", "--", "sh", "-c", f"head -c {SIZE} /dev/urandom > /srv/data; sync")
     directory = Path(small.vm("full").directory)
-    small.wait_reason("full", "paused: the disk of the host is full")
+    small.wait_reason("full", PAUSED)
     assert "paused" in small.fails(125, "vm", "exec", "full", "--", "true")
     small.daemon.restart()  # finds it paused
-    small.wait_reason("full", "paused: the disk of the host is full")
+    small.wait_reason("full", PAUSED)
     writer.communicate(timeout=60)  # its daemon went away
     subprocess.run(["mount", "-o", f"remount,size={3 * SIZE}", directory.parents[3]], check=True)
     small.wait_reason("full", "")
     assert small.ok("vm", "exec", "full", "--", "echo", "goes on") == "goes on\n"
     small.ok("vm", "rm", "--force", "full")
+
+
+def test_who_is_attached_to_a_guest_that_waits_for_space_can_leave(small: Host) -> None:
+    small.ok("vm", "run", "-d", "--name", "full")
+    waiting = small.spawn("vm", "exec", "full", "--", "sh", "-c", "echo ready; exec sleep 1000")
+    assert waiting.stdout is not None
+    assert waiting.stdout.readline() == b"ready\n"
+    with small.terminal("vm", "exec", "full", "--", "sh", "-c", "echo rea''dy; exec sleep 1000") as terminal:
+        terminal.expect("ready")
+        writer = small.spawn("vm", "exec", "full", "--", "sh", "-c", f"head -c {SIZE} /dev/urandom > /srv/data; sync")
+        small.wait_reason("full", PAUSED)
+        waiting.send_signal(signal.SIGINT)  # the guest does not hear it
+        _, error = waiting.communicate(timeout=60)
+        assert waiting.returncode == 125
+        assert error.decode().startswith(f"error: the VM 'full' is {PAUSED}\nhint: free some space")
+        terminal.type("\x03")
+        terminal.expect(f"the VM 'full' is {PAUSED}")
+        assert terminal.wait() == 125
+    small.ok("vm", "rm", "--force", "full")
+    writer.communicate(timeout=60)
 
 
 def test_nothing_is_half_done_without_space(small: Host, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class Sessions:
                 await peer.send_event("exit", signalled=False, value=0)
                 return
             with vm.in_use():
-                end = await carry(peer, channel)
+                end = await carry(peer, channel, request.terminal is not None, vm.refuse_paused)
             if attached:
                 await self._lifecycle.delete(vm, force=True)
                 vm = None
@@ -113,7 +113,8 @@ class Sessions:
             await peer.send_event("exit", signalled=False, value=0)
             return
         with vm.in_use():
-            await self._carry(peer, await self._exec(vm, command))
+            channel = await self._exec(vm, command)
+            await self._carry(peer, channel, command.terminal is not None, vm.refuse_paused)
 
     async def write_tree(self, request: m.TreeWrite, peer: Peer) -> None:
         """Extract a tar stream in a running VM."""
@@ -139,10 +140,12 @@ class Sessions:
         with vm.in_use():
             await self._carry(peer, await Console.connect(vm, self._vms.directory(vm)))
 
-    async def _carry(self, peer: Peer, channel: Channel) -> None:
+    async def _carry(
+        self, peer: Peer, channel: Channel, terminal: bool = False, check: Callable[[], None] = lambda: None
+    ) -> None:
         await peer.send_event("started", result={})
         with contextlib.suppress(ClientGone):
-            await finish(peer, await carry(peer, channel))
+            await finish(peer, await carry(peer, channel, terminal, check))
 
 
 def _what_fails(argv: Sequence[str], vm: Vm) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +14,10 @@ from banger.api.operations import STDERR, STDOUT
 from banger.guest import session as guest
 from banger.guest.agent import guest_errors
 from banger.job import Progress
+
+# what a client whose user wants to leave sends: a signal, or Ctrl-C typed on a terminal
+_LEAVING = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM}
+_CTRL_C = b"\x03"
 
 
 @dataclass(frozen=True)
@@ -84,13 +90,16 @@ async def report_to(peer: Peer, queue: asyncio.Queue[Progress | None]) -> None:
         )
 
 
-async def carry(peer: Peer, channel: Channel) -> guest.Exit:
+async def carry(
+    peer: Peer, channel: Channel, terminal: bool = False, check: Callable[[], None] = lambda: None
+) -> guest.Exit:
     """Carry both directions until the guest's side ends; returns how.
 
-    Raises ClientGone when the client leaves first, BangerError when the guest's side fails.
+    `check` is called when the user wants to end what runs (also by Ctrl-C, on a `terminal`), and raises what keeps the
+    guest from hearing of it. Raises ClientGone when the client leaves first, BangerError when the guest's side fails.
     """
     outward = asyncio.create_task(_outward(peer, channel))
-    inward = asyncio.create_task(_inward(peer, channel))
+    inward = asyncio.create_task(_inward(peer, channel, terminal, check))
     try:
         await asyncio.wait((outward, inward), return_when=asyncio.FIRST_COMPLETED)
         if not outward.done():
@@ -116,7 +125,7 @@ async def _outward(peer: Peer, channel: Channel) -> guest.Exit:
                 return message
 
 
-async def _inward(peer: Peer, channel: Channel) -> None:
+async def _inward(peer: Peer, channel: Channel, terminal: bool, check: Callable[[], None]) -> None:
     """Returns when the client is gone. Input waits in a queue, so that it never holds up signals."""
     queue: asyncio.Queue[memoryview | End] = asyncio.Queue()
     feeder = asyncio.create_task(_feed(peer, channel, queue))
@@ -127,9 +136,13 @@ async def _inward(peer: Peer, channel: Channel) -> None:
                     with contextlib.suppress(guest.GuestFailure):  # its end comes through the channel itself
                         await channel.resize(message.rows, message.columns)
                 case Signal():
+                    if message.number in _LEAVING:
+                        check()
                     with contextlib.suppress(guest.GuestFailure):
                         await channel.signal(message.number)
                 case _:
+                    if terminal and not isinstance(message, End) and _CTRL_C in bytes(message):
+                        check()
                     queue.put_nowait(message)
     finally:
         feeder.cancel()

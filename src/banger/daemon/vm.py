@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from banger.api import models as m
+from banger.api.errors import BangerError, Code
 from banger.daemon import vm_changes, vm_disk, vm_plan
 from banger.daemon.guest_link import GuestLink
 from banger.daemon.jobs import Report
@@ -63,6 +64,13 @@ class Vm:
     def ran_for(self) -> float:
         """Seconds since it began to run."""
         return _elapsed() - self._began
+
+    def refuse_paused(self) -> None:
+        """Raise EXHAUSTED while its guest stands still, since the host's disk is full."""
+        if self.link is not None and self.link.vmm.paused:
+            raise BangerError(
+                Code.EXHAUSTED, f"the VM {self.name!r} is {DISK_FULL}", "free some space: then it goes on by itself"
+            )
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:

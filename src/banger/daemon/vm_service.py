@@ -16,7 +16,7 @@ from banger.daemon import names, vm_disk, vm_plan
 from banger.daemon.events import Events
 from banger.daemon.host_network import HostNetwork
 from banger.daemon.jobs import Report, Workers
-from banger.daemon.vm import DISK_FULL, Stages, Vm, describe
+from banger.daemon.vm import Stages, Vm, describe
 from banger.daemon.vm_lifecycle import Lifecycle
 from banger.daemon.vm_table import VmTable
 from banger.guest.agent import Agent, guest_errors
@@ -177,10 +177,7 @@ class VmService:
             raise BangerError(
                 Code.WRONG_STATE, f"the VM {vm.name!r} is {vm.state}, not running", hint=f"banger vm start {vm.name}"
             )
-        if vm.link.vmm.paused:
-            raise BangerError(
-                Code.EXHAUSTED, f"the VM {vm.name!r} is {DISK_FULL}", hint="free some space: then it goes on by itself"
-            )
+        vm.refuse_paused()
         return await vm.link.agent()
 
     async def stat(self, request: m.GuestPath, report: Report) -> m.GuestStat:
