@@ -305,10 +305,17 @@ def qmp_nonsense(stream: socket.socket) -> None:
 
 
 def logs(console: socket.socket, log: socket.socket) -> None:
-    """Pour into both, to the recorder that connects."""
+    """Pour into both, to the recorder that connects, and complain without end."""
+    threading.Thread(target=complain, daemon=True).start()
     screen, output = console.accept()[0], log.accept()[0]
     threading.Thread(target=_pour, args=(screen, b"\x1b[2J" * 10_000), daemon=True).start()
     _pour(output, (struct.pack("<I", 1 | 30_000 << 8) + bytes(30_000)) * 2 + b"\xff" * 1000)
+
+
+def complain() -> None:
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            os.write(2, b"qemu: the guest does nonsense\n" * 1000)
 
 
 def _pour(stream: socket.socket, data: bytes) -> None:

@@ -130,11 +130,11 @@ def test_a_hostile_guest_harms_itself_alone(hostile: Hostile, behaviour: str) ->
     assert hostile.memory() - before < MEMORY
 
 
-def test_console_and_output_are_capped_on_disk(hostile: Hostile) -> None:
+def test_console_output_and_messages_are_capped_on_disk(hostile: Hostile) -> None:
     with hostile.started("logs") as vm:
         directory = hostile.daemon.layout.vm(vm.id)
         deadline = time.monotonic() + TIMEOUT
-        caps = {name: recorder.CAPS[name] for name in ("console", "main")}
+        caps = {name: recorder.CAPS[name] for name in ("console", "main", "vmm")}
         while not all((directory / f"{name}.log.1").exists() for name in caps):
             assert time.monotonic() < deadline, "the logs did not reach their caps"
             hostile.answers_for(0.1)

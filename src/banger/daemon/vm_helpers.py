@@ -24,7 +24,7 @@ from banger.vmm.driver import CONSOLE, LOG, NETWORK, Driver, Processes
 _log = logging.getLogger(__name__)
 _RESTARTS = 5  # of one kind in the life of a VMM: what ends more often has a reason that stays
 _VMM_SECONDS = 2.0  # a VMM that ends takes its helpers with it; word of that comes a moment later
-_LOGS = ("console.log", "console.log.1", "main.log", "main.log.1")
+_LOGS = tuple(f"{name}.log{old}" for name in recorder.CAPS for old in ("", ".1"))
 
 NETWORK_HELPER, RECORDER = "network", "recorder"
 _LOST = {NETWORK_HELPER: "its connections", RECORDER: "some of its console and logs"}

@@ -16,6 +16,7 @@ REBOOTED = "the guest rebooted"  # of a VMM that ends then, so that another one 
 
 # The streams between a VMM and its helpers.
 NETWORK, CONSOLE, LOG = "network", "console", "log"
+MESSAGES = "vmm"  # the VMM's own, for vmm.log
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from banger.process import ProcessId, Watched, find_by_arguments, spawn
 from banger.system import bind_unix, connect_unix
 from banger.vmm import cgroups, detect
 from banger.vmm.confinement import Confinement, confine
-from banger.vmm.driver import CONSOLE, LOG, NETWORK, POWERED_OFF
+from banger.vmm.driver import CONSOLE, LOG, MESSAGES, NETWORK, POWERED_OFF
 from banger.vmm.machine import Disk, Forward, Machine, Nic
 from banger.vmm.qmp import Qmp
 
@@ -33,6 +33,9 @@ FIRST_FREE_SLOT = 8
 QMP_SOCKET, AGENT_SOCKET = "qmp.sock", "agent.sock"
 # QEMU listens, and so takes the next helper when one has ended.
 _STREAMS = {NETWORK: "network.sock", CONSOLE: "serial.sock", LOG: "output.sock"}
+_MESSAGES_PIPE = "messages.pipe"
+_ENDED = "QEMU has ended before it could be used"  # the last line of vmm.log then
+_LAST_WORDS_SECONDS, _STEP_SECONDS = 2.0, 0.01
 
 _TSC = "tsc=reliable no_timer_check"
 _QUIET = "quiet loglevel=3 panic=-1 mitigations=off nokaslr"
@@ -310,8 +313,8 @@ class QemuDriver:
     """Starts and adopts QEMU processes."""
 
     name = "qemu"
-    streams: tuple[str, ...] = (LOG,)
-    sockets: tuple[str, ...] = (QMP_SOCKET, AGENT_SOCKET, *_STREAMS.values())
+    streams: tuple[str, ...] = (LOG, MESSAGES)
+    sockets: tuple[str, ...] = (QMP_SOCKET, AGENT_SOCKET, *_STREAMS.values(), _MESSAGES_PIPE)
 
     async def connect_agent(self, directory: Path, timeout: float) -> socket.socket:
         try:
@@ -329,11 +332,15 @@ class QemuDriver:
         return find_by_arguments("-name", directory.name, "-nodefaults")
 
     def plug(self, directory: Path, stream: str) -> tuple[int, int]:
+        if stream == MESSAGES:
+            return _plug_messages(directory / _MESSAGES_PIPE)
         with bind_unix(directory / _STREAMS[stream]) as listener:
             end = self.plug_again(directory, stream)
             return listener.detach(), end
 
     def plug_again(self, directory: Path, stream: str) -> int:
+        if stream == MESSAGES:
+            return os.open(directory / _MESSAGES_PIPE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         return connect_unix(directory / _STREAMS[stream]).detach()
 
     async def launch(self, machine: Machine, directory: Path, streams: Mapping[str, int]) -> QemuVmm:
@@ -346,10 +353,10 @@ class QemuDriver:
                 flags = os.O_RDWR if name in writable else os.O_RDONLY
                 files[name] = os.open(directory / name, flags | os.O_CLOEXEC)
                 stack.callback(os.close, files[name])
-            inherited = [qmp.fileno(), agent.fileno(), *streams.values(), *files.values()]
+            ends = [end for stream, end in streams.items() if stream != MESSAGES]
+            inherited = [qmp.fileno(), agent.fileno(), *ends, *files.values()]
             argv = command_line(machine, directory, streams, qmp.fileno(), agent.fileno(), files)
-            log = stack.enter_context(open(directory / "vmm.log", "wb"))
-            process = spawn(confine(argv, _confinement(machine, directory, files)), inherited, log.fileno())
+            process = spawn(confine(argv, _confinement(machine, directory, files)), inherited, streams[MESSAGES])
             # it is still on its way to QEMU, which has used no memory yet
             if (group := _make_group(machine, directory.name)) is not None:
                 group.attach(process.identity.pid)
@@ -360,7 +367,7 @@ class QemuDriver:
             await vmm.kill()
             if not isinstance(error, BangerError | OSError):
                 raise
-            said = (directory / "vmm.log").read_text(errors="replace").strip().splitlines()
+            said = await _last_words(directory / "vmm.log", streams[MESSAGES])
             tail = [line for line in said if ": info: " not in line][-3:]
             raise BangerError(
                 Code.UNSUPPORTED,
@@ -373,6 +380,35 @@ class QemuDriver:
         vmm = QemuVmm(process)
         await vmm.connect(directory)
         return vmm
+
+
+def _plug_messages(path: Path) -> tuple[int, int]:
+    """Both ends of a new named pipe, of which another reading end can be had later.
+
+    Writing never blocks: messages are lost where nobody reads them.
+    """
+    path.unlink(missing_ok=True)
+    os.mkfifo(path, 0o600)
+    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC), reading
+    except OSError:
+        os.close(reading)
+        raise
+
+
+async def _last_words(log: Path, messages: int) -> list[str]:
+    """The lines that a QEMU that has ended wrote to `messages`, when the recorder has written them to its log."""
+    with contextlib.suppress(OSError):
+        os.write(messages, f"\n{_ENDED}\n".encode())
+    said: list[str] = []
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LAST_WORDS_SECONDS):
+            while said[-1:] != [_ENDED]:
+                await asyncio.sleep(_STEP_SECONDS)
+                with contextlib.suppress(FileNotFoundError):
+                    said = log.read_text(errors="replace").split("\n")[:-1]
+    return [line for line in said if line.strip() and line != _ENDED]
 
 
 def _confinement(machine: Machine, directory: Path, files: dict[str, int]) -> Confinement:

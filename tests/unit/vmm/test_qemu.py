@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -17,10 +18,11 @@ from pathlib import Path
 import pytest
 
 from banger.api.errors import BangerError, Code
+from banger.daemon.vm_helpers import start_recorder
 from banger.process import Watched, identify
 from banger.vmm import cgroups, confined, qemu
 from banger.vmm.detect import emulator, host_arch
-from banger.vmm.driver import CONSOLE, LOG, NETWORK
+from banger.vmm.driver import CONSOLE, LOG, MESSAGES, NETWORK
 from banger.vmm.machine import Disk, Forward, Machine, Nic
 
 TIMEOUT = 60.0
@@ -116,15 +118,22 @@ def test_command_line_hands_disks_over_as_descriptors() -> None:
 
 
 async def launched(directory: Path, wanted: Machine) -> tuple[qemu.QemuVmm, list[socket.socket]]:
-    """A VMM, and our ends of its network, console and log."""
+    """A VMM with a recorder, which ends when it does, and our ends of its network."""
     driver = qemu.QemuDriver()
-    ends = {stream: driver.plug(directory, stream) for stream in (NETWORK, CONSOLE, LOG)}
-    ours = [socket.socket(fileno=end) for _, end in ends.values()]
+    ends = {stream: driver.plug(directory, stream) for stream in (NETWORK, CONSOLE, *driver.streams)}
+    network = socket.socket(fileno=ends[NETWORK][1])
     try:
-        return await driver.launch(wanted, directory, {stream: end for stream, (end, _) in ends.items()}), ours
+        start_recorder(directory, {stream: end for stream, (_, end) in ends.items() if stream != NETWORK}).release()
+        vmm = await driver.launch(wanted, directory, {stream: end for stream, (end, _) in ends.items()})
+        return vmm, [network]
+    except BaseException:
+        network.close()
+        raise
     finally:
-        for end, _ in ends.values():
+        for stream, (end, theirs) in ends.items():
             os.close(end)
+            if stream != NETWORK:
+                os.close(theirs)
 
 
 def test_launch_adopt_and_kill(tmp_path: Path) -> None:
@@ -139,6 +148,9 @@ def test_launch_adopt_and_kill(tmp_path: Path) -> None:
                 pid = vmm.process.identity.pid
                 status = Path(f"/proc/{pid}/status").read_text()
                 assert "Seccomp:\t2" in status
+                ignored = re.search(r"^SigIgn:\t([0-9a-f]+)$", status, re.MULTILINE)
+                assert ignored is not None
+                assert int(ignored[1], 16) >> (signal.SIGPIPE - 1) & 1  # it outlives who reads its messages
                 if UID >= 0:
                     assert f"Uid:\t{UID}\t{UID}\t{UID}\t{UID}\n" in status
                     assert "CapEff:\t0000000000000000" in status
@@ -188,7 +200,7 @@ def test_qemu_has_no_more_than_it_was_handed(tmp_path: Path) -> None:
 def _check_confined(process: Path, directory: Path) -> None:
     own = Path("/proc/self")
     files = {str(link.readlink()) for link in (process / "fd").iterdir()}
-    ours = {str(directory / name) for name in ("kernel", "boot.cpio", "rootfs", "overlay.ext4", "vmm.log")}
+    ours = {str(directory / name) for name in ("kernel", "boot.cpio", "rootfs", "overlay.ext4", "messages.pipe")}
     assert ours <= files
     rest = {name for name in files - ours if not re.match(r"(socket|anon_inode|/memfd):", name)}
     assert rest <= {"/dev/null", "/dev/urandom"}
@@ -256,12 +268,29 @@ def test_failure_to_start_quotes_qemu(tmp_path: Path) -> None:
     asyncio.run(asyncio.wait_for(test(), TIMEOUT))
 
 
+def test_messages_go_on_to_the_next_reader_and_never_block(tmp_path: Path) -> None:
+    driver = qemu.QemuDriver()
+    writing, reading = driver.plug(tmp_path, MESSAGES)
+    os.write(writing, b"one")
+    assert os.read(reading, 100) == b"one"
+    os.close(reading)
+    with pytest.raises(BrokenPipeError):
+        os.write(writing, b"lost")
+    again = driver.plug_again(tmp_path, MESSAGES)
+    assert os.write(writing, bytes(1 << 20)) < 1 << 20
+    with pytest.raises(BlockingIOError):
+        os.write(writing, bytes(1 << 16))
+    assert os.read(again, 1 << 20)
+    os.close(again)
+    os.close(writing)
+
+
 def test_cancelled_launch_leaves_no_process(tmp_path: Path) -> None:
     directory = directory_with_files(tmp_path)
 
     async def test() -> None:
         launching = asyncio.create_task(launched(directory, machine()))
-        while not (directory / "vmm.log").exists():
+        while not (directory / qemu.QMP_SOCKET).exists():
             await asyncio.sleep(0)
         launching.cancel()
         with pytest.raises(asyncio.CancelledError):
