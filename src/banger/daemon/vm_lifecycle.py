@@ -31,7 +31,7 @@ from banger.process import Watched, boot_id
 from banger.ssh_keys import SshKey, managed_key
 from banger.store.database import Store, despite_full_disk
 from banger.store.records import BROKEN, INTENTS, REMOVING, RUNNING, STARTING, STOPPED, STOPPING, VmRecord
-from banger.vmm import cgroups, recorder
+from banger.vmm import cgroups, programs, recorder
 from banger.vmm.driver import CONSOLE, NETWORK, POWERED_OFF, REBOOTED, Driver, Processes, Vmm
 
 _log = logging.getLogger(__name__)
@@ -139,6 +139,7 @@ class Lifecycle:
     async def _launch(self, vm: Vm, stages: Stages) -> GuestLink:
         machine, driver, directory = vm.record.machine, self.driver(vm.record), self._layout.vm(vm.record.id)
         key = await self.key()
+        await self._workers.run(lambda job: programs.look_up(self._config, driver.name))
         self._network.check(machine)
         remove_logs(directory)
         with contextlib.ExitStack() as stack, _killed_on_failure() as helpers:

@@ -39,7 +39,7 @@ _MAX_PUBLISHED = 100
 # directories that must not lie on overlayfs: container engines put overlays of their own there
 _VOLUMES = ("/var/lib/docker", "/var/lib/containers")
 
-_HARDWARE = {QEMU: qemu.hardware, FIRECRACKER: firecracker.hardware}
+HARDWARE = {QEMU: qemu.hardware, FIRECRACKER: firecracker.hardware}
 ROLES = {
     "image": DiskRole.IMAGE,
     "overlay": DiskRole.OVERLAY,
@@ -136,7 +136,7 @@ def plan(
                 f"the {what} {its_name!r} is for {its_arch}, this host runs {arch}",
                 hint=f"use another one: see 'banger {what} list'",
             )
-    machine_type, cpu, firmware, command_line = _HARDWARE[choice.driver](arch, choice.accelerator)
+    machine_type, cpu, firmware, command_line = HARDWARE[choice.driver](arch, choice.accelerator)
     init = request.init or image.init
     if init == "image":
         # without udev in the image systemd would wait 90 s for this console's device

@@ -27,7 +27,8 @@ from banger.kernelcat.manifest import KernelManifest
 from banger.paths import Layout
 from banger.store.database import Store, despite_full_disk
 from banger.store.records import CREATING
-from banger.vmm.choice import choose
+from banger.vmm.choice import Choice, choose
+from banger.vmm.detect import host_arch
 
 
 class Catalogs(Protocol):
@@ -100,9 +101,7 @@ class VmService:
         image = await self._catalogs.ensure_image(request.image or self._config.default_image, report)
         kernel, kernel_dir = await self._catalogs.kernel_for(image, request.kernel, report)
         key = await self._lifecycle.key()
-        choice = await self._workers.run(
-            lambda job: choose(self._config, request.vmm, kernels.kernel_paths(kernel_dir)[0], request.net or "user")
-        )
+        choice = await self._workers.run(lambda job: self._choose(request, kernel_dir))
         image = await self._workers.run(
             lambda job: refresh_seed(self._layout.images, image, key, lambda: self._publication, job)
         )
@@ -179,6 +178,11 @@ class VmService:
             )
         vm.refuse_paused()
         return await vm.link.agent()
+
+    def _choose(self, request: m.VmCreate, kernel_dir: Path) -> Choice:
+        choice = choose(self._config, request.vmm, kernels.kernel_paths(kernel_dir)[0], request.net or "user")
+        vm_plan.HARDWARE[choice.driver](host_arch(), choice.accelerator)  # asks the VMM, and `plan` need not
+        return choice
 
     async def stat(self, request: m.GuestPath, report: Report) -> m.GuestStat:
         vm = self.find(request.vm)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from banger.api.errors import BangerError, Code
 from banger.job import missing_tool
+from banger.vmm.ask import ask
 
 _ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 _EMULATORS = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
@@ -65,14 +66,17 @@ def emulator(arch: str) -> str:
     return _EMULATORS[arch]
 
 
-@functools.cache
 def versioned_machine(arch: str, alias: str) -> str:
-    """The versioned name behind a QEMU machine alias: q35 is pc-q35-7.2. Raises MISSING_TOOL without QEMU."""
+    """The versioned name behind a QEMU machine alias: q35 is pc-q35-7.2. Blocks when QEMU was not asked before.
+
+    Raises BangerError: MISSING_TOOL without QEMU, UNSUPPORTED when it cannot be run.
+    """
+    path = shutil.which(emulator(arch))
+    if path is None:
+        raise missing_tool(emulator(arch))
     try:
-        listing = subprocess.run(
-            [emulator(arch), "-machine", "help"], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
-        ).stdout
-    except FileNotFoundError as error:
-        raise missing_tool(emulator(arch)) from error
+        listing = ask(path, "-machine", "help")
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BangerError(Code.UNSUPPORTED, f"{path} cannot be run: {error}", hint="run 'banger doctor'") from error
     match = re.search(rf"^{re.escape(alias)}\s.*\(alias of (\S+)\)$", listing, re.MULTILINE)
     return match[1] if match else alias

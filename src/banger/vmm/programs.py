@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -9,10 +10,10 @@ from dataclasses import dataclass
 
 from banger.api.errors import BangerError, Code
 from banger.config import Config
+from banger.vmm.ask import ask
 
 # what the API client was written for: before 1.5 it lacks requests, and 2 may change any of them
 OLDEST, NEWEST = (1, 5), (1, 99)
-_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,17 @@ def jailer(config: Config) -> Program:
     return _find("jailer", config.jailer)
 
 
+def look_up(config: Config, driver: str) -> None:
+    """Have the programs of a driver asked for their versions before the event loop needs them; blocks.
+
+    Raises as `firecracker` does; what is wrong with the jailer is for whoever needs it.
+    """
+    if driver == "firecracker":
+        firecracker(config)
+        with contextlib.suppress(BangerError):
+            jailer(config)
+
+
 def _find(name: str, configured: str) -> Program:
     path = shutil.which(configured or name)
     if path is None:
@@ -45,15 +57,8 @@ def _find(name: str, configured: str) -> Program:
             hint=f'put a released {name} on PATH, or its path into config.toml: {name} = "/path/to/{name}"',
         )
     try:
-        said = subprocess.run(
-            [path, "--version"],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_SECONDS,
-            stdin=subprocess.DEVNULL,
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired) as error:
+        said = ask(path, "--version")
+    except (OSError, subprocess.SubprocessError) as error:
         raise BangerError(Code.UNSUPPORTED, f"{path} cannot be run: {error}") from error
     match = re.match(rf"{name} v(\d{{1,4}}(?:\.\d{{1,4}}){{1,3}})", said, re.IGNORECASE)
     if match is None:
