@@ -70,6 +70,7 @@ HEALTHY: list[tuple[Tag, FieldValue]] = [
     (Tag.BOOT_ID, "x" * 1000),
     (Tag.UPTIME, 1),
 ]
+NASTY = "\x1b[2J\u202e\n\udcff" * 9  # a text that would do something to a terminal
 NO_CHANNEL = 12345  # that the host never opened
 
 
@@ -232,6 +233,20 @@ def lies_about_sizes(connection: Connection) -> None:
         connection.send(encode_frame(FrameType.REPLY, channel, struct.pack("<HI", Tag.MODE, 0xFFFFFFFF) + bytes(8)))
 
 
+def boasts(connection: Connection) -> None:
+    """Says of itself what nobody can believe, and what no terminal should see."""
+    most = (1 << 64) - 1
+    item: list[tuple[Tag, FieldValue]] = [(Tag.NAME, NASTY), (Tag.TARGET, NASTY), (Tag.SIZE, most), (Tag.USED, most)]
+    item += [(tag, most) for tag in (Tag.RECEIVED, Tag.SENT, Tag.READ, Tag.WRITTEN)]
+    stats: list[tuple[Tag, FieldValue]] = [(Tag.LOAD, most)] * 500
+    stats += [(tag, most) for tag in (Tag.CPU_TOTAL, Tag.CPU_BUSY, Tag.MEM_TOTAL)]
+    stats += [(Tag.MEM_FREE, 0), (Tag.CPUS, 0xFFFFFFFF), (Tag.PROCESSES, 0xFFFFFFFF)]
+    stats += [(tag, item) for tag in (Tag.FILESYSTEM, Tag.NET, Tag.BLOCK)] * 150
+    connection.become_healthy()
+    while True:
+        connection.send(encode_frame(FrameType.REPLY, connection.opened(OpenKind.STATS), encode_fields(stats)))
+
+
 def lies_about_frames(connection: Connection) -> None:
     """A header that announces more than there may be, its check being right."""
     connection.become_healthy()
@@ -328,7 +343,7 @@ AGENTS: dict[str, Callable[[Connection], None]] = {
     for function in (
         *(honest, silent, zeros, false_hellos, random_bytes, broken_at_once, large_frames, small_frames),
         *(zeros_between_frames, drip, asks_and_never_reads, asks_and_reads, never_answers, answers_twice),
-        *(lies_about_sizes, lies_about_frames, endless_output, no_output, evil_tree),
+        *(lies_about_sizes, boasts, lies_about_frames, endless_output, no_output, evil_tree),
     )
 }
 MONITORS = {function.__name__: function for function in (qmp_events_without_end, qmp_nonsense)}

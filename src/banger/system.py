@@ -360,6 +360,9 @@ def nearest(name: str, candidates: list[str]) -> str:
     """The candidate that a mistyped name most likely meant, or ''."""
     import difflib
 
+    # letters in the wrong order are a common mistake, and difflib makes nothing of them
+    if swapped := [candidate for candidate in candidates if sorted(candidate) == sorted(name)]:
+        return swapped[0]
     matches = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
     return matches[0] if matches else ""
 

@@ -75,6 +75,7 @@ class Hostile:
         """Do with a hostile guest what its user might do; that it fails is fine, that it hangs is up to its user."""
         with contextlib.suppress(BangerError):
             self.daemon.client.call(op.VM_STAT, m.GuestPath(vm.id, "/"))
+        self.daemon.client.call(op.VM_STATS, m.VmStatsRequest())  # which never fails
         execute = m.VmExec(vm.id, ["cat"])
         with contextlib.suppress(BangerError, OSError), self.daemon.client.open(op.VM_EXEC, execute) as stream:
             stream.send_data(bytes(op.STREAM_WINDOW // 4))
@@ -176,3 +177,33 @@ def test_a_guest_cannot_make_the_daemon_reconnect_without_end(hostile: Hostile) 
 def cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_guest_that_hangs_holds_up_statistics_once(hostile: Hostile) -> None:
+    """And it is not asked again and again, which would use up its channels."""
+    with hostile.started("never_answers") as vm:
+        taken = []
+        for _ in range(4):
+            since = time.monotonic()
+            stats = {each.name: each for each in hostile.daemon.client.call(op.VM_STATS, m.VmStatsRequest()).vms}
+            taken.append(time.monotonic() - since)
+            assert stats["good"].guest is not None
+            assert stats["good"].guest.memory_bytes > 0
+            assert (stats[vm.name].guest, stats[vm.name].guest_error) == (None, "the guest does not answer")
+            host = stats[vm.name].host
+            assert host is not None
+            assert host.vmm_memory_bytes > 0
+        print(f"statistics with a guest that hangs took {taken} s")
+        assert max(taken[1:]) < 1.5 < taken[0]
+
+
+def test_what_a_guest_says_of_itself_does_nothing_to_a_terminal(hostile: Hostile) -> None:
+    with hostile.started("boasts") as vm:
+        for arguments in (["stats"], ["stats", "--json"]):
+            command = [sys.executable, "-m", "banger.cli", "vm", *arguments, vm.name]
+            done = subprocess.run(command, capture_output=True, env=hostile.daemon.environment, timeout=TIMEOUT)
+            shown = done.stdout.decode() + done.stderr.decode()
+            assert done.returncode == 0, shown
+            assert shown.replace("\n", "").isprintable()
+            assert vm.name in shown
+            assert len(shown) < 1 << 20

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from banger.api.errors import BangerError, Code
-from banger.process import ProcessId, Watched, identify, spawn
+from banger.process import ProcessId, Watched, identify, spawn, taken
 
 TIMEOUT = 30.0
 
@@ -151,3 +151,17 @@ def test_missing_program_is_named(tmp_path: Path) -> None:
         assert caught.value.code is Code.MISSING_TOOL
 
     run(test())
+
+
+def test_what_a_process_takes() -> None:
+    own = identify(os.getpid())
+    assert own is not None
+    before = taken(own)
+    assert before is not None
+    assert before.resident_bytes > 1 << 20
+    while (now := taken(own)) is not None and now.cpu_seconds == before.cpu_seconds:
+        pass
+    assert now is not None
+    assert now.cpu_seconds > before.cpu_seconds
+    assert taken(ProcessId(own.pid, own.start_time + 1)) is None
+    assert taken(ProcessId(2**22 + 1, 1)) is None

@@ -385,6 +385,7 @@ def test_human_size_is_short(size: int) -> None:
 
 def test_nearest_name() -> None:
     assert system.nearest("debian-bokworm", ["debian-bookworm", "alpine"]) == "debian-bookworm"
+    assert system.nearest("strat", ["stats", "start"]) == "start"
     assert system.nearest("zzz", ["debian-bookworm"]) == ""
 
 

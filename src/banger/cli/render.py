@@ -38,17 +38,24 @@ def print_table(
 
     With `cut` the last column ends at the edge of a terminal instead of going on in its next line.
     """
+    for line in table_lines(headers, rows, optional, cut and sys.stdout.isatty()):
+        print(line)
+
+
+def table_lines(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], optional: Collection[str] = (), cut: bool = False
+) -> list[str]:
+    """The lines of a table as `print_table` prints it; with `cut` they end at the edge of the terminal."""
     kept = [column for column, name in enumerate(headers) if name not in optional or any(row[column] for row in rows)]
     headers = [headers[column] for column in kept]
     lines = [headers, *([plain(row[column]) or "-" for column in kept] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
-    if cut and sys.stdout.isatty():
+    if cut:
         import shutil
 
         room = shutil.get_terminal_size().columns - sum(width + 3 for width in widths[:-1])
         lines = [[*line[:-1], shorten(line[-1], max(room, len(headers[-1])))] for line in lines]
-    for line in lines:
-        print("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    return ["   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def print_fields(fields: Iterable[tuple[str, str]]) -> None:
@@ -77,6 +84,11 @@ def binary_size(size: int) -> str:
         if size >= scale:
             return f"{size / scale:.1f}".removesuffix(".0") + f" {unit}"
     return f"{size} B"
+
+
+def percent(value: float | None) -> str:
+    """A share of a processor: 12.5%; '' when it is not known."""
+    return "" if value is None else f"{value:.1f}%"
 
 
 def amount(step: Progress) -> str:

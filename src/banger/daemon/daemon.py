@@ -40,6 +40,7 @@ from banger.daemon.vm_observer import VmObserver
 from banger.daemon.vm_recovery import Recovery
 from banger.daemon.vm_service import VmService
 from banger.daemon.vm_settings import VmSettings
+from banger.daemon.vm_stats import VmStats
 from banger.daemon.vm_supervisor import Supervisor
 from banger.daemon.vm_table import VmTable
 from banger.job import Job
@@ -79,6 +80,7 @@ class Daemon:
         )
         self._settings = VmSettings(layout, network, table, self._lifecycle, self._vms, events)
         self._observer = VmObserver(layout, table, self._vms, events)
+        self._stats = VmStats(self._workers, table, self._vms)
         self._supervisor = Supervisor(table, self._lifecycle, events)
         self._sessions = Sessions(self._vms, self._lifecycle, self._images)
 
@@ -165,6 +167,7 @@ class Daemon:
             op.VM_SET.name: self._settings.set,
             op.VM_WAIT.name: self._observer.wait,
             op.VM_INSPECT.name: self._observer.inspect,
+            op.VM_STATS.name: self._stats.stats,
             op.OPERATION_LIST.name: self._operations.list,
             op.OPERATION_WATCH.name: self._operations.watch,
             op.OPERATION_CANCEL.name: self._operations.cancel,

@@ -55,6 +55,11 @@ class Helpers:
             asyncio.create_task(self._keep(kind, identity)) for kind, identity in found.items() if identity is not None
         ]
 
+    @property
+    def identities(self) -> list[ProcessId]:
+        """The helpers that were started; some may have ended."""
+        return self._processes.helpers
+
     async def close(self) -> None:
         """Stop watching; they go on."""
         for task in self._tasks:

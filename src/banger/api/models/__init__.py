@@ -8,4 +8,5 @@ from banger.api.models.kernels import *
 from banger.api.models.operations import *
 from banger.api.models.settings import *
 from banger.api.models.streams import *
+from banger.api.models.usage import *
 from banger.api.models.vms import *
