@@ -117,7 +117,11 @@ class Answer:
         if re.fullmatch("[0-9]{1,9}", value):
             return int(value)
         try:
-            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+            until = email.utils.parsedate_to_datetime(value).timestamp()
+            # by the server's own clock, where it tells it: ours may be wrong
+            date = self.headers.get("date")
+            now = email.utils.parsedate_to_datetime(date).timestamp() if date else time.time()
+            return max(0.0, until - now)
         except (TypeError, ValueError, OverflowError):
             return 0
 

@@ -279,6 +279,14 @@ def test_pause_that_need_not_be_waited_for(server: Server, value: str) -> None:
     assert download(url) == BODY
 
 
+def test_times_of_the_server_are_those_of_its_own_clock(server: Server) -> None:
+    """Whatever ours says, which may have jumped."""
+    headers = {"Date": "Mon, 02 Feb 2015 10:00:00 GMT", "Retry-After": "Mon, 02 Feb 2015 11:00:00 GMT"}
+    assert "wants to be asked again in 3600 s" in reason(server.serve("/kernel", Reply(status=503, headers=headers)))
+    headers = {"Date": "Mon, 02 Feb 2099 10:00:00 GMT", "Retry-After": "Mon, 02 Feb 2099 10:00:00 GMT"}
+    assert download(server.serve("/other", Reply(status=503, headers=headers), GOOD)) == BODY
+
+
 def test_pause_that_the_server_asks_for_is_waited_for(server: Server) -> None:
     """Seen by cancelling within it: the pause of the retries themselves would have been over long before."""
     url = server.serve("/kernel", Reply(status=503, headers={"Retry-After": "25"}), GOOD)
