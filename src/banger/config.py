@@ -23,13 +23,13 @@ class Config:
 
     `vcpu` 0 means one where guests are emulated, else two. `debian_mirror` '' means the one in the host's own apt
     configuration. `accelerator` is auto, kvm or tcg, and `vmm` auto, firecracker or qemu. `firecracker` and `jailer`
-    are the programs to use, '' for those on PATH; `cpu_template` is a template of Firecracker's, such as T2, or a file
-    that holds one, '' for none. Registries are host or host:port: `insecure_registries` are spoken to without TLS, as
-    those on loopback always are; images without a registry are in the `default_registry`; `registry_mirrors` lists by
-    registry the [http[s]://]host[:port][/prefix] that are asked before it. `ssh_key` is the private key that guests let
-    in, '' for banger's own. `cache_size` is what the layers of pulled images may take. A new VM stops when
-    untouched for `auto_stop` seconds, 0 for never. As root, VMMs run as users (and groups) of their own: those of the
-    `vm_uids` from `first_vm_uid` on.
+    are the programs to use, '' for those on PATH; with the jailer "off" Firecracker stays root. `cpu_template` is a
+    template of Firecracker's, such as T2, or a file that holds one, '' for none. Registries are host or host:port:
+    `insecure_registries` are spoken to without TLS, as those on loopback always are; images without a registry are in
+    the `default_registry`; `registry_mirrors` lists by registry the [http[s]://]host[:port][/prefix] that are asked
+    before it. `ssh_key` is the private key that guests let in, '' for banger's own. `cache_size` is what the layers of
+    pulled images may take. A new VM stops when untouched for `auto_stop` seconds, 0 for never. As root, VMMs run as
+    users (and groups) of their own: those of the `vm_uids` from `first_vm_uid` on.
     """
 
     default_image: str = "debian-bookworm"

@@ -15,7 +15,7 @@ from banger.hostpackages import Need, Purpose
 from banger.paths import Layout, ensure_runtime, user_layout
 from banger.system import human_size
 from banger.vmm import programs
-from banger.vmm.choice import choose
+from banger.vmm.choice import choose, wants_jailer
 from banger.vmm.confinement import what_is_missing
 from banger.vmm.detect import detect, group_of, host_arch
 
@@ -68,6 +68,8 @@ def _jailer() -> list[Check]:
         return []  # told by the VMM's check where it matters
     if os.geteuid() != 0:
         return [Check("jailer", "ok", "without root Firecracker has no jailer, but its seccomp filters are on")]
+    if not wants_jailer(settings):
+        return [Check("jailer", "warn", "Firecracker stays root", 'leave out jailer = "off" in config.toml')]
     try:
         return [Check("jailer", "ok", str(programs.jailer(settings)))]
     except BangerError as error:

@@ -319,26 +319,20 @@ def bind_unix(path: Path, mode: int = 0o600) -> socket.socket:
         os.close(directory)
 
 
-def unix_address(path: Path) -> tuple[str, int]:
-    """An address of at most 108 bytes for a socket path, and the descriptor to close after connecting to it."""
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-    return f"/proc/self/fd/{directory}/{path.name}", directory
-
-
 def connect_unix(path: Path, timeout: float | None = None) -> socket.socket:
-    """Connect to a Unix stream socket, however long its path is."""
-    address, directory = unix_address(path)
+    """Connect to a Unix stream socket, however long its path is; a symbolic link, which a VMM could make, is none."""
+    found = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         client.settimeout(timeout)
         try:
-            client.connect(address)
+            client.connect(f"/proc/self/fd/{found}")
         except BaseException:
             client.close()
             raise
         return client
     finally:
-        os.close(directory)
+        os.close(found)
 
 
 def allocated_bytes(path: Path) -> int:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,13 +24,13 @@ from banger.guest.session import SessionLost
 from banger.job import Progress
 from banger.process import Watched, identify
 from banger.system import link_or_copy
-from banger.vmm import firecracker
+from banger.vmm import cgroups, firecracker
 from banger.vmm import firecracker_api as fc
 from banger.vmm.driver import CONSOLE, POWERED_OFF, REBOOTED
 from banger.vmm.firecracker import FirecrackerDriver, FirecrackerVmm
 from banger.vmm.firecracker_api import FirecrackerApi
 from banger.vmm.machine import Disk, Machine
-from tests.daemons import TIMEOUT, DaemonProcess, debian_kernel, running_daemon
+from tests.daemons import TIMEOUT, DaemonProcess, debian_kernel, running_daemon, wait_ended
 from tests.firecracker import FirecrackerBinaries
 from tests.images import minimal_image
 
@@ -175,6 +176,10 @@ def test_another_daemon_takes_over(tmp_path: Path, config: Config, kernel: Path)
             # the socket of another one is not taken for its own
             (other / "run").mkdir()
             (other / "run/api.sock").symlink_to(directory / "run/api.sock")
+            with pytest.raises(ConnectionRefusedError):
+                await driver.adopt(other, process)
+            (other / "run/api.sock").unlink()
+            (other / "run/api.sock").hardlink_to(directory / "run/api.sock")
             with pytest.raises(BangerError, match="its API socket belongs to the VM 'stays'"):
                 await driver.adopt(other, process)
             adopted.release()
@@ -398,10 +403,16 @@ def test_a_custom_cpu_template(tmp_path: Path, config: Config, kernel: Path) -> 
     run(test)
 
 
-@pytest.fixture
-def daemon(tmp_path: Path, kernel: Path, firecracker_binaries: FirecrackerBinaries) -> Iterator[DaemonProcess]:
+@pytest.fixture(params=["jailer", "off"])
+def daemon(
+    request: pytest.FixtureRequest, tmp_path: Path, kernel: Path, firecracker_binaries: FirecrackerBinaries
+) -> Iterator[DaemonProcess]:
     image = minimal_image() / "debian-bookworm-minimal"
+    jailer = "off" if request.param == "off" else firecracker_binaries.jailer
+    if request.param == "jailer" and os.getuid() != 0:
+        pytest.skip("the jailer needs root")
     text = f'default_image = "{image.name}"\nvmm = "firecracker"\nfirecracker = "{firecracker_binaries.firecracker}"\n'
+    text += f'jailer = "{jailer}"\n'
     with running_daemon(tmp_path, entries=[kernel, image], config=text) as running:
         yield running
 
@@ -455,7 +466,8 @@ def test_a_vm_of_the_daemon(daemon: DaemonProcess) -> None:
     thread.join(TIMEOUT)
     assert "the guest went down" in str(errors[0])
     assert daemon.client.call(op.VM_SHOW, m.VmRef("one")).state == "stopped"
-    assert not list((directory / "run").iterdir())
+    assert not (directory / "run").exists()
+    assert not (directory / "jail").exists()
     # a daemon that dies while it starts one leaves none
     thread, errors = start(daemon, "one")
     daemon.kill()
@@ -472,10 +484,49 @@ def test_a_vm_of_the_daemon(daemon: DaemonProcess) -> None:
     assert not directory.exists()
 
 
-def test_a_network_is_refused_for_now(daemon: DaemonProcess) -> None:
-    with pytest.raises(BangerError, match="VMs on Firecracker have no network 'user' yet") as caught:
-        daemon.client.call(op.VM_CREATE, m.VmCreate(name="net"))
-    assert caught.value.hint == "use --net none, or --vmm qemu"
+@pytest.mark.skipif(shutil.which("pasta") is None, reason="pasta is not installed")
+def test_a_network_of_its_own(daemon: DaemonProcess) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        vm = daemon.client.call(
+            op.VM_CREATE, m.VmCreate(name="net", publish=[f"{port}:80"], memory_bytes=MEMORY, vcpu=1)
+        )
+        with pytest.raises(BangerError, match=f"port {port} on 127.0.0.1 is in use"):
+            daemon.client.call(op.VM_START, m.VmRef("net"))
+    thread, errors = start(daemon, "net")
+    directory = Path(vm.directory)
+    assert state(directory) == "Running"
+    pid = daemon.client.call(op.VM_SHOW, m.VmRef("net")).pid
+    assert Path(f"/proc/{pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
+    held = Path(f"/proc/{pid}/net/dev").read_text()
+    assert "net0:" in held
+    assert "net1:" in held
+    # it is published: somebody takes the connection, even though no guest answers
+    socket.create_connection(("127.0.0.1", port), TIMEOUT).close()
+    daemon.client.call(op.VM_KILL, m.VmRef("net"))
+    thread.join(TIMEOUT)
+    assert errors[0].code is Code.CANCELLED
+    assert wait_ended(daemon.processes(), TIMEOUT)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), TIMEOUT)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="the jailer needs root")
+def test_who_runs_a_vm(daemon: DaemonProcess) -> None:
+    """In the jail a user of the VM's own; VMM and daemon meet in a directory that is not for others."""
+    vm = create(daemon, "one")
+    start(daemon, "one")[0]
+    pid = daemon.client.call(op.VM_SHOW, m.VmRef("one")).pid
+    owner = Path(f"/proc/{pid}").stat().st_uid
+    jailed = (Path(vm.directory) / "jail").exists()
+    assert (owner >= Config().first_vm_uid) == jailed
+    assert (Path(vm.directory) / "run").stat().st_uid == owner
+    if jailed:
+        assert {path.name for path in Path(f"/proc/{pid}/root").iterdir()} >= {"run", "kernel", "overlay.ext4", "dev"}
+    daemon.client.call(op.VM_DELETE, m.VmRemove("one", force=True))
+    assert cgroups.find(vm.id) is None
 
 
 def test_twenty_at_once(daemon: DaemonProcess) -> None:
@@ -487,4 +538,4 @@ def test_twenty_at_once(daemon: DaemonProcess) -> None:
         daemon.client.call(op.VM_DELETE, m.VmRemove(name, force=True))
     for thread, _ in starts:
         thread.join(TIMEOUT)
-    assert daemon.processes() == set()
+    assert wait_ended(daemon.processes(), TIMEOUT)

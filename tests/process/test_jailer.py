@@ -85,7 +85,7 @@ class Running:
 
     @property
     def log(self) -> str:
-        return (self.jail.directory / "vmm.log").read_text()
+        return (self.jail.directory / "firecracker.log").read_text()
 
     async def kill(self, number: int = signal.SIGKILL) -> None:
         self.vmm.signal(number)
@@ -130,13 +130,14 @@ FILES = [
 async def running(jail: Jail, files: list[JailFile] = FILES, netns: int = -1) -> AsyncIterator[Running]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        vmm = await jail.launch(files, ["--api-sock", "/api.sock"], theirs.fileno(), 128 * MIB, 1, netns)
+        end = theirs.fileno()
+        vmm = await jail.launch(files, ["--api-sock", "/api.sock"], end, end, 128 * MIB, 1, netns)
         try:
             yield Running(jail, vmm, ours)
         finally:
             vmm.signal(signal.SIGKILL)
             await vmm.ended.wait()
-            print((jail.directory / "vmm.log").read_text())
+            print((jail.directory / "firecracker.log").read_text())
 
 
 def boot(vm: Running, network: bool = False) -> None:
@@ -360,5 +361,5 @@ def test_a_file_is_missing(jail: Jail) -> None:
 def test_without_root_it_is_refused(jail: Jail, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     with pytest.raises(BangerError, match="the jailer needs root") as caught:
-        asyncio.run(jail.launch(FILES, [], 1, 128 * MIB, 1))
+        asyncio.run(jail.launch(FILES, [], 0, 1, 128 * MIB, 1))
     assert caught.value.code is Code.UNSUPPORTED

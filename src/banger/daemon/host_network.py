@@ -9,9 +9,12 @@ from pathlib import Path
 from banger.api.errors import BangerError, Code
 from banger.api.models import PublishedPort
 from banger.job import missing_tool
-from banger.net import passt, publish
+from banger.net import passt, publish, tap
+from banger.net.tap import TapNetwork
 from banger.process import Watched
 from banger.vmm.machine import Machine, Nic
+
+_LOG = "passt.log"
 
 
 class HostNetwork:
@@ -42,7 +45,11 @@ class HostNetwork:
 
     async def carry(self, machine: Machine, directory: Path, end: int) -> Watched:
         """Start what carries the VM's NIC, which is at the other end of a connected stream."""
-        return await passt.start(directory / "passt.log", machine.uid, end)
+        return await passt.start(directory / _LOG, machine.uid, end)
+
+    async def taps(self, machine: Machine, directory: Path) -> TapNetwork:
+        """Start a network for the VM's NICs in a namespace of its own, which carries published ports, too."""
+        return await tap.start(directory / _LOG, machine.uid, machine.forwards)
 
 
 def _mac() -> str:

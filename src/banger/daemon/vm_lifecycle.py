@@ -143,21 +143,26 @@ class Lifecycle:
         self._network.check(machine)
         remove_logs(directory)
         with contextlib.ExitStack() as stack, _killed_on_failure() as helpers:
-            streams = [CONSOLE, *driver.streams, *([NETWORK] if machine.nics else [])]
+            streams = [CONSOLE, *driver.streams, *([NETWORK] if machine.nics and not driver.taps else [])]
             ours: dict[str, int] = {}
             theirs: dict[str, int] = {}
             for stream in streams:
                 ours[stream], theirs[stream] = driver.plug(directory, stream)
                 stack.callback(os.close, ours[stream])
                 stack.callback(os.close, theirs[stream])
-            network = None
-            if NETWORK in theirs:
+            network, taps = None, None
+            if machine.nics and driver.taps:
+                carrying = await self._network.taps(machine, directory)
+                stack.callback(carrying.release)
+                network, taps = carrying.process, carrying.namespaces
+                helpers.append(network)
+            elif machine.nics:
                 network = await self._network.carry(machine, directory, theirs.pop(NETWORK))
                 helpers.append(network)
             stages.done("network")
             writer = start_recorder(directory, theirs)
             helpers.append(writer)
-            vmm = await driver.launch(machine, directory, ours)
+            vmm = await driver.launch(machine, directory, ours, taps)
         started = Processes(
             vmm.process.identity,
             [helper.identity for helper in helpers],
@@ -485,12 +490,12 @@ class Lifecycle:
         """Remove what a VMM that has ended leaves: in the directory of its VM, and its control group."""
         directory = self._layout.vm(vm.record.id)
         for name in self.traces(vm):
-            (directory / name).unlink(missing_ok=True)
+            system.remove_tree(directory / name)
         cgroups.remove(vm.record.id)
 
     def traces(self, vm: Vm) -> tuple[str, ...]:
         """What the directory of a VM holds only while it runs."""
-        return (vm_disk.PROCESSES, recorder.CONSOLE_SOCKET, *self.driver(vm.record).sockets)
+        return (vm_disk.PROCESSES, recorder.CONSOLE_SOCKET, *self.driver(vm.record).traces)
 
     def put(self, vm: Vm, *, state: str, reason: str, started_at: str | None = None) -> None:
         """Change a VM's state and write it down; one that has ended takes up what was set while it ran."""

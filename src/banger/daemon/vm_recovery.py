@@ -83,9 +83,12 @@ class Recovery:
             else:
                 self._take_over(vm, self._lifecycle.link(vm.record, vmm, keys), processes)
                 return
-        if process is not None:
+        while process is not None:
             process.signal(9)
             await process.ended.wait()
+            # a jailer may have made another one just before its end
+            stray = self._find_stray(vm, directory)
+            process = None if stray is None else Watched.find(stray.vmm)
         self._lifecycle.sweep(vm)
         removed = vm.state == REMOVING or vm.record.attached
         if removed or (vm.record.auto_remove and vm.state not in (CREATED, STARTING)):

@@ -13,7 +13,7 @@ from banger.process import Watched, spawn
 
 GUEST_ADDRESS, PREFIX, GATEWAY, NAMESERVER = "10.0.2.15", 24, "10.0.2.2", "10.0.2.3"
 _READY_SECONDS = 10.0
-_LOG_SIZE = 256 << 10  # bytes: a guest can make passt complain about it without end
+LOG_SIZE = 256 << 10  # bytes: a guest can make passt complain about it without end
 
 
 async def start(log: Path, uid: int, end: int) -> Watched:
@@ -25,7 +25,7 @@ async def start(log: Path, uid: int, end: int) -> Watched:
     if uid >= 0:
         os.fchown(ready_writer, uid, uid)  # passt opens its pid file, this pipe, by name
     argv = [
-        "prlimit", "--core=0", f"--fsize={_LOG_SIZE}",
+        "prlimit", "--core=0", f"--fsize={LOG_SIZE}",
         program,
         "--foreground",
         "--quiet",

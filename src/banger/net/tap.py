@@ -35,14 +35,17 @@ class Namespaces:
     network: int
 
     def enter(self) -> list[str]:
-        """The beginning of a command line that runs the rest of it in there, with the rights of any program.
+        """The beginning of a command line that runs the rest of it in there, and inherits neither.
 
-        For users other than root, whose VMM must be in the user namespace to get at the other; both are inherited.
+        Who is not root gets at the network from the user namespace only, and there has the rights of any program.
         """
+        ours = f"/proc/{os.getpid()}/fd"
+        if os.geteuid() == 0:
+            return ["nsenter", f"--net={ours}/{self.network}", "--"]
         return [
             "nsenter",
-            f"--user=/proc/self/fd/{self.user}",
-            f"--net=/proc/self/fd/{self.network}",
+            f"--user={ours}/{self.user}",
+            f"--net={ours}/{self.network}",
             "--preserve-credentials",
             "--",
             "setpriv",
@@ -104,6 +107,7 @@ async def start(log: Path, uid: int, forwards: Sequence[Forward]) -> TapNetwork:
             for end, forward in zip(listening, forwards, strict=True)
         ]
         argv = [
+            *("prlimit", "--core=0", f"--fsize={passt.LOG_SIZE}"),
             *(sys.executable, "-I", "-S", tap_helper.__file__),
             *(str(theirs.fileno()), str(uid), json.dumps(_pasta()), json.dumps(targets)),
         ]

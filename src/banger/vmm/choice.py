@@ -8,11 +8,13 @@ from pathlib import Path
 
 from banger.api.errors import BangerError, Code
 from banger.config import Config
+from banger.net import tap
 from banger.vmm import detect, programs
 
 FIRECRACKER, QEMU = "firecracker", "qemu"
 NAMES = (FIRECRACKER, QEMU)
 KVM = Path("/dev/kvm")
+NO_JAILER = "off"  # what config.jailer says where Firecracker is to stay root
 # what a kernel that Firecracker can enter begins with: an ELF header, or the magic number of an arm64 Image at 56
 # (Documentation/arch/arm64/booting.rst)
 _ENTRIES = {"amd64": ("ELF file", 0, b"\x7fELF"), "arm64": ("arm64 Image", 56, b"ARM\x64")}
@@ -49,8 +51,8 @@ def choose(config: Config, wanted: str = "", kernel: Path | None = None, net: st
         require_firecracker(config, kernel, net)
     except BangerError as error:
         return Choice(QEMU, accelerator, f"Firecracker is not used: {error.message}")
-    if os.geteuid() == 0:  # while QEMU gives up root, and what else it does not need
-        return Choice(QEMU, accelerator, "Firecracker is not used as root, since it would stay root")
+    if os.geteuid() == 0 and not wants_jailer(config):  # while QEMU gives up root, and what else it does not need
+        return Choice(QEMU, accelerator, "Firecracker is not used as root without its jailer")
     return Choice(FIRECRACKER, "kvm", f"{acceleration.reason}, and so does {programs.firecracker(config)}")
 
 
@@ -59,10 +61,12 @@ def require_firecracker(config: Config, kernel: Path | None = None, net: str = "
     arch = detect.host_arch()
     require_kvm(kvm)
     programs.firecracker(config)
-    if net != "none":
+    if wants_jailer(config):
+        programs.jailer(config)
+    if net != "none" and (why := tap.reason_unusable()):
         raise BangerError(
             Code.UNSUPPORTED,
-            f"VMs on Firecracker have no network {net!r} yet",
+            f"VMs on Firecracker cannot have the network {net!r} here: {why}",
             hint="use --net none, or --vmm qemu",
         )
     if kernel is not None:
@@ -75,6 +79,11 @@ def require_firecracker(config: Config, kernel: Path | None = None, net: str = "
                     f"Firecracker cannot boot the kernel {kernel.parent.name!r}: it is no {kind}",
                     hint="use another kernel, or --vmm qemu",
                 )
+
+
+def wants_jailer(config: Config) -> bool:
+    """Whether Firecracker runs in the jail of its jailer: as root, unless config.toml says otherwise."""
+    return os.geteuid() == 0 and config.jailer != NO_JAILER
 
 
 def require_kvm(kvm: Path = KVM) -> None:

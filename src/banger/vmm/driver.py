@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from banger.net.tap import Namespaces
 from banger.process import ProcessId, Watched
 from banger.vmm.machine import Disk, Forward, Machine
 
@@ -89,10 +90,12 @@ class Driver(Protocol):
     """One kind of VMM."""
 
     name: str
-    sockets: tuple[str, ...]
-    """The sockets and pipes that a running VMM has in the VM's directory."""
+    traces: tuple[str, ...]
+    """The files and directories that the VM's directory has only while its VMM runs."""
     streams: tuple[str, ...]
     """The streams to the recorder besides the console, by the names that it knows them by."""
+    taps: bool
+    """Whether its NICs are taps of a network namespace; else the first one is the stream NETWORK."""
 
     def plug(self, directory: Path, stream: str) -> tuple[int, int]:
         """Both ends of one of the streams: the VMM's, for its launch, and its helper's; whoever asks closes them."""
@@ -100,10 +103,12 @@ class Driver(Protocol):
     def plug_again(self, directory: Path, stream: str) -> int:
         """Another end for the next helper; raises OSError when this VMM cannot go on with one."""
 
-    async def launch(self, machine: Machine, directory: Path, streams: Mapping[str, int]) -> Vmm:
+    async def launch(
+        self, machine: Machine, directory: Path, streams: Mapping[str, int], taps: Namespaces | None = None
+    ) -> Vmm:
         """Start a VMM for a machine in its own process group; it outlives the daemon.
 
-        `streams` are its ends of what was plugged, which it inherits.
+        `streams` are its ends of what was plugged, which it inherits; in `taps` are the NICs of a driver with taps.
         """
 
     async def adopt(self, directory: Path, process: Watched) -> Vmm:

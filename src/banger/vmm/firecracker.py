@@ -16,10 +16,11 @@ from banger.api.errors import BangerError, Code
 from banger.config import Config
 from banger.guest.protocol import POWER_OFF_NOTICE, VSOCK_AGENT_PORT, VSOCK_LOG_PORT
 from banger.guest.session import SessionLost
+from banger.net.tap import Namespaces
 from banger.process import ProcessId, Watched, find_by_arguments, spawn
 from banger.system import bind_unix, connect_unix
-from banger.vmm import programs
-from banger.vmm.choice import FIRECRACKER
+from banger.vmm import jailer, programs
+from banger.vmm.choice import FIRECRACKER, wants_jailer
 from banger.vmm.driver import CONSOLE, POWERED_OFF, REBOOTED
 from banger.vmm.firecracker_api import (
     Balloon,
@@ -29,13 +30,15 @@ from banger.vmm.firecracker_api import (
     EntropyDevice,
     FirecrackerApi,
     MachineConfiguration,
+    NetworkInterface,
     PartialDrive,
     Vsock,
     drive_serial,
 )
+from banger.vmm.jailer import Jail, JailFile
 from banger.vmm.machine import Disk, Forward, Machine
 
-# What a running VMM has in the directory `run` of its VM; what guests connect to lies at `<vsock>_<port>`.
+# What a running VMM has in the directory `run` of its VM, in its jail too; guests connect to `<vsock>_<port>`.
 RUN = "run"
 API_SOCKET, VSOCK = f"{RUN}/api.sock", f"{RUN}/v.sock"
 LOG_SOCKET = f"{VSOCK}_{VSOCK_LOG_PORT}"
@@ -123,7 +126,8 @@ class FirecrackerDriver:
 
     name = FIRECRACKER
     streams: tuple[str, ...] = ("main", "typed", "vmm", "metrics")
-    sockets: tuple[str, ...] = (API_SOCKET, VSOCK, LOG_SOCKET, LOG_PIPE, METRICS_PIPE)
+    traces: tuple[str, ...] = (RUN, jailer.DIRECTORY)
+    taps = True
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -150,20 +154,15 @@ class FirecrackerDriver:
         raise OSError("Firecracker keeps to the streams that it was started with")
 
     def find_stray(self, directory: Path) -> ProcessId | None:
-        return find_by_arguments("--id", directory.name) if (directory / LOG_SOCKET).exists() else None
+        return find_by_arguments("--id", directory.name) if (directory / RUN).exists() else None
 
-    async def launch(self, machine: Machine, directory: Path, streams: Mapping[str, int]) -> FirecrackerVmm:
-        program = programs.firecracker(self._config)
+    async def launch(
+        self, machine: Machine, directory: Path, streams: Mapping[str, int], taps: Namespaces | None = None
+    ) -> FirecrackerVmm:
         template = _cpu_template(self._config)
         for name in (API_SOCKET, VSOCK):
             (directory / name).unlink(missing_ok=True)
-        # without a log from the start its first words would be among the console's
-        argv = [program.path, "--api-sock", API_SOCKET, "--id", directory.name]
-        argv += ["--log-path", LOG_PIPE, "--level", "Info", "--metrics-path", METRICS_PIPE]
-        with open(directory / "firecracker.log", "wb") as log:
-            process = spawn(
-                argv, [], log.fileno(), stdin=streams["typed"], stdout=streams[CONSOLE], directory=directory
-            )
+        process = await self._start(machine, directory, streams, taps)
         try:
             api = await _connect(directory, process)
             try:
@@ -177,7 +176,7 @@ class FirecrackerDriver:
             await process.ended.wait()
             if not isinstance(error, BangerError):
                 raise
-            said = (directory / "firecracker.log").read_text(errors="replace").strip().splitlines()[-3:]
+            said = (directory / jailer.LOG).read_text(errors="replace").strip().splitlines()[-3:]
             raise BangerError(
                 Code.UNSUPPORTED,
                 f"Firecracker did not start: {' / '.join([error.message, *said])}",
@@ -185,13 +184,41 @@ class FirecrackerDriver:
             ) from error
         return FirecrackerVmm(process, api, directory)
 
+    async def _start(
+        self, machine: Machine, directory: Path, streams: Mapping[str, int], taps: Namespaces | None = None
+    ) -> Watched:
+        """A process with nothing configured yet; relative paths mean the same to it in its jail and outside."""
+        program = programs.firecracker(self._config)
+        # without a log from the start its first words would be among the console's
+        arguments = ["--api-sock", API_SOCKET, "--log-path", LOG_PIPE, "--level", "Info"]
+        arguments += ["--metrics-path", METRICS_PIPE]
+        stdin, stdout = streams["typed"], streams[CONSOLE]
+        if machine.uid >= 0 and wants_jailer(self._config):
+            for path in (directory / RUN, *(directory / RUN).iterdir()):
+                os.chown(path, machine.uid, machine.uid, follow_symlinks=False)
+            jail = Jail(directory, directory.name, machine.uid, program, programs.jailer(self._config))
+            netns = -1 if taps is None else taps.network
+            return await jail.launch(
+                _files(machine), arguments, stdin, stdout, machine.memory_bytes, machine.vcpu, netns
+            )
+        argv = [] if taps is None else taps.enter()
+        argv += [program.path, "--id", directory.name, *arguments]
+        with open(directory / jailer.LOG, "wb") as log:
+            process = spawn(argv, [], log.fileno(), stdin=stdin, stdout=stdout, directory=directory)
+        if (group := jailer.make_group(directory.name, machine.memory_bytes, machine.vcpu)) is not None:
+            group.attach(process.identity.pid)  # no guest has taken any memory yet
+        return process
+
     async def adopt(self, directory: Path, process: Watched) -> FirecrackerVmm:
         api = await FirecrackerApi.connect(directory / API_SOCKET)
-        vmm = FirecrackerVmm(process, api, directory)
-        found = (await api.describe_instance()).id
-        if found != directory.name:
-            raise BangerError(Code.GUEST, f"its API socket belongs to the VM {found!r}")
-        return vmm
+        try:
+            found = (await api.describe_instance()).id
+            if found != directory.name:
+                raise BangerError(Code.GUEST, f"its API socket belongs to the VM {found!r}")
+        except BaseException:
+            api.close()
+            raise
+        return FirecrackerVmm(process, api, directory)
 
     async def connect_agent(self, directory: Path, timeout: float) -> socket.socket:
         """Until the agent listens, Firecracker hangs up; docs/vsock.md there tells of the CONNECT line."""
@@ -202,6 +229,13 @@ class FirecrackerDriver:
                         return connection
                     await asyncio.sleep(_AGENT_STEP_SECONDS)  # nothing tells when it will
         raise SessionLost(f"the guest's agent did not answer within {timeout:g} s")
+
+
+def _files(machine: Machine) -> list[JailFile]:
+    """What the VMM of a machine has in its jail."""
+    files = [JailFile(RUN, RUN, True), JailFile(machine.kernel, machine.kernel, False)]
+    files.append(JailFile(machine.initrd, machine.initrd, False))
+    return files + [JailFile(disk.path, disk.path, not disk.readonly) for disk in machine.disks]
 
 
 def _pipe(path: Path) -> tuple[int, int]:
@@ -235,6 +269,8 @@ async def _configure(api: FirecrackerApi, machine: Machine, template: str | Json
     for disk in machine.disks:
         # Writeback: what the guest flushes is on the host's disk when it is told so
         await api.put_drive(Drive(disk.id, disk.path, disk.readonly, cache_type=None if disk.readonly else "Writeback"))
+    for nic in machine.nics:
+        await api.put_network_interface(NetworkInterface(nic.id, nic.id, nic.mac))  # taps have the names of NICs
     await api.put_vsock(Vsock(_GUEST_CID, VSOCK))
     await api.put_entropy(EntropyDevice())
     await api.put_balloon(Balloon(0, deflate_on_oom=True, stats_polling_interval_s=_BALLOON_SECONDS))

@@ -1,12 +1,12 @@
 """Puts the files of a VM into its jail and becomes the jailer: run as a script, which imports nothing of banger.
 
-    jail_mounts.py ROOT UID CONSOLE_FD FILES_JSON -- JAILER...
+    jail_mounts.py ROOT UID FILES_JSON -- JAILER...
 
-FILES_JSON lists `[source, name, writable]`. Each is bind-mounted as `name` in ROOT, in a mount namespace of our own
-that ends with the VMM, so that nothing is left to undo. There it belongs to UID (an idmapped mount, mount_setattr(2)),
-and what is not writable is read-only: on disk, owner and mode stay as they are, which may be those of an image that
-many VMs share or of a file that is not banger's. Where the kernel or the filesystem cannot do that, a writable file is
-linked and given to UID, and the others are copied. CONSOLE_FD becomes standard input and output.
+FILES_JSON lists `[source, name, writable]`: each is bind-mounted as `name` in ROOT, in a mount namespace of our own
+that ends with the VMM, so that nothing is left to undo. There a file belongs to UID (an idmapped mount,
+mount_setattr(2)), and what is not writable is read-only: on disk, owner and mode stay as they are, which may be those
+of an image that many VMs share or of a file that is not banger's. Where the kernel or the filesystem cannot do that, a
+writable file is linked and given to UID, and the others are copied. A directory is mounted as it is.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from pathlib import Path
 
 # unshare(2), mount(2), open_tree(2), move_mount(2), mount_setattr(2); the numbers are those of all architectures
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
-_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
+_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _AT_FDCWD, _AT_EMPTY_PATH, _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = -100, 0x1000, 1, 0o2000000
 _MOVE_MOUNT_F_EMPTY_PATH = 4
@@ -39,21 +39,23 @@ class MountAttributes(ctypes.Structure):
 
 
 def main() -> None:
-    root, uid, console = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    files: list[tuple[str, str, bool]] = json.loads(sys.argv[4])
-    jailer = sys.argv[6:]
+    root, uid = sys.argv[1], int(sys.argv[2])
+    files: list[tuple[str, str, bool]] = json.loads(sys.argv[3])
+    jailer = sys.argv[5:]
     check(_libc.unshare(_CLONE_NEWNS))
     check(_libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None))
     for source, name, writable in files:
         target = Path(root, name)
+        if Path(source).is_dir():
+            target.mkdir(mode=0o700)
+            check(_libc.mount(os.fsencode(source), bytes(target), None, _MS_BIND, None))
+            continue
         try:
             bind(Path(source), target, uid, writable)
         except OSError as error:
             print(f"{name} is not mounted: {error}", file=sys.stderr)
             target.unlink()
             hand_over(Path(source), target, uid, writable)
-    os.dup2(console, 0)
-    os.dup2(console, 1)
     try:
         os.execvp(jailer[0], jailer)
     except OSError as error:

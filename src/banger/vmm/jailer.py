@@ -26,6 +26,8 @@ from banger.process import ProcessId, Watched, find_by_arguments, identify, spaw
 from banger.vmm import cgroups, jail_mounts
 from banger.vmm.programs import Program
 
+LOG = "firecracker.log"  # what is said before Firecracker has a log, in the VM's directory
+DIRECTORY = "jail"  # there, too
 _SECONDS = 30.0
 # what Firecracker takes itself besides the guest's memory, with room for the page cache of the guest's disks
 _OVERHEAD = 256 << 20
@@ -34,7 +36,10 @@ _PIDS = 64  # threads of Firecracker besides one for each virtual CPU
 
 @dataclass(frozen=True)
 class JailFile:
-    """A file of the VM's directory (or an absolute path) that Firecracker sees as `/name`."""
+    """A file of the VM's directory (or an absolute path) that Firecracker sees as `/name`.
+
+    Files seem to belong to the VM's user in there; a directory, which is writable, has to.
+    """
 
     path: str
     name: str
@@ -54,7 +59,7 @@ class Jail:
     @property
     def root(self) -> Path:
         """What is `/` for Firecracker, as the host sees it."""
-        return self.directory / "jail" / Path(self.firecracker.path).resolve().name / self.vm_id / "root"
+        return self.directory / DIRECTORY / Path(self.firecracker.path).resolve().name / self.vm_id / "root"
 
     @property
     def _pid_file(self) -> Path:
@@ -64,15 +69,16 @@ class Jail:
         self,
         files: Sequence[JailFile],
         arguments: Sequence[str],
-        console: int,
+        stdin: int,
+        stdout: int,
         memory_bytes: int,
         vcpu: int,
         netns: int = -1,
     ) -> Watched:
         """Start Firecracker and return once it has its own process.
 
-        `arguments` are Firecracker's, with paths as it sees them; descriptor `console` becomes its standard input and
-        output, messages of the jailer go to vmm.log; `netns` is a descriptor of the network namespace that it enters.
+        `arguments` are Firecracker's, with paths as it sees them; descriptors `stdin` and `stdout` are its console,
+        messages of the jailer go to LOG; `netns` is a descriptor of the network namespace that it enters.
         Raises BangerError: UNSUPPORTED without root or when the jailer fails, WRONG_STATE when the VM has a VMM.
         """
         if os.geteuid() != 0:
@@ -83,12 +89,12 @@ class Jail:
             )
         self.remove()
         self.root.mkdir(mode=0o700, parents=True)
-        group = cgroups.create(self.vm_id, memory_bytes + _OVERHEAD, _PIDS + vcpu, vcpu + 1)
-        argv = self._command_line(files, arguments, console, netns, group)
-        log = self.directory / "vmm.log"
+        group = make_group(self.vm_id, memory_bytes, vcpu)
+        argv = self._command_line(files, arguments, netns, group)
+        log = self.directory / LOG
         try:
             with open(log, "wb") as messages:
-                started = spawn(argv, [console], messages.fileno())
+                started = spawn(argv, [], messages.fileno(), stdin=stdin, stdout=stdout)
             return await self._started(started, group, log)
         except BaseException:
             if left := self._find_vmm():
@@ -101,21 +107,20 @@ class Jail:
         self,
         files: Sequence[JailFile],
         arguments: Sequence[str],
-        console: int,
         netns: int,
         group: cgroups.Cgroup | None,
     ) -> list[str]:
         mounts = [(str(self.directory / file.path), file.name, file.writable) for file in files]
         argv = [
             *(sys.executable, "-I", "-S", jail_mounts.__file__),
-            *(str(self.root), str(self.uid), str(console), json.dumps(mounts)),
+            *(str(self.root), str(self.uid), json.dumps(mounts)),
             "--",
             self.jailer.path,
             "--id", self.vm_id,
             "--exec-file", str(Path(self.firecracker.path).resolve()),
             "--uid", str(self.uid),
             "--gid", str(self.uid),
-            "--chroot-base-dir", str(self.directory / "jail"),
+            "--chroot-base-dir", str(self.directory / DIRECTORY),
             "--new-pid-ns",
         ]  # fmt: skip
         if netns >= 0:
@@ -161,7 +166,12 @@ class Jail:
         """Remove the jail and the control group of a VM whose VMM has ended; nothing of it is mounted outside of it."""
         cgroups.remove(self.vm_id)
         with contextlib.suppress(FileNotFoundError):
-            system.remove_tree(self.directory / "jail")
+            system.remove_tree(self.directory / DIRECTORY)
+
+
+def make_group(vm_id: str, memory_bytes: int, vcpu: int) -> cgroups.Cgroup | None:
+    """The control group for the Firecracker of a VM, as far as this host lets us make one."""
+    return cgroups.create(vm_id, memory_bytes + _OVERHEAD, _PIDS + vcpu, vcpu + 1)
 
 
 def _is_init(pid: int) -> bool:

@@ -16,6 +16,7 @@ from banger.api.errors import BangerError, Code
 from banger.guest.protocol import AGENT_PORT, LOG_PORT
 from banger.guest.session import SessionLost
 from banger.net import publish
+from banger.net.tap import Namespaces
 from banger.process import ProcessId, Watched, find_by_arguments, spawn
 from banger.system import bind_unix, connect_unix
 from banger.vmm import cgroups, detect
@@ -314,7 +315,8 @@ class QemuDriver:
 
     name = "qemu"
     streams: tuple[str, ...] = (LOG, MESSAGES)
-    sockets: tuple[str, ...] = (QMP_SOCKET, AGENT_SOCKET, *_STREAMS.values(), _MESSAGES_PIPE)
+    taps = False
+    traces: tuple[str, ...] = (QMP_SOCKET, AGENT_SOCKET, *_STREAMS.values(), _MESSAGES_PIPE)
 
     async def connect_agent(self, directory: Path, timeout: float) -> socket.socket:
         try:
@@ -343,7 +345,9 @@ class QemuDriver:
             return os.open(directory / _MESSAGES_PIPE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         return connect_unix(directory / _STREAMS[stream]).detach()
 
-    async def launch(self, machine: Machine, directory: Path, streams: Mapping[str, int]) -> QemuVmm:
+    async def launch(
+        self, machine: Machine, directory: Path, streams: Mapping[str, int], taps: Namespaces | None = None
+    ) -> QemuVmm:
         with contextlib.ExitStack() as stack:
             qmp = stack.enter_context(bind_unix(directory / QMP_SOCKET))
             agent = stack.enter_context(bind_unix(directory / AGENT_SOCKET))

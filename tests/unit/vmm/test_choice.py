@@ -1,5 +1,6 @@
 """Which VMM a new VM gets, on hosts of every kind, and what keeps Firecracker from being one."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from banger.api.errors import BangerError, Code
 from banger.config import Config
+from banger.net import tap
 from banger.vmm import choice, detect, programs
 from banger.vmm.choice import choose, require_firecracker
 from banger.vmm.detect import Acceleration
@@ -55,10 +57,27 @@ def test_root_gets_what_gives_up_being_root(
     kvm: Path, kernel: Path, monkeypatch: pytest.MonkeyPatch, firecracker_binaries: FirecrackerBinaries
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
+    config = Config(firecracker=str(firecracker_binaries.firecracker), jailer=str(firecracker_binaries.jailer))
+    assert choose(config, kernel=kernel).driver == "firecracker"
+    without = dataclasses.replace(config, jailer="off")
+    found = choose(without, kernel=kernel)
+    assert (found.driver, found.reason) == ("qemu", "Firecracker is not used as root without its jailer")
+    assert choose(without, "firecracker", kernel).driver == "firecracker"
+    missing = dataclasses.replace(config, jailer="/nonexistent/jailer")
+    assert "/nonexistent/jailer is not a program" in choose(missing, kernel=kernel).reason
+    with pytest.raises(BangerError, match="/nonexistent/jailer is not a program"):
+        choose(missing, "firecracker", kernel)
+
+
+def test_qemu_where_there_can_be_no_taps(
+    kvm: Path, kernel: Path, monkeypatch: pytest.MonkeyPatch, firecracker_binaries: FirecrackerBinaries
+) -> None:
+    monkeypatch.setattr(tap, "reason_unusable", lambda: "pasta is not installed")
     config = Config(firecracker=str(firecracker_binaries.firecracker))
-    found = choose(config, kernel=kernel)
-    assert (found.driver, found.reason) == ("qemu", "Firecracker is not used as root, since it would stay root")
-    assert choose(config, "firecracker", kernel).driver == "firecracker"
+    assert "pasta is not installed" in choose(config, kernel=kernel, net="user").reason
+    assert choose(config, kernel=kernel, net="none").driver == "firecracker"
+    with pytest.raises(BangerError, match="cannot have the network 'user' here: pasta is not installed"):
+        choose(config, "firecracker", kernel, "user")
 
 
 def test_qemu_where_firecracker_is_missing(kvm: Path, kernel: Path, tmp_path: Path) -> None:
