@@ -19,6 +19,7 @@ from banger.process import ProcessId, identify
 from banger.store.database import Store
 from banger.system import STAGING_PREFIX
 from banger.vmm import cgroups
+from banger.vmm.firecracker import FirecrackerDriver
 from tests.daemons import TIMEOUT, DaemonProcess, wait_ended
 
 _SETTLED = {"created", "running", "stopped"}
@@ -63,7 +64,7 @@ class LeakChecker:
         for vm in vms:
             if vm.state != "running":
                 for path in Path(vm.directory).iterdir():
-                    if path.is_socket() or path.name == vm_disk.PROCESSES:
+                    if path.is_socket() or path.name in (vm_disk.PROCESSES, *FirecrackerDriver.traces):
                         yield f"{vm.name} does not run, and has {path.name}"
 
     def _processes(self, vms: list[m.VmInfo]) -> Iterator[str]:

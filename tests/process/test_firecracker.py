@@ -8,6 +8,8 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from banger.daemon.vm_helpers import start_recorder
 from banger.guest.protocol import POWER_OFF_NOTICE
 from banger.guest.session import SessionLost
 from banger.job import Progress
+from banger.net.tap import Namespaces
 from banger.process import Watched, identify
 from banger.system import link_or_copy
 from banger.vmm import cgroups, firecracker
@@ -88,13 +91,15 @@ def machine(command_line: str = "") -> Machine:
 
 
 @contextlib.asynccontextmanager
-async def launched(config: Config, directory: Path, wanted: Machine) -> AsyncIterator[tuple[FirecrackerVmm, Watched]]:
+async def launched(
+    config: Config, directory: Path, wanted: Machine, taps: Namespaces | None = None
+) -> AsyncIterator[tuple[FirecrackerVmm, Watched]]:
     """A VMM and its recorder, both gone in the end."""
     driver = FirecrackerDriver(config)
     ends = {stream: driver.plug(directory, stream) for stream in (CONSOLE, *driver.streams)}
     recorder = start_recorder(directory, {stream: end for stream, (_, end) in ends.items()})
     try:
-        vmm = await driver.launch(wanted, directory, {stream: end for stream, (end, _) in ends.items()})
+        vmm = await driver.launch(wanted, directory, {stream: end for stream, (end, _) in ends.items()}, taps)
     except BaseException:
         recorder.signal(signal.SIGKILL)
         await recorder.ended.wait()
@@ -203,6 +208,47 @@ def test_a_crash_is_noticed(tmp_path: Path, config: Config, kernel: Path, number
                 await FirecrackerDriver(config).connect_agent(directory, 1.0)
 
     run(test)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="root lets another user open the devices")
+@pytest.mark.skipif(shutil.which("pasta") is None, reason="pasta is not installed")
+def test_without_root(kernel: Path, firecracker_binaries: FirecrackerBinaries) -> None:
+    """All of rootless_checks, as another user, in a mount namespace where that one may open the devices."""
+    world = """
+mount --make-rprivate /
+mount -t tmpfs -o mode=755 tmpfs /dev/net
+mknod -m 666 /dev/net/tun c 10 200
+mknod -m 666 "$HOME/kvm" c 10 232
+mount --bind "$HOME/kvm" /dev/kvm
+exec setpriv --reuid=54321 --regid=54321 --clear-groups -- "$@"
+"""
+    with tempfile.TemporaryDirectory(prefix="banger-test-rootless-") as home:  # pytest's are not for other users
+        for path in (kernel / "vmlinux", *kernel.glob("boot-*.cpio")):
+            shutil.copyfile(path, Path(home) / path.name)
+        os.chown(home, 54321, 54321)
+        checks = [
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-q", "-ra"),
+            *("--basetemp", f"{home}/t", "--rootdir", str(Path(__file__).parents[2])),
+            str(Path(__file__).with_name("rootless_checks.py")),
+        ]
+        environment = {
+            **os.environ,
+            "HOME": home,
+            "TMPDIR": home,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "FIRECRACKER": str(firecracker_binaries.firecracker),
+        }
+        environment.pop("PYTEST_XDIST_WORKER", None)
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-ec", world, "sh", *checks],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        assert " passed" in done.stdout
+        assert "skipped" not in done.stdout
 
 
 def test_no_agent_answers_in_time(tmp_path: Path, config: Config, kernel: Path) -> None:
