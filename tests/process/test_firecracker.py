@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from banger.api import models as m
 from banger.api import operations as op
 from banger.api.errors import BangerError, Code
 from banger.config import Config
+from banger.daemon import vm_disk
 from banger.daemon.vm_helpers import start_recorder
 from banger.guest.protocol import POWER_OFF_NOTICE
 from banger.guest.session import SessionLost
@@ -551,6 +553,17 @@ def test_a_network_of_its_own(daemon: DaemonProcess) -> None:
     assert "net1:" in held
     # it is published: somebody takes the connection, even though no guest answers
     socket.create_connection(("127.0.0.1", port), TIMEOUT).close()
+    # its loss is told: only a new VMM gets another
+    processes = vm_disk.read_processes(directory)
+    assert processes is not None
+    assert processes.network is not None
+    os.kill(processes.network.pid, signal.SIGKILL)
+    deadline = time.monotonic() + TIMEOUT
+    while not (warnings := daemon.client.call(op.VM_SHOW, m.VmRef("net")).warnings):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert "its connections; the network ended and cannot be started again" in warnings[0]
+    assert "banger vm restart net" in warnings[0]
     daemon.client.call(op.VM_KILL, m.VmRef("net"))
     thread.join(TIMEOUT)
     assert errors[0].code is Code.CANCELLED
