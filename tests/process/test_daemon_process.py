@@ -1,5 +1,6 @@
 """The daemon as a process: one per user, a private socket, its start, its end and its crash."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -229,6 +230,33 @@ def test_stop_ends_work_that_would_take_for_ever(tmp_path: Path) -> None:
         assert [(error.code, error.message) for error in errors] == [(Code.DAEMON, "the daemon was stopped")]
         assert daemon.processes() == set()
         assert list(daemon.layout.images.iterdir()) == []
+
+
+def test_every_stream_is_told_that_the_daemon_stops(tmp_path: Path) -> None:
+    """However many there are, also by a reply to whoever has asked for it."""
+    count = 60
+    with running_daemon(tmp_path) as daemon, contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(daemon.client.open(op.VM_EVENTS, m.VmEvents())) for _ in range(count)]
+        following = [stream.messages() for stream in streams]
+        for messages in following:
+            assert next(messages) == {"event": "started", "result": {}}
+        assert status(daemon).busy == count
+        assert daemon.client.call(op.DAEMON_STOP, m.Empty()) == m.Empty()
+        for messages in following:
+            (last,) = messages
+            assert isinstance(last, dict)
+            assert isinstance(last["error"], dict)
+            assert (last["error"]["code"], last["error"]["message"]) == ("daemon", "the daemon was stopped")
+        daemon.wait()
+
+
+def test_a_client_that_reads_nothing_does_not_keep_the_daemon(tmp_path: Path) -> None:
+    with running_daemon(tmp_path) as daemon:
+        with open(daemon.layout.log_file, "ab") as log:
+            log.write(b"a line\n" * 1_000_000)
+        with daemon.client.open(op.DAEMON_LOGS, m.DaemonLogs(follow=True)) as stream:
+            assert next(stream.messages()) == {"event": "started", "result": {}}
+            daemon.stop()
 
 
 def test_client_that_leaves_cancels_an_import(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from banger.daemon import logs
 from banger.daemon.bodies import MAX_BODY
 from banger.daemon.events import Events
 from banger.daemon.host_network import HostNetwork
-from banger.daemon.http import CallHandler, Handlers, StreamHandler, build_app
+from banger.daemon.http import CallHandler, Handlers, Requests, StreamHandler, build_app
 from banger.daemon.image_service import ImageService
 from banger.daemon.jobs import Report, Workers
 from banger.daemon.kernel_service import KernelService
@@ -108,8 +108,8 @@ class Daemon:
         self._stop.set()
 
     async def cancel(self) -> None:
-        """Cancel all that is under way; its clients are told."""
-        await self._operations.stop(_SHUTDOWN_SECONDS)
+        """Cancel all that is under way and wait until it is undone; its clients are told."""
+        await self._operations.stop()
 
     async def close(self) -> None:
         """Let go of everything; VMs go on."""
@@ -224,7 +224,7 @@ class Daemon:
         )
 
     async def _stop_daemon(self, request: m.Empty, report: Report) -> m.Empty:
-        asyncio.get_running_loop().call_later(0.05, self.stop)  # after the reply has left
+        self.stop()
         return m.Empty()
 
     async def _doctor(self, request: m.Empty, report: Report) -> m.Doctor:
@@ -321,9 +321,10 @@ async def serve(layout: Layout, config: Config, ready: Callable[[], None]) -> No
     try:
         await daemon.recover()
         listener = listen(layout)
+        requests = Requests(build_app(daemon.handlers()))
         server = _Server(
             uvicorn.Config(
-                build_app(daemon.handlers()),
+                requests,
                 http="httptools",
                 ws="websockets-sansio",
                 ws_max_size=MAX_BODY,
@@ -343,7 +344,13 @@ async def serve(layout: Layout, config: Config, ready: Callable[[], None]) -> No
         await asyncio.wait((serving, asyncio.create_task(daemon.stopped())), return_when=asyncio.FIRST_COMPLETED)
         if not _activated():
             layout.socket.unlink(missing_ok=True)
-        await daemon.cancel()
+        try:
+            async with asyncio.timeout(_SHUTDOWN_SECONDS):
+                await daemon.cancel()
+                await requests.answered()  # uvicorn would cut streams off before they tell why they end
+        except TimeoutError:  # mostly a client that is there and takes nothing
+            for connection in server.server_state.connections:
+                connection.transport.abort()
         server.should_exit = True
         await serving
     finally:

@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from banger import __version__
@@ -43,6 +44,30 @@ class Handlers:
 
     calls: dict[str, CallHandler]
     streams: dict[str, StreamHandler]
+
+
+class Requests:
+    """An ASGI application that knows when it has sent all that it was asked for; idle connections do not count."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._count += 1
+        self._none.clear()
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._count -= 1
+            if not self._count:
+                self._none.set()
+
+    async def answered(self) -> None:
+        """Return once every request has its whole answer, which waits while a client takes none of it."""
+        await self._none.wait()
 
 
 def build_app(handlers: Handlers) -> FastAPI:

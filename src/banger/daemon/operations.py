@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -18,7 +17,6 @@ from banger.daemon.vm_plan import now
 from banger.job import Progress
 
 T = TypeVar("T")
-_LAST_WORDS_SECONDS = 0.05  # for what clients are told to leave
 
 
 class Operation:
@@ -141,19 +139,16 @@ class Operations:
             self._running.remove(operation)
             operation.over.set()
 
-    async def stop(self, seconds: float) -> None:
-        """Cancel all that is under way, since the daemon ends; its clients are told. Waits so long for its undoing."""
+    async def stop(self) -> None:
+        """Cancel all that is under way, since the daemon ends, and wait until it is undone; its clients are told."""
         for operation in self._running:
             operation.cancel(
                 BangerError(
                     Code.DAEMON, "the daemon was stopped", hint="VMs go on; the next command starts the daemon again"
                 )
             )
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                for operation in [*self._running]:
-                    await operation.over.wait()
-                await asyncio.sleep(_LAST_WORDS_SECONDS)
+        for operation in [*self._running]:
+            await operation.over.wait()
 
     def _find(self, reference: str) -> Operation:
         found = [each for each in self._running if each.shown and reference and each.id.startswith(reference)]

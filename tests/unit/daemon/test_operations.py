@@ -66,7 +66,7 @@ def test_cancelling_waits_until_all_is_undone_and_tells_the_client() -> None:
         await asyncio.sleep(0)
         assert (await operations.list(m.Empty(), ignore)).operations[0].state == "cancelling"
         task.cancel()  # its client leaves, too, and the daemon stops: that disturbs the undoing no more
-        stopping = asyncio.create_task(operations.stop(60.0))
+        stopping = asyncio.create_task(operations.stop())
         await asyncio.sleep(0)
         assert not any(each.done() for each in (*cancelling, task, stopping))
         work.may_undo.set()
@@ -92,7 +92,7 @@ def test_a_client_that_leaves_cancels_and_a_daemon_that_stops_says_so() -> None:
         operation, task = await begin(operations, stopped)
         operation.settle("done")  # as a run has, once its command runs
         assert (await operations.list(m.Empty(), ignore)).operations == []
-        await operations.stop(60.0)
+        await operations.stop()
         with pytest.raises(BangerError, match="the daemon was stopped") as caught:
             await task
         assert caught.value.code is Code.DAEMON
