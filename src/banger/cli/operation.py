@@ -52,7 +52,7 @@ def list_operations(as_json: bool) -> None:
             each.subject,
             each.state,
             duration(each.seconds),
-            each.stage,
+            each.stage or (f"after {each.timings[-1].stage}" if each.timings else ""),
             amount(Progress(each.stage, each.message, each.done, each.total, each.unit)),
         ]
         for each in found.operations
