@@ -16,6 +16,7 @@ from typing import TypeVar
 from banger.api import http1
 from banger.api.codec import Json, decode, encode
 from banger.api.errors import BangerError, Code
+from banger.guest.agent import printable
 from banger.system import connect_unix
 
 _CALL_SECONDS = 30.0
@@ -223,20 +224,24 @@ class BalloonStats:
 class FirecrackerApi:
     """One connection to one Firecracker; requests are answered one after the other.
 
-    Every method raises BangerError(GUEST): with Firecracker's own words when it refuses, or when it has ended.
+    Answers may take `timeout` seconds, those about snapshots longer. Every method raises BangerError(GUEST): with
+    Firecracker's own words when it refuses, or when it has ended.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, timeout: float = _CALL_SECONDS
+    ) -> None:
+        self._timeout = timeout
         self._reader = reader
         self._writer = writer
         self._turn = asyncio.Lock()
 
     @classmethod
-    async def connect(cls, path: Path) -> FirecrackerApi:
+    async def connect(cls, path: Path, timeout: float = _CALL_SECONDS) -> FirecrackerApi:
         """Connect to the API socket at `path`; raises OSError when nobody listens there."""
         connection = connect_unix(path, timeout=0)
         connection.setblocking(False)
-        return cls(*await asyncio.open_unix_connection(sock=connection, limit=_REPLY_LIMIT))
+        return cls(*await asyncio.open_unix_connection(sock=connection, limit=_REPLY_LIMIT), timeout)
 
     def close(self) -> None:
         """Drop the connection; Firecracker goes on."""
@@ -352,10 +357,11 @@ class FirecrackerApi:
         except ValueError as error:
             raise BangerError(Code.GUEST, f"Firecracker's answer to GET {target} makes no sense: {error}") from error
 
-    async def _send(self, method: str, target: str, body: object, seconds: float = _CALL_SECONDS) -> None:
+    async def _send(self, method: str, target: str, body: object, seconds: float | None = None) -> None:
         await self._request(method, target, _without_none(encode(body)), seconds)
 
-    async def _request(self, method: str, target: str, body: Json = None, seconds: float = _CALL_SECONDS) -> Json:
+    async def _request(self, method: str, target: str, body: Json = None, seconds: float | None = None) -> Json:
+        seconds = self._timeout if seconds is None else seconds
         content = b"" if body is None else json.dumps(body).encode()
         headers = {"Host": "localhost", "Content-Type": "application/json"}
         try:
@@ -368,7 +374,8 @@ class FirecrackerApi:
         except asyncio.CancelledError:
             self.close()
             raise
-        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
+        except (OSError, EOFError, ValueError, RecursionError, asyncio.LimitOverrunError) as error:
+            self.close()  # whatever it sent, the next answer would not begin where it should
             raise BangerError(Code.GUEST, "Firecracker has ended") from error
         if status >= 400:
             raise BangerError(Code.GUEST, f"Firecracker refused {method} {target}: {_fault(reply)}")
@@ -386,7 +393,7 @@ class FirecrackerApi:
 def _fault(reply: Json) -> str:
     """Firecracker's own words on one line."""
     message = reply.get("fault_message") if isinstance(reply, dict) else None
-    return " ".join(str(message or "without a reason").split())[:_FAULT_LIMIT]
+    return printable(" ".join(str(message or "without a reason")[:_FAULT_LIMIT].split()))
 
 
 def _without_none(value: Json) -> Json:

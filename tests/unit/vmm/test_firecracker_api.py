@@ -1,0 +1,104 @@
+"""What a Firecracker that a guest has taken over can answer: nothing that harms whoever asks."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from banger.api.errors import BangerError, Code
+from banger.vmm.firecracker_api import FirecrackerApi
+
+TIMEOUT = 60.0
+
+
+def reply(body: bytes, status: str = "200 OK", length: object = None) -> bytes:
+    size = len(body) if length is None else length
+    return f"HTTP/1.1 {status}\r\nContent-Length: {size}\r\n\r\n".encode() + body
+
+
+def ask(
+    path: Path, answer: bytes, question: Callable[[FirecrackerApi], Awaitable[object]], timeout: float = 0
+) -> object:
+    """What a question to a Firecracker that answers so comes to; it hangs up then, unless there is a timeout."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(answer)
+        if timeout:
+            await reader.read()  # until the other one hangs up
+        writer.close()
+
+    async def test() -> object:
+        path.unlink(missing_ok=True)
+        async with await asyncio.start_unix_server(serve, path), asyncio.timeout(TIMEOUT):
+            api = await FirecrackerApi.connect(path, timeout or TIMEOUT)
+            try:
+                return await question(api)
+            finally:
+                api.close()
+
+    return asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"\0" * 100_000,
+        b"HTTP/1.1 OK\r\n\r\n",
+        b"HTTP/9.9 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200_000,
+        b"HTTP/1.1 200 OK\r\n" + b"".join(b"a%d: b\r\n" % number for number in range(1000)) + b"\r\n",
+        reply(b"{}", length=1 << 60),
+        reply(b"{}", length=-1),
+        reply(b"{}", length="two"),
+        reply(b"{}", length=100),
+        reply(b"{"),
+        reply(b"\xff"),
+        reply(b"[" * 500_000),
+    ],
+)
+def test_nonsense_is_the_end_of_it(tmp_path: Path, answer: bytes) -> None:
+    with pytest.raises(BangerError, match="Firecracker has ended") as caught:
+        ask(tmp_path / "api", answer, FirecrackerApi.describe_instance)
+    assert caught.value.code is Code.GUEST
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"null", b"{}", b'{"id": 1, "state": [], "vmm_version": {}}', b'"x"'])
+def test_an_answer_of_another_shape(tmp_path: Path, body: bytes) -> None:
+    with pytest.raises(BangerError, match="Firecracker's answer to GET / makes no sense"):
+        ask(tmp_path / "api", reply(body), FirecrackerApi.describe_instance)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "without a reason"),
+        (b'{"fault_message": null}', "without a reason"),
+        (b'{"fault_message": {"a": 1}}', "{'a': 1}"),
+        (b'{"fault_message": "one\\n two\\u001b[2J"}', "one two\\x1b[2J"),
+        (json.dumps({"fault_message": "x" * 100_000}).encode(), "x" * 400),
+    ],
+)
+def test_reasons_are_short_and_plain(tmp_path: Path, body: bytes, said: str) -> None:
+    with pytest.raises(BangerError) as caught:
+        ask(tmp_path / "api", reply(body, "400 Bad Request"), FirecrackerApi.pause)
+    assert caught.value.message == f"Firecracker refused PATCH /vm: {said}"
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\n", reply(b"{}", length=100)])
+def test_silence_is_not_awaited_for_ever(tmp_path: Path, answer: bytes) -> None:
+    with pytest.raises(BangerError, match=r"Firecracker did not answer GET / for 0\.2 s"):
+        ask(tmp_path / "api", answer, FirecrackerApi.describe_instance, timeout=0.2)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.binary(max_size=300) | st.binary(max_size=300).map(reply))
+def test_any_bytes(tmp_path: Path, answer: bytes) -> None:
+    with contextlib.suppress(BangerError):  # and no other
+        assert isinstance(ask(tmp_path / "api", answer, FirecrackerApi.get_version), str)
