@@ -404,6 +404,7 @@ def test_the_handshake_of_vsock(tmp_path: Path) -> None:
         (b"", ""),
         (b"[ 1.0] reboot: Restarting system\r\n", REBOOTED),
         (b"banger: " + POWER_OFF_NOTICE.encode() + b"\r\n[ 1.0] reboot: Restarting system\r\n", POWERED_OFF),
+        (b"[ 1.0] reboot: System halted\r\n", POWERED_OFF),
         (b"Kernel panic - not syncing: test\r\n[ 1.0] reboot: Restarting system", "the guest's kernel panicked"),
     ],
 )
@@ -419,6 +420,7 @@ def test_why_a_guest_ended(tmp_path: Path, said: bytes, reason: str) -> None:
             assert process is not None
             vmm = FirecrackerVmm(process, api, tmp_path)
             assert vmm.stop_reason == reason
+            assert vmm.halted == (b"System halted" in said)
             vmm.release()
 
     run(test)

@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 _CALL_SECONDS = 30.0
 _STEADY_SECONDS = 10.0  # a session that lasted so long was none of a guest that makes us reconnect all the time
 _MAX_PAUSE = 5.0
+_HALT_POLL_SECONDS = 0.5
 _ENTROPY_BYTES = 64
 _END_SECONDS = 2.0
 _GROW_SECONDS, _GROW_POLL_SECONDS = 20.0, 0.1
@@ -151,18 +152,34 @@ class GuestLink:
             await agent.session.close()
             pause = 0.0 if time.monotonic() - since > _STEADY_SECONDS else min(2 * pause + 0.1, _MAX_PAUSE)
             await asyncio.sleep(pause)
-            told = False
-            while not self._connected.is_set():
-                try:
-                    if await self._while_alive(self._connect(lambda stage: None)):
-                        self._on_reboot()
-                except BangerError as error:
-                    if not self.vmm.process.alive:
-                        return
-                    if not told:  # once: a hostile guest could fill the log
-                        _log.warning("%s: %s", self._name, error)
-                    told = True
-                    await asyncio.sleep(1)  # the guest is up but its agent is not: nothing tells when it will be
+            halt = asyncio.create_task(self._end_halted())
+            try:
+                await self._reconnect()
+            finally:
+                halt.cancel()
+            if not self.vmm.process.alive:
+                return
+
+    async def _reconnect(self) -> None:
+        """Connect again, however long that takes, unless the VMM ends."""
+        told = False
+        while not self._connected.is_set():
+            try:
+                if await self._while_alive(self._connect(lambda stage: None)):
+                    self._on_reboot()
+            except BangerError as error:
+                if not self.vmm.process.alive:
+                    return
+                if not told:  # once: a hostile guest could fill the log
+                    _log.warning("%s: %s", self._name, error)
+                told = True
+                await asyncio.sleep(1)  # the guest is up but its agent is not: nothing tells when it will be
+
+    async def _end_halted(self) -> None:
+        """End the VMM of a guest that has halted, and would go on so for ever."""
+        while not self.vmm.halted:
+            await asyncio.sleep(_HALT_POLL_SECONDS)
+        await self.vmm.kill()
 
     async def agent(self) -> Agent:
         """The connected agent; waits while the guest reboots. Raises BangerError(GUEST) when it does not come back."""

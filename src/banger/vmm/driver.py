@@ -49,6 +49,10 @@ class Vmm(Protocol):
     def paused(self) -> bool:
         """Whether the guest stands still because the host's disk is full; it goes on by itself once there is space."""
 
+    @property
+    def halted(self) -> bool:
+        """Whether the guest, whose agent has gone, has halted for good without the end of its VMM."""
+
     async def set_reboot(self, allowed: bool) -> None:
         """Whether a guest's reset starts it again (True) or ends the VMM (False, while it boots)."""
 

@@ -54,6 +54,7 @@ _STATIC_TEMPLATES = ("C3", "T2", "T2S", "T2CL", "T2A", "V1N1")
 _START_SECONDS, _STEP_SECONDS = 20.0, 0.002
 _AGENT_STEP_SECONDS = 0.02
 _BALLOON_SECONDS = 3600  # between the guest's own statistics; without any, what the balloon holds is not told either
+_HALTED = b"reboot: System halted"  # kernel/reboot.c of Linux
 _LAST_WORDS = 4096  # bytes of the console that tell why a guest ended
 
 
@@ -73,17 +74,25 @@ class FirecrackerVmm:
     @property
     def stop_reason(self) -> str:
         """Firecracker ends when its guest resets, and says no more; the guest's last words do."""
-        try:
-            with open(self._directory / "console.log", "rb") as stream:
-                stream.seek(max(0, os.fstat(stream.fileno()).st_size - _LAST_WORDS))
-                said = stream.read()
-        except OSError:
-            return ""
-        if POWER_OFF_NOTICE.encode() in said:
+        said = self._last_words()
+        if POWER_OFF_NOTICE.encode() in said or _HALTED in said:
             return POWERED_OFF
         if b"Kernel panic" in said:
             return "the guest's kernel panicked"
         return REBOOTED if b"reboot: Restarting system" in said else ""
+
+    def _last_words(self) -> bytes:
+        try:
+            with open(self._directory / "console.log", "rb") as stream:
+                stream.seek(max(0, os.fstat(stream.fileno()).st_size - _LAST_WORDS))
+                return stream.read()
+        except OSError:
+            return b""
+
+    @property
+    def halted(self) -> bool:
+        """A kernel that has nothing to switch the power off with halts, whichever of both it is asked for."""
+        return _HALTED in self._last_words()
 
     @property
     def paused(self) -> bool:

@@ -184,6 +184,10 @@ class QemuVmm:
     def paused(self) -> bool:
         return self._resuming is not None
 
+    @property
+    def halted(self) -> bool:
+        return False  # a guest that powers off ends QEMU
+
     def _resume_later(self) -> None:
         """QEMU has paused the guest since the host's disk is full; let it try again from time to time."""
         if self._resuming is None:
