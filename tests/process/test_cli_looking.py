@@ -24,7 +24,7 @@ BUSY = m.VmUsage(
     time=100.0,
     vcpu=2,
     memory_bytes=512 * MIB,
-    host=m.HostUsage(12, 10.0, 200 * MIB, 1.0, 40 * MIB, None, None, None, 1_500_000),
+    host=m.HostUsage(12, 10.0, 200 * MIB, 1.0, 40 * MIB, None, None, None, 1_500_000, 64 * MIB),
     guest=m.GuestUsage(
         cpu_total_seconds=40.0,
         cpu_busy_seconds=10.0,
@@ -39,7 +39,14 @@ BUSY = m.VmUsage(
     ),
     guest_error="",
 )
-HUNG = dataclasses.replace(BUSY, id="ab", name="hung", guest=None, guest_error="the guest does not \x1b[2Janswer")
+HUNG = dataclasses.replace(
+    BUSY,
+    id="ab",
+    name="hung",
+    host=m.HostUsage(13, 10.0, 200 * MIB, 1.0, 40 * MIB, 1.0, 2, 3, 1_500_000),
+    guest=None,
+    guest_error="the guest does not \x1b[2Janswer",
+)
 IDLE = dataclasses.replace(HUNG, id="cd", name="idle", state="stopped", host=None, guest_error="the VM does not run")
 
 
@@ -82,12 +89,15 @@ def cells(line: str) -> list[str]:
 def test_a_table_of_two_measurements(banger: Banger) -> None:
     result = banger("vm", "stats", "--interval", "0.1")
     assert [cells(line) for line in result.stdout.decode().splitlines()] == [
-        ["NAME", "CPU", "MEMORY", "HOST CPU", "HOST MEMORY", "HOST DISK", "NET IN / OUT", "READ / WRITTEN", "PROCS"],
         [
-            *("web", "150.0%", "100 MiB / 500 MiB", "40.0%", "240 MiB", "1.5 MB"),
+            *("NAME", "CPU", "MEMORY", "BALLOON", "HOST CPU", "HOST MEMORY", "HOST DISK"),
+            *("NET IN / OUT", "READ / WRITTEN", "PROCS"),
+        ],
+        [
+            *("web", "150.0%", "100 MiB / 500 MiB", "64 MiB", "40.0%", "240 MiB", "1.5 MB"),
             *("1.0 kB / 2.0 kB", "3.0 kB / 4.0 MB", "7"),
         ],
-        ["hung", "-", "-", "40.0%", "240 MiB", "1.5 MB", "-", "-", "-"],
+        ["hung", "-", "-", "-", "40.0%", "240 MiB", "1.5 MB", "-", "-", "-"],
     ]
     assert result.stderr == b"hung: the guest does not \\x1b[2Janswer\n"
     assert [request for _, request in banger.server.requests] == [m.VmStatsRequest()] * 2
@@ -97,7 +107,7 @@ def test_those_that_are_named_and_do_not_run(banger: Banger) -> None:
     header, *lines = banger("vm", "stats", "web", "idle", "--interval", "0.1").stdout.decode().splitlines()
     assert cells(header)[:3] == ["NAME", "STATE", "CPU"]
     assert [cells(line)[1] for line in lines] == ["running", "running", "stopped"]
-    assert cells(lines[2]) == ["idle", "stopped", *["-"] * 8]
+    assert cells(lines[2]) == ["idle", "stopped", *["-"] * 9]
     assert banger.server.requests[0][1] == m.VmStatsRequest(["web", "idle"])
 
 

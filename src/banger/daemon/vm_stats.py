@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from banger.api import models as m
 from banger.api.errors import BangerError
@@ -19,8 +22,10 @@ from banger.guest.agent import Agent, Stats, guest_errors
 from banger.process import ProcessId, taken
 from banger.vmm import cgroups
 
-_GUEST_SECONDS = 2.0  # that all guests together have to answer in
+_SECONDS = 2.0  # that all guests and VMMs together have to answer in
 _MOST = 64  # filesystems, interfaces and disks that are told of one guest
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,37 +38,61 @@ class _Processes:
     helpers: Sequence[ProcessId]
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A question to a guest: its answer, or why there is none; who waits for it waits until `deadline`."""
+class _Question(Generic[T]):
+    """What guests or VMMs are asked, each one at a time.
 
-    answer: asyncio.Task[Stats | str]
-    deadline: float
+    One that does not answer costs everybody `_SECONDS` once: a question cannot be taken back, so it is not asked
+    another time before it has answered or its session has ended, and nobody waits for it any more.
+    """
+
+    def __init__(self, ask: Callable[[Vm], Coroutine[None, None, T]]) -> None:
+        self._ask = ask
+        self._asked: dict[str, tuple[asyncio.Task[T], float]] = {}
+
+    async def ask(self, vms: Iterable[Vm]) -> dict[Vm, T]:
+        """The answers of those that give one in time."""
+        asked = {vm: self._open(vm) for vm in vms}
+        now = time.monotonic()
+        waited = {task: deadline for task, deadline in asked.values() if deadline > now}
+        if waited:
+            await asyncio.wait(waited, timeout=max(waited.values()) - now)
+        return {vm: task.result() for vm, (task, _) in asked.items() if task.done()}
+
+    def _open(self, vm: Vm) -> tuple[asyncio.Task[T], float]:
+        key = vm.record.id
+        if key not in self._asked:
+            task = asyncio.create_task(self._ask(vm))
+            self._asked[key] = task, time.monotonic() + _SECONDS
+            task.add_done_callback(lambda done: self._asked.pop(key))
+        return self._asked[key]
 
 
 class VmStats:
-    """Serves vm.stats.
-
-    A guest that does not answer costs everybody `_GUEST_SECONDS` once: a question cannot be taken back, so it is not
-    asked another one before that is answered or its session has ended, and nobody waits for it any more.
-    """
+    """Serves vm.stats."""
 
     def __init__(self, workers: Workers, table: VmTable, vms: VmService) -> None:
         self._workers = workers
         self._table = table
         self._vms = vms
-        self._asked: dict[str, _Asked] = {}
+        self._guests = _Question(self._guest_stats)
+        self._balloons = _Question(_balloon_bytes)
 
     async def stats(self, request: m.VmStatsRequest, report: Report) -> m.VmStats:
         """Measure some VMs, or all that run."""
         named = dict.fromkeys(self._table.find(reference) for reference in request.vms)
         vms = [*named] if request.vms else [vm for vm in self._table if vm.state == "running"]
-        asked = {vm: self._ask(vm) for vm in vms if vm.link is not None}
+        running = [vm for vm in vms if vm.link is not None]
         places = [self._processes(vm) for vm in vms]
-        hosts = await self._workers.run(lambda job: [_measure(place) for place in places])
-        await _wait([*asked.values()])
+        said, balloons, hosts = await asyncio.gather(
+            self._guests.ask(running),
+            self._balloons.ask(running),
+            self._workers.run(lambda job: [_measure(place) for place in places]),
+        )
         return m.VmStats(
-            [_usage(vm, host, _answer(asked.get(vm))) for vm, host in zip(vms, hosts, strict=True)],
+            [
+                _usage(vm, moment, host and dataclasses.replace(host, balloon_bytes=balloons.get(vm)), said.get(vm))
+                for vm, (moment, host) in zip(vms, hosts, strict=True)
+            ]
         )
 
     def _processes(self, vm: Vm) -> _Processes | None:
@@ -71,15 +100,6 @@ class VmStats:
             return None
         helpers = vm.helpers.identities if vm.helpers is not None else []
         return _Processes(vm.record.id, self._vms.directory(vm), vm.link.vmm.process.identity, helpers)
-
-    def _ask(self, vm: Vm) -> _Asked:
-        """Ask a guest, or wait on for what it has been asked."""
-        key = vm.record.id
-        if (asked := self._asked.get(key)) is None:
-            answer = asyncio.create_task(self._guest_stats(vm))
-            asked = self._asked[key] = _Asked(answer, time.monotonic() + _GUEST_SECONDS)
-            answer.add_done_callback(lambda done: self._asked.pop(key))
-        return asked
 
     async def _guest_stats(self, vm: Vm) -> Stats | str:
         try:
@@ -90,19 +110,11 @@ class VmStats:
             return error.message
 
 
-async def _wait(asked: Sequence[_Asked]) -> None:
-    """Wait until all have answered that still may."""
-    now = time.monotonic()
-    waited = [question for question in asked if question.deadline > now]
-    if waited:
-        seconds = max(question.deadline for question in waited) - now
-        await asyncio.wait([question.answer for question in waited], timeout=seconds)
-
-
-def _answer(asked: _Asked | None) -> Stats | str:
-    if asked is None:
-        return "the VM does not run"
-    return asked.answer.result() if asked.answer.done() else "the guest does not answer"
+async def _balloon_bytes(vm: Vm) -> int | None:
+    with contextlib.suppress(BangerError):
+        if vm.link is not None:
+            return await vm.link.vmm.balloon_bytes()
+    return None
 
 
 def _measure(place: _Processes | None) -> tuple[float, m.HostUsage | None]:
@@ -130,8 +142,9 @@ def _host_usage(place: _Processes) -> m.HostUsage | None:
     )
 
 
-def _usage(vm: Vm, measured: tuple[float, m.HostUsage | None], answer: Stats | str) -> m.VmUsage:
-    moment, host = measured
+def _usage(vm: Vm, moment: float, host: m.HostUsage | None, answer: Stats | str | None) -> m.VmUsage:
+    if answer is None:
+        answer = "the guest does not answer" if vm.link is not None else "the VM does not run"
     return m.VmUsage(
         id=vm.record.id,
         name=vm.name,

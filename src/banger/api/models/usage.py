@@ -22,7 +22,7 @@ class HostUsage(Model):
     CPU time, since each process began, and resident memory are those of its VMM and of the helpers beside that, its
     network and its recorder. `group_` is what the VMM's control group counts; None where it has none. `disk_bytes` is
     what its own disks and logs have allocated, without what it shares with its image. `balloon_bytes` of its memory
-    were given back by the guest; None without a balloon.
+    were given back by the guest; None where the VMM does not say.
     """
 
     pid: int
