@@ -123,6 +123,12 @@ class Connection:
         self.greet()
         self.send(encode_frame(FrameType.REPLY, self.opened(OpenKind.HEALTH), encode_fields(HEALTHY)))
 
+    def request(self) -> tuple[OpenKind, int]:
+        """The next request and its channel."""
+        while (frame := self.receive()).type is not FrameType.OPEN:
+            pass
+        return OpenKind(int.from_bytes(frame.payload[:2], "little")), frame.channel
+
     def opened(self, *kinds: OpenKind) -> int:
         """The channel of the next request of one of these kinds; others are answered with an empty REPLY."""
         while True:
@@ -241,10 +247,19 @@ def boasts(connection: Connection) -> None:
     stats: list[tuple[Tag, FieldValue]] = [(Tag.LOAD, most)] * 500
     stats += [(tag, most) for tag in (Tag.CPU_TOTAL, Tag.CPU_BUSY, Tag.MEM_TOTAL)]
     stats += [(Tag.MEM_FREE, 0), (Tag.CPUS, 0xFFFFFFFF), (Tag.PROCESSES, 0xFFFFFFFF)]
-    stats += [(tag, item) for tag in (Tag.FILESYSTEM, Tag.NET, Tag.BLOCK)] * 150
+    stats += [(tag, item) for tag in (Tag.FILESYSTEM, Tag.NET, Tag.BLOCK)] * 50
+    listeners: list[tuple[Tag, FieldValue]] = [
+        (Tag.LISTENER, [(Tag.PROTOCOL, "tcp"), (Tag.ADDRESS, "::"), (Tag.PORT, port), (Tag.NAME, NASTY), (Tag.PID, 1)])
+        for port in range(1, 301)
+    ]
+    answers = {OpenKind.STATS: encode_fields(stats), OpenKind.PORTS: encode_fields(listeners)}
     connection.become_healthy()
     while True:
-        connection.send(encode_frame(FrameType.REPLY, connection.opened(OpenKind.STATS), encode_fields(stats)))
+        kind, channel = connection.request()
+        if kind is OpenKind.DIAL:  # which says HTTP and no end
+            connection.send(encode_frame(FrameType.REPLY, channel) + encode_frame(FrameType.DATA, channel, b"HTTP"))
+        else:
+            connection.send(encode_frame(FrameType.REPLY, channel, answers.get(kind, b"")))
 
 
 def lies_about_frames(connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""`vm stats` as a process, against known answers: one table, one drawn over and over, JSON."""
+"""`vm stats` and `vm ports` as a process, against known answers: one table, one drawn over and over, JSON."""
 
 import dataclasses
 import json
@@ -74,10 +74,44 @@ class Stats:
         return m.VmStats([*vms, IDLE] if request.vms else vms)
 
 
+def port(number: int, *addresses: str, protocol: str = "tcp", **more: object) -> m.GuestPort:
+    """A port of a server that nobody is led to."""
+    made = m.GuestPort(protocol, number, list(addresses), "server", 7, "0.0.0.0" in addresses, [], "", [])
+    return dataclasses.replace(made, **more)  # type: ignore[arg-type]  # checked by the class
+
+
+PORTS = m.VmPorts(
+    name="web",
+    net="user",
+    ports=[
+        port(22, "0.0.0.0", "::", published=[m.PublishedPort("127.0.0.1", 2222, 22)], process="ss\x1b[2Jhd"),
+        port(
+            80,
+            "0.0.0.0",
+            published=[m.PublishedPort("0.0.0.0", 8080, 80), m.PublishedPort("127.0.0.1", 8081, 80)],
+            speaks="http",
+            urls=["http://127.0.0.1:8080/", "http://127.0.0.1:8081/"],
+        ),
+        port(53, "0.0.0.0", protocol="udp", pid=None, process="", reachable=False),
+        port(3000, "0.0.0.0", speaks="https"),
+        port(5000, "0.0.0.0"),
+        port(5432, "127.0.0.1", published=[m.PublishedPort("127.0.0.1", 5432, 5432)]),
+        port(9000, pid=None, process="", published=[m.PublishedPort("127.0.0.1", 9000, 9000)]),
+    ],
+    unprobed=3,
+)
+
+
+async def ports(request: m.VmPortsRequest, report: Report) -> m.VmPorts:
+    if request.vm == "silent":
+        return m.VmPorts("silent", "user", [], 0)
+    return dataclasses.replace(PORTS, name=request.vm, net="none" if request.vm == "lonely" else "user")
+
+
 @pytest.fixture
 def banger(tmp_path: Path) -> Iterator[Banger]:
     (tmp_path / "banger").mkdir(mode=0o700)
-    calls: dict[str, CallHandler] = {"vm.stats": Stats()}
+    calls: dict[str, CallHandler] = {"vm.stats": Stats(), "vm.ports": ports}
     with serve(tmp_path / "banger/bangerd.sock", calls, {}) as server:
         yield Banger(tmp_path, server)
 
@@ -154,3 +188,39 @@ def test_intervals_that_are_none(banger: Banger, interval: str) -> None:
     assert result.returncode == 2
     assert result.stderr.startswith(b"error: --interval: ")
     assert banger.server.requests == []
+
+
+def test_ports(banger: Banger) -> None:
+    result = banger("vm", "ports", "web")
+    assert [cells(line) for line in result.stdout.decode().splitlines()] == [
+        ["PORT", "ADDRESS", "PROCESS", "SPEAKS", "ON THE HOST"],
+        ["22/tcp", "0.0.0.0, ::", "ss\\x1b[2Jhd (7)", "-", "127.0.0.1:2222"],
+        ["80/tcp", "0.0.0.0", "server (7)", "http", "http://127.0.0.1:8080/, http://127.0.0.1:8081/"],
+        ["53/udp", "0.0.0.0", "-", "-", "-"],
+        ["3000/tcp", "0.0.0.0", "server (7)", "https", "-"],
+        ["5000/tcp", "0.0.0.0", "server (7)", "-", "-"],
+        ["5432/tcp", "127.0.0.1", "server (7)", "-", "127.0.0.1:5432"],
+        ["9000/tcp", "-", "-", "-", "127.0.0.1:9000"],
+    ]
+    assert result.stderr.decode().splitlines() == [
+        "published, but nothing listens there: 9000",
+        "published ports do not lead to 5432: let it listen on 0.0.0.0",
+        "not published: 3000, 5000; for example: banger vm set web -p 3000",
+        "not asked what they speak, since there are so many: 3 ports",
+    ]
+    assert banger.server.requests[0][1] == m.VmPortsRequest("web", probe=True)
+
+
+def test_ports_that_cannot_be_published(banger: Banger) -> None:
+    told = banger("vm", "ports", "lonely").stderr.decode()
+    assert "lonely has no network, so that its ports cannot be published\n" in told
+    assert "vm set" not in told
+    nothing = banger("vm", "ports", "silent")
+    assert (nothing.stdout, nothing.stderr) == (b"", b"nothing listens in silent\n")
+
+
+def test_ports_as_json(banger: Banger) -> None:
+    result = banger("vm", "ports", "web", "--no-probe", "--json")
+    assert json.loads(result.stdout) == encode(PORTS)
+    assert result.stderr == b""
+    assert banger.server.requests[0][1] == m.VmPortsRequest("web", probe=False)

@@ -76,6 +76,8 @@ class Hostile:
         with contextlib.suppress(BangerError):
             self.daemon.client.call(op.VM_STAT, m.GuestPath(vm.id, "/"))
         self.daemon.client.call(op.VM_STATS, m.VmStatsRequest())  # which never fails
+        with contextlib.suppress(BangerError):
+            self.daemon.client.call(op.VM_PORTS, m.VmPortsRequest(vm.id))
         execute = m.VmExec(vm.id, ["cat"])
         with contextlib.suppress(BangerError, OSError), self.daemon.client.open(op.VM_EXEC, execute) as stream:
             stream.send_data(bytes(op.STREAM_WINDOW // 4))
@@ -199,11 +201,13 @@ def test_a_guest_that_hangs_holds_up_statistics_once(hostile: Hostile) -> None:
 
 def test_what_a_guest_says_of_itself_does_nothing_to_a_terminal(hostile: Hostile) -> None:
     with hostile.started("boasts") as vm:
-        for arguments in (["stats"], ["stats", "--json"]):
-            command = [sys.executable, "-m", "banger.cli", "vm", *arguments, vm.name]
-            done = subprocess.run(command, capture_output=True, env=hostile.daemon.environment, timeout=TIMEOUT)
-            shown = done.stdout.decode() + done.stderr.decode()
-            assert done.returncode == 0, shown
-            assert shown.replace("\n", "").isprintable()
-            assert vm.name in shown
-            assert len(shown) < 1 << 20
+        for name, part in (("stats", str(0xFFFFFFFF)), ("ports", "300")):
+            for options in ([], ["--json"]):
+                command = [sys.executable, "-m", "banger.cli", "vm", name, vm.name, *options]
+                done = subprocess.run(command, capture_output=True, env=hostile.daemon.environment, timeout=TIMEOUT)
+                shown = done.stdout.decode() + done.stderr.decode()
+                assert done.returncode == 0, shown
+                assert shown.replace("\n", "").isprintable()
+                assert vm.name in shown
+                assert part in shown
+                assert len(shown) < 1 << 20

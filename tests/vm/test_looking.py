@@ -1,11 +1,14 @@
-"""Looking into real guests: what they take."""
+"""Looking into real guests: what they take, and what listens in them."""
 
 import json
+import re
+import socket
 
 import pytest
 
 from banger.api import models as m
 from banger.api.codec import decode
+from tests.daemons import TIMEOUT
 from tests.vm.host import Host
 
 SPIN = ("sh", "-c", "while :; do :; done")
@@ -51,3 +54,45 @@ def test_looking_is_no_use(host: Host, busy: str) -> None:
         host.ok("vm", "stats", busy, "--interval", "0.1")
     host.wait_reason(busy, "untouched for 3s")
     assert json.loads(host.ok("vm", "stats", busy, "--json", "--interval", "0.1"))["vms"][0]["host"] is None
+
+
+# a web server, as perl is all that the guest has, and two others that say nothing
+SERVERS = """
+use Socket;
+sub listening {
+    socket(my $s, PF_INET, SOCK_STREAM, 0); setsockopt($s, SOL_SOCKET, SO_REUSEADDR, 1);
+    bind($s, sockaddr_in(@_)) or die; listen($s, 5); return $s;
+}
+my ($hidden, $quiet, $web) = (listening(5432, INADDR_LOOPBACK), listening(3000, INADDR_ANY), listening(80, INADDR_ANY));
+while (accept(C, $web)) { sysread(C, $request, 1000); syswrite(C, "HTTP/1.1 200 OK\\r\\n\\r\\n"); close(C); }
+"""
+
+
+def test_what_listens(host: Host) -> None:
+    host.ok("vm", "run", "-d", "--name", "web", "-p", "80", "-p", "9000", "--", "perl", "-e", SERVERS)
+    host.wait_for(lambda: "80/tcp     0.0.0.0" in host.ok("vm", "ports", "web", "--no-probe"))
+    host_port = host.vm("web").ports[0].host_port
+    with socket.create_connection(("127.0.0.1", host_port), TIMEOUT) as connection:  # perl has all that it needs by now
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert connection.recv(8) == b"HTTP/1.1"
+    shown = host.run("vm", "ports", "web")
+    header, *lines = [re.split(" {3,}", line) for line in shown.stdout.decode().splitlines()]
+    assert header == ["PORT", "ADDRESS", "PROCESS", "SPEAKS", "ON THE HOST"]
+    assert [[line[0], line[1], line[2].partition(" ")[0], *line[3:]] for line in lines] == [
+        ["80/tcp", "0.0.0.0", "perl", "http", f"http://127.0.0.1:{host_port}/"],
+        ["3000/tcp", "0.0.0.0", "perl", "-", "-"],
+        ["5432/tcp", "127.0.0.1", "perl", "-", "-"],
+        ["9000/tcp", "-", "-", "-", f"127.0.0.1:{host.vm('web').ports[1].host_port}"],
+    ]
+    assert "banger vm set web -p 3000" in shown.stderr.decode()
+    # which is true advice
+    host.ok("vm", "set", "web", "-p", "3000")
+    ports = {port.port: port for port in decode(m.VmPorts, json.loads(host.ok("vm", "ports", "web", "--json"))).ports}
+    assert len(ports[3000].published) == 1
+    assert "is created, not running" in host.fails(1, "vm", "ports", created(host))
+
+
+def created(host: Host) -> str:
+    """The name of a VM that does not run."""
+    host.ok("vm", "create", "--name", "idle")
+    return "idle"

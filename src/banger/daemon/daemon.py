@@ -37,6 +37,7 @@ from banger.daemon.streams import Peer
 from banger.daemon.vm_lifecycle import Lifecycle
 from banger.daemon.vm_load import kept_records
 from banger.daemon.vm_observer import VmObserver
+from banger.daemon.vm_ports import VmPorts
 from banger.daemon.vm_recovery import Recovery
 from banger.daemon.vm_service import VmService
 from banger.daemon.vm_settings import VmSettings
@@ -80,6 +81,7 @@ class Daemon:
         )
         self._settings = VmSettings(layout, network, table, self._lifecycle, self._vms, events)
         self._observer = VmObserver(layout, table, self._vms, events)
+        self._ports = VmPorts(self._vms)
         self._stats = VmStats(self._workers, table, self._vms)
         self._supervisor = Supervisor(table, self._lifecycle, events)
         self._sessions = Sessions(self._vms, self._lifecycle, self._images)
@@ -167,6 +169,7 @@ class Daemon:
             op.VM_SET.name: self._settings.set,
             op.VM_WAIT.name: self._observer.wait,
             op.VM_INSPECT.name: self._observer.inspect,
+            op.VM_PORTS.name: self._ports.ports,
             op.VM_STATS.name: self._stats.stats,
             op.OPERATION_LIST.name: self._operations.list,
             op.OPERATION_WATCH.name: self._operations.watch,

@@ -6,6 +6,7 @@ from banger.api.models.daemon import *
 from banger.api.models.images import *
 from banger.api.models.kernels import *
 from banger.api.models.operations import *
+from banger.api.models.ports import *
 from banger.api.models.settings import *
 from banger.api.models.streams import *
 from banger.api.models.usage import *
