@@ -38,6 +38,7 @@ from banger.vmm.machine import Disk, Machine
 from tests.daemons import TIMEOUT, DaemonProcess, debian_kernel, running_daemon, wait_ended
 from tests.firecracker import FirecrackerBinaries
 from tests.images import minimal_image
+from tests.leaks import LeakChecker
 
 MEMORY = 128 << 20
 
@@ -572,6 +573,26 @@ def test_a_network_of_its_own(daemon: DaemonProcess) -> None:
     assert wait_ended(daemon.processes(), TIMEOUT)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), TIMEOUT)
+
+
+@pytest.mark.skipif(shutil.which("pasta") is None, reason="pasta is not installed")
+def test_a_daemon_killed_at_any_moment_of_a_start(daemon: DaemonProcess) -> None:
+    """Jailer, namespaces, taps, pipes, control groups: whatever was begun is undone by the next daemon."""
+    daemon.client.call(op.VM_CREATE, m.VmCreate(name="one", memory_bytes=MEMORY, vcpu=1))
+    checker = LeakChecker(daemon)
+
+    def work() -> None:
+        with contextlib.suppress(BangerError):
+            daemon.client.call(op.VM_START, m.VmRef("one"))
+
+    for number in range(8):
+        thread = threading.Thread(target=work)
+        thread.start()
+        time.sleep(0.1 * number)
+        daemon.kill()
+        thread.join(TIMEOUT)
+        daemon.start()
+        assert checker.find() == [], f"killed after {0.1 * number:.2f} s"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="the jailer needs root")
