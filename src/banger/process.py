@@ -64,8 +64,8 @@ def find_by_arguments(*words: str) -> ProcessId | None:
     wanted = "".join(f"\0{word}" for word in words).encode() + b"\0"
     for command_line in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if wanted in command_line.read_bytes():
-                return identify(int(command_line.parent.name))
+            if wanted in command_line.read_bytes() and (found := identify(int(command_line.parent.name))):
+                return found
     return None
 
 

@@ -21,7 +21,7 @@ import pytest
 from banger import system
 from banger.api.errors import BangerError, Code
 from banger.net import tap
-from banger.process import Watched, identify
+from banger.process import Watched, find_by_arguments, identify
 from banger.vmm import cgroups
 from banger.vmm.jailer import Jail, JailFile
 from banger.vmm.programs import Program
@@ -363,3 +363,21 @@ def test_without_root_it_is_refused(jail: Jail, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(BangerError, match="the jailer needs root") as caught:
         asyncio.run(jail.launch(FILES, [], 0, 1, 128 * MIB, 1))
     assert caught.value.code is Code.UNSUPPORTED
+
+
+def test_a_start_that_is_cancelled_leaves_nothing(jail: Jail) -> None:
+    async def test() -> None:
+        with open(os.devnull, "r+b") as null:
+            for hundredths in range(0, 30, 3):
+                try:
+                    async with asyncio.timeout(hundredths / 100):
+                        vmm = await jail.launch(FILES, [], null.fileno(), null.fileno(), 128 * MIB, 1)
+                except TimeoutError:
+                    assert cgroups.find(jail.vm_id) is None
+                    assert not jail.root.exists()
+                else:
+                    vmm.signal(signal.SIGKILL)
+                    await vmm.ended.wait()
+                assert find_by_arguments("--id", jail.vm_id) is None
+
+    run(test())

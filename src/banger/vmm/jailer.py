@@ -97,9 +97,7 @@ class Jail:
                 started = spawn(argv, [], messages.fileno(), stdin=stdin, stdout=stdout)
             return await self._started(started, group, log)
         except BaseException:
-            if left := self._find_vmm():
-                left.signal(9)
-                await left.ended.wait()
+            await self._kill_all()
             self.remove()
             raise
 
@@ -149,6 +147,13 @@ class Jail:
             f"Firecracker did not start in its jail: {tail or 'no message'}",
             hint="look at 'banger doctor'",
         )
+
+    async def _kill_all(self) -> None:
+        """End whatever runs for this VM: a jailer that is killed may have started Firecracker and told nobody."""
+        while left := find_by_arguments("--id", self.vm_id):
+            if process := Watched.find(left):
+                process.signal(9)
+                await process.ended.wait()
 
     def _find_vmm(self) -> Watched | None:
         """The process whose pid the jailer wrote down; it may have its own name only in a moment."""
