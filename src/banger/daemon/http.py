@@ -21,6 +21,7 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 from banger import __version__
 from banger.api.codec import Json, decode, encode, encode_error
 from banger.api.errors import BangerError, Code
+from banger.api.models.base import complete_models
 from banger.api.operations import CALLS, STREAMS, Call, Stream
 from banger.daemon.bodies import MAX_BODY, BoundedBodies
 from banger.daemon.jobs import Report
@@ -72,6 +73,7 @@ class Requests:
 
 def build_app(handlers: Handlers) -> FastAPI:
     """The ASGI application with a route for every operation of the table."""
+    complete_models()
     app = FastAPI(title="banger", version=__version__, docs_url=None, redoc_url=None)
     for call in CALLS:
         _add_call(app, call, handlers.calls[call.name])
