@@ -34,6 +34,7 @@ from banger.daemon.kernel_service import KernelService
 from banger.daemon.operations import Noting, Operation, Operations, noting, subject
 from banger.daemon.sessions import Sessions
 from banger.daemon.streams import Peer
+from banger.daemon.vm_launch import Launcher
 from banger.daemon.vm_lifecycle import Lifecycle
 from banger.daemon.vm_load import kept_records
 from banger.daemon.vm_observer import VmObserver
@@ -73,7 +74,8 @@ class Daemon:
         events = Events()
         self._kernels = KernelService(layout, config, self._workers, publication, table)
         self._images = ImageService(layout, config, self._workers, publication, table, self._kernels)
-        self._lifecycle = Lifecycle(layout, config, self._store, self._workers, network, drivers, table, events)
+        launcher = Launcher(layout, config, self._workers, network, drivers, table, events)
+        self._lifecycle = Lifecycle(layout, config, self._store, self._workers, launcher, table, events)
         self._recovery = Recovery(layout, self._store, self._workers, table, self._lifecycle)
         self._vms = VmService(
             *(layout, config, self._store, self._workers, publication, network, table, self._lifecycle, self._images),

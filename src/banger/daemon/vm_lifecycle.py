@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import os
-import signal
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 
 from banger import system
@@ -18,21 +16,17 @@ from banger.config import Config
 from banger.daemon import vm_changes, vm_disk, vm_plan, vm_policy
 from banger.daemon.events import Events
 from banger.daemon.guest_link import GuestLink
-from banger.daemon.host_network import HostNetwork
 from banger.daemon.jobs import Workers
 from banger.daemon.vm import RESTARTING, Stages, Vm
-from banger.daemon.vm_helpers import Helpers, remove_logs, start_recorder
+from banger.daemon.vm_launch import Launcher
 from banger.daemon.vm_table import VmTable
 from banger.durations import format_duration
 from banger.guest.agent import ExecRequest, guest_errors
 from banger.guest.session import Exit, GuestFailure
 from banger.paths import Layout
-from banger.process import Watched, boot_id
-from banger.ssh_keys import SshKey, managed_key
 from banger.store.database import Store, despite_full_disk
 from banger.store.records import BROKEN, INTENTS, REMOVING, RUNNING, STARTING, STOPPED, STOPPING, VmRecord
-from banger.vmm import cgroups, programs, recorder
-from banger.vmm.driver import CONSOLE, NETWORK, POWERED_OFF, REBOOTED, Driver, Processes, Vmm
+from banger.vmm.driver import POWERED_OFF, REBOOTED
 
 _log = logging.getLogger(__name__)
 _MAX_GRACE = 24 * 3600
@@ -47,17 +41,15 @@ class Lifecycle:
         config: Config,
         store: Store,
         workers: Workers,
-        network: HostNetwork,
-        drivers: Mapping[str, Driver],
+        launcher: Launcher,
         table: VmTable,
         events: Events,
     ) -> None:
+        self.launcher = launcher
         self._layout = layout
         self._config = config
         self._store = store
         self._workers = workers
-        self._network = network
-        self._drivers = drivers
         self._table = table
         self._events = events
         self._tasks: set[asyncio.Task[None]] = set()
@@ -103,9 +95,9 @@ class Lifecycle:
         try:
             self._intend(vm, STARTING)
             self._events.publish("starting", vm.record)
-            link = await self._launch(vm, stages)
+            link = await self.launcher.launch(vm, stages)
         except BaseException as error:
-            self.sweep(vm)
+            self.launcher.sweep(vm)
             with despite_full_disk():
                 self.put(vm, state=before.state, reason=before.reason)
             self._events.publish("start-failed", vm.record, reason=_why(error))
@@ -135,71 +127,6 @@ class Lifecycle:
             for vm in self._table
             if vm.state == STARTING
         )
-
-    async def _launch(self, vm: Vm, stages: Stages) -> GuestLink:
-        machine, driver, directory = vm.record.machine, self.driver(vm.record), self._layout.vm(vm.record.id)
-        key = await self.key()
-        await self._workers.run(lambda job: programs.look_up(self._config, driver.name))
-        self._network.check(machine)
-        remove_logs(directory)
-        with contextlib.ExitStack() as stack, _killed_on_failure() as helpers:
-            streams = [CONSOLE, *driver.streams, *([NETWORK] if machine.nics and not driver.taps else [])]
-            ours: dict[str, int] = {}
-            theirs: dict[str, int] = {}
-            for stream in streams:
-                ours[stream], theirs[stream] = driver.plug(directory, stream)
-                stack.callback(os.close, ours[stream])
-                stack.callback(os.close, theirs[stream])
-            network, taps = None, None
-            if machine.nics and driver.taps:
-                carrying = await self._network.taps(machine, directory)
-                stack.callback(carrying.release)
-                network, taps = carrying.process, carrying.namespaces
-                helpers.append(network)
-            elif machine.nics:
-                network = await self._network.carry(machine, directory, theirs.pop(NETWORK))
-                helpers.append(network)
-            stages.done("network")
-            writer = start_recorder(directory, theirs)
-            helpers.append(writer)
-            vmm = await driver.launch(machine, directory, ours, taps)
-        started = Processes(
-            vmm.process.identity,
-            [helper.identity for helper in helpers],
-            network.identity if network is not None else None,
-            writer.identity,
-            boot_id(),
-        )
-        try:
-            vm_disk.write_processes(directory, started)
-        except OSError:
-            await vmm.kill()
-            vmm.release()
-            raise
-        stages.done("vmm")
-        link = self.link(vm.record, vmm, [key.public])
-        self.watch_helpers(vm, link, started)
-        return link
-
-    def watch_helpers(self, vm: Vm, link: GuestLink, processes: Processes) -> None:
-        """Notice from now on when a helper of a VM ends, and start it again."""
-        driver, directory = self.driver(vm.record), self._layout.vm(vm.record.id)
-        vm.helpers = Helpers(vm, link.vmm.process, driver, self._network, directory, processes, self._events)
-
-    def link(self, record: VmRecord, vmm: Vmm, keys: Sequence[str]) -> GuestLink:
-        driver, directory = self.driver(record), self._layout.vm(record.id)
-        return GuestLink(
-            vmm,
-            lambda timeout: driver.connect_agent(directory, timeout),
-            record.name,
-            vm_plan.guest_config(record, keys, lambda disk: driver.disk_serial(disk, directory)),
-            self._config.boot_timeout,
-            lambda: self._events.publish("rebooted", self._table.find(record.id).record),
-        )
-
-    async def key(self) -> SshKey:
-        """The key that guests let in; made when there is none yet."""
-        return await self._workers.run(lambda job: managed_key(self._layout.ssh_key, self._config.ssh_key))
 
     async def _run_main(self, vm: Vm, link: GuestLink) -> None:
         if not vm.record.command:
@@ -341,7 +268,7 @@ class Lifecycle:
             await link.vmm.kill()
         link.vmm.release()
         vm.link = None
-        self.sweep(vm)
+        self.launcher.sweep(vm)
 
     def _ended(self, vm: Vm, reason: str, wanted: bool, failed: bool) -> None:
         restarts = 0 if vm.ran_for >= vm_policy.RAN_WELL else vm.record.restarts
@@ -478,25 +405,6 @@ class Lifecycle:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def knows(self, record: VmRecord) -> bool:
-        """Whether there is a driver for a VM."""
-        return record.machine.driver in self._drivers
-
-    def driver(self, record: VmRecord) -> Driver:
-        """The driver of a VM."""
-        return self._drivers[record.machine.driver]
-
-    def sweep(self, vm: Vm) -> None:
-        """Remove what a VMM that has ended leaves: in the directory of its VM, and its control group."""
-        directory = self._layout.vm(vm.record.id)
-        for name in self.traces(vm):
-            system.remove_tree(directory / name)
-        cgroups.remove(vm.record.id)
-
-    def traces(self, vm: Vm) -> tuple[str, ...]:
-        """What the directory of a VM holds only while it runs."""
-        return (vm_disk.PROCESSES, recorder.CONSOLE_SOCKET, *self.driver(vm.record).traces)
-
     def put(self, vm: Vm, *, state: str, reason: str, started_at: str | None = None) -> None:
         """Change a VM's state and write it down; one that has ended takes up what was set while it ran."""
         record = vm_changes.settled(vm.record) if state == STOPPED else vm.record
@@ -550,18 +458,6 @@ async def _main_end(link: GuestLink) -> Exit:
 def _why(error: BaseException) -> str:
     """Why a start came to nothing."""
     return error.message if isinstance(error, BangerError) else "the start was cancelled"
-
-
-@contextlib.contextmanager
-def _killed_on_failure() -> Iterator[list[Watched]]:
-    """Processes that end at once when the block fails; they would by themselves, but only a moment later."""
-    processes: list[Watched] = []
-    try:
-        yield processes
-    except BaseException:
-        for process in processes:
-            process.signal(signal.SIGKILL)
-        raise
 
 
 def _remove_directory(directory: Path) -> None:

@@ -51,6 +51,7 @@ class Recovery:
         self._workers = workers
         self._table = table
         self._lifecycle = lifecycle
+        self._launcher = lifecycle.launcher
 
     async def run(self) -> None:
         """Load the records, sweep what was interrupted, and take over the VMs that run."""
@@ -60,7 +61,7 @@ class Recovery:
         await asyncio.gather(*(self._settle(vm, keys) for vm in self._table if vm.state != BROKEN))
 
     def _known_driver(self, record: VmRecord) -> VmRecord:
-        if record.state == BROKEN or self._lifecycle.knows(record):
+        if record.state == BROKEN or self._launcher.knows(record):
             return record
         reason = f"it was made for {record.machine.driver!r}, of which this version knows nothing"
         return broken_record(record.id, record.name, reason)
@@ -76,12 +77,12 @@ class Recovery:
         reason = _REASONS.get(vm.state, vm.record.reason)
         if processes is not None and process is not None and vm.state in (RUNNING, STOPPING) and not vm.record.attached:
             try:
-                vmm = await self._lifecycle.driver(vm.record).adopt(directory, process)
+                vmm = await self._launcher.driver(vm.record).adopt(directory, process)
             except (OSError, BangerError) as error:
                 _log.warning("cannot control the VMM of %s, killing it: %s", vm.name, error)
                 reason = f"killed, since it could not be taken over: {error}"
             else:
-                self._take_over(vm, self._lifecycle.link(vm.record, vmm, keys), processes)
+                self._take_over(vm, self._launcher.link(vm.record, vmm, keys), processes)
                 return
         while process is not None:
             process.signal(9)
@@ -89,7 +90,7 @@ class Recovery:
             # a jailer may have made another one just before its end
             stray = self._find_stray(vm, directory)
             process = None if stray is None else Watched.find(stray.vmm)
-        self._lifecycle.sweep(vm)
+        self._launcher.sweep(vm)
         removed = vm.state == REMOVING or vm.record.attached
         if removed or (vm.record.auto_remove and vm.state not in (CREATED, STARTING)):
             await self._lifecycle.remove(vm)
@@ -103,7 +104,7 @@ class Recovery:
         """Whether nothing was under way and nothing is left, by one look at the directory: so it is with most."""
         if vm.state not in (CREATED, STOPPED) or vm.record.attached or vm.record.auto_remove:
             return False
-        left = self._lifecycle.traces(vm)
+        left = self._launcher.traces(vm)
         with os.scandir(directory) as entries:
             return not any(entry.name in left or entry.name.startswith(system.STAGING_PREFIX) for entry in entries)
 
@@ -114,12 +115,12 @@ class Recovery:
 
     def _find_stray(self, vm: Vm, directory: Path) -> Processes | None:
         """The VMM of a VM that the last daemon had not written down yet when it ended."""
-        identity = self._lifecycle.driver(vm.record).find_stray(directory)
+        identity = self._launcher.driver(vm.record).find_stray(directory)
         return None if identity is None else Processes(identity, [])
 
     def _take_over(self, vm: Vm, link: GuestLink, processes: Processes) -> None:
         vm.link = link
-        self._lifecycle.watch_helpers(vm, link, processes)
+        self._launcher.watch_helpers(vm, link, processes)
         if vm.state == STOPPING:
             vm.warnings["stop"] = "the daemon ended while it stopped this VM: stop it again"
             vm.record = dataclasses.replace(vm.record, wanted=True)
@@ -138,7 +139,7 @@ class Recovery:
     async def _keys_of_adopted(self) -> Sequence[str]:
         """What guests that run already are told when they reboot: their own keys stay where there is none to be had."""
         try:
-            return [(await self._lifecycle.key()).public]
+            return [(await self._launcher.key()).public]
         except BangerError as error:
             _log.warning("running guests keep their keys: %s", error)
             return []

@@ -100,7 +100,7 @@ class VmService:
         self._table.refuse_taken(request.name)
         image = await self._catalogs.ensure_image(request.image or self._config.default_image, report)
         kernel, kernel_dir = await self._catalogs.kernel_for(image, request.kernel, report)
-        key = await self._lifecycle.key()
+        key = await self._lifecycle.launcher.key()
         choice = await self._workers.run(lambda job: self._choose(request, kernel_dir))
         image = await self._workers.run(
             lambda job: refresh_seed(self._layout.images, image, key, lambda: self._publication, job)
