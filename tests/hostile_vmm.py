@@ -71,6 +71,7 @@ HEALTHY: list[tuple[Tag, FieldValue]] = [
     (Tag.UPTIME, 1),
 ]
 NASTY = "\x1b[2J\u202e\n\udcff" * 9  # a text that would do something to a terminal
+_STATS = (Tag.CPU_TOTAL, Tag.CPU_BUSY, Tag.MEM_TOTAL, Tag.MEM_FREE)
 NO_CHANNEL = 12345  # that the host never opened
 
 
@@ -262,6 +263,18 @@ def boasts(connection: Connection) -> None:
             connection.send(encode_frame(FrameType.REPLY, channel, answers.get(kind, b"")))
 
 
+def lies_about_memory(connection: Connection) -> None:
+    """Idle or busy, with all memory of the world or with none."""
+    connection.become_healthy()
+    while True:
+        numbers = [(tag, random.choice((0, 1 << 27, (1 << 64) - 1))) for tag in _STATS]
+        blocks: list[tuple[Tag, FieldValue]] = [
+            (Tag.BLOCK, [(Tag.NAME, "b"), (Tag.READ, (1 << 64) - 1), (Tag.WRITTEN, 0)])
+        ]
+        answer = encode_fields([*numbers, *blocks * random.choice((0, 1000))])
+        connection.send(encode_frame(FrameType.REPLY, connection.opened(OpenKind.STATS), answer))
+
+
 def lies_about_frames(connection: Connection) -> None:
     """A header that announces more than there may be, its check being right."""
     connection.become_healthy()
@@ -320,6 +333,29 @@ def qmp_answers(stream: socket.socket) -> None:
         stream.sendall(json.dumps({"return": status}).encode() + b"\n")
 
 
+def qmp_lies_about_the_balloon(stream: socket.socket) -> None:
+    """What QEMU says, but for its memory and its balloon, which goes up and down without end."""
+    threading.Thread(target=_tell_of_the_balloon, args=(stream,), daemon=True).start()
+    stream.sendall(b'{"QMP": {}}\n')
+    for line in stream.makefile("rb"):
+        asked = json.loads(line)["execute"]
+        number = random.choice([0, 1 << 27, -1, 10**4000, "1", None, 1.5])
+        answers: dict[str, object] = {
+            "query-status": {"status": "running"},
+            "query-memory-size-summary": {"base-memory": 1 << 27},
+            "query-balloon": {"actual": number},
+        }
+        stream.sendall(json.dumps({"return": answers.get(asked, {})}).encode() + b"\n")
+
+
+def _tell_of_the_balloon(stream: socket.socket) -> None:
+    time.sleep(0.5)  # until the daemon has made sure that it speaks to QEMU
+    with contextlib.suppress(OSError):
+        while True:
+            for left in (1 << 20, 1 << 27):
+                stream.sendall(json.dumps({"event": "BALLOON_CHANGE", "data": {"actual": left}}).encode() + b"\n")
+
+
 def qmp_events_without_end(stream: socket.socket) -> None:
     """A QEMU that the guest has taken over."""
     threading.Thread(target=qmp_answers, args=(stream,), daemon=True).start()
@@ -358,16 +394,18 @@ AGENTS: dict[str, Callable[[Connection], None]] = {
     for function in (
         *(honest, silent, zeros, false_hellos, random_bytes, broken_at_once, large_frames, small_frames),
         *(zeros_between_frames, drip, asks_and_never_reads, asks_and_reads, never_answers, answers_twice),
-        *(lies_about_sizes, boasts, lies_about_frames, endless_output, no_output, evil_tree),
+        *(lies_about_sizes, lies_about_memory, boasts, lies_about_frames, endless_output, no_output, evil_tree),
     )
 }
-MONITORS = {function.__name__: function for function in (qmp_events_without_end, qmp_nonsense)}
+MONITORS = {
+    function.__name__: function for function in (qmp_events_without_end, qmp_nonsense, qmp_lies_about_the_balloon)
+}
 
 
 def main() -> None:
     monitor, agent, console, log = (socket.socket(fileno=int(word)) for word in sys.argv[1:5])
     behaviour = sys.argv[5]
-    answer = AGENTS.get(behaviour, never_answers)
+    answer = lies_about_memory if "balloon" in behaviour else AGENTS.get(behaviour, never_answers)
     if behaviour == "logs":
         threading.Thread(target=logs, args=(console, log), daemon=True).start()
     threading.Thread(target=_serve, args=(monitor, MONITORS.get(behaviour, qmp_answers)), daemon=True).start()

@@ -28,8 +28,9 @@ class Config:
     `insecure_registries` are spoken to without TLS, as those on loopback always are; images without a registry are in
     the `default_registry`; `registry_mirrors` lists by registry the [http[s]://]host[:port][/prefix] that are asked
     before it. `ssh_key` is the private key that guests let in, '' for banger's own. `cache_size` is what the layers of
-    pulled images may take. A new VM stops when untouched for `auto_stop` seconds, 0 for never. As root, VMMs run as
-    users (and groups) of their own: those of the `vm_uids` from `first_vm_uid` on.
+    pulled images may take. A new VM stops when untouched for `auto_stop` seconds, 0 for never; with `balloon` it
+    gives back memory that it leaves idle. As root, VMMs run as users (and groups) of their own: those of the `vm_uids`
+    from `first_vm_uid` on.
     """
 
     default_image: str = "debian-bookworm"
@@ -54,6 +55,7 @@ class Config:
     jailer: str = ""
     cpu_template: str = ""
     auto_stop: float = 0.0
+    balloon: bool = False
     first_vm_uid: int = 0x70000000  # far above what user databases and subuid ranges hand out
     vm_uids: int = 1 << 20
 

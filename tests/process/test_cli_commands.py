@@ -288,6 +288,12 @@ def test_run_attached_and_detached(banger: Banger) -> None:
     assert request == m.VmRun(m.VmCreate(memory_bytes=3 << 29, command=["x"]))
 
 
+@pytest.mark.parametrize(("option", "wanted"), [([], None), (["--balloon"], True), (["--no-balloon"], False)])
+def test_a_balloon_is_as_configured_unless_asked_for(banger: Banger, option: list[str], wanted: bool | None) -> None:
+    banger("vm", "run", "-d", *option)
+    assert banger.server.requests[0][1] == m.VmRun(m.VmCreate(balloon=wanted), detach=True)
+
+
 def test_ports_that_are_not_published_are_told_once(banger: Banger) -> None:
     for arguments in (["run", "-P"], ["run", "-d", "-P", "--stop-signal", "3"]):
         result = banger("vm", *arguments)

@@ -55,15 +55,16 @@ def test_a_stopped_vm_is_changed_at_once(daemon: DaemonProcess) -> None:
         op.VM_SET,
         m.VmSet(
             "old", name="new", memory_bytes=GIB // 2, disk_bytes=4 * GIB, labels={"tier": "web"}, auto_stop=0.0,
-            restart="always", publish=["8080:80"], env=["B=2"],
+            restart="always", publish=["8080:80"], env=["B=2"], balloon=True,
         ),
     )  # fmt: skip
-    names = ["name", "labels", "env", "auto-stop", "restart", "memory", "ports", "disk"]
+    names = ["name", "labels", "env", "auto-stop", "restart", "balloon", "memory", "ports", "disk"]
     assert (changed.at_once, changed.at_next_start) == (names, [])
     vm = show(daemon, "new")
     assert vm == changed.vm
     assert (vm.memory_bytes, vm.disk_bytes, vm.home_bytes) == (GIB // 2, 4 * GIB, GIB)
     assert (vm.labels, vm.env, vm.auto_stop, vm.restart) == ({"tier": "web"}, ["A=1", "B=2"], 0, "always")
+    assert vm.balloon
     assert vm.ports == [m.PublishedPort("127.0.0.1", 8080, 80)]
     with pytest.raises(BangerError, match="there is no VM 'old'"):
         show(daemon, "old")
@@ -72,6 +73,18 @@ def test_a_stopped_vm_is_changed_at_once(daemon: DaemonProcess) -> None:
     daemon.start()
     assert show(daemon, "new") == vm
     assert daemon.client.call(op.VM_SET, m.VmSet("new", disk_bytes=4 * GIB, labels={"tier": "web"})).at_once == []
+    assert daemon.client.call(op.VM_SET, m.VmSet("new", balloon=False)).at_once == ["balloon"]
+    assert not show(daemon, "new").balloon
+
+
+def test_the_configured_balloon_is_for_new_vms_that_ask_for_none(daemon: DaemonProcess) -> None:
+    create(daemon, name="before")
+    daemon.stop()
+    daemon.configure("balloon = true\n")
+    daemon.start()
+    create(daemon, name="after")
+    create(daemon, name="without", balloon=False)
+    assert [show(daemon, name).balloon for name in ("before", "after", "without")] == [False, True, False]
 
 
 @pytest.mark.parametrize(

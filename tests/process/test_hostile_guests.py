@@ -23,6 +23,8 @@ from tests.tiny import tiny_entries
 
 MEMORY = 48 << 20  # bytes by which the daemon may grow, whatever a guest does: buffers of some connections
 SECONDS = 1.0  # that a guest may do its worst for
+# every guest's memory is looked at all the time
+_BALLOONS = "from banger.daemon import balloon; balloon.INTERVAL = 0.02; balloon._QUIET_LOOKS = balloon._REST = 0\n"
 STARTS = {"silent", "zeros", "false_hellos"}  # of these the start fails
 
 
@@ -37,7 +39,8 @@ class Hostile:
         """A VM, not yet started."""
         self._count += 1
         name = "good" if behaviour == "honest" else f"vm{self._count}"
-        vm = self.daemon.client.call(op.VM_CREATE, m.VmCreate(image="tiny", name=name, net="none"))
+        create = m.VmCreate(image="tiny", name=name, net="none", balloon=True)
+        vm = self.daemon.client.call(op.VM_CREATE, create)
         hostile_vmm.choose(self.daemon.environment, vm.id, behaviour)
         return vm
 
@@ -88,7 +91,7 @@ class Hostile:
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
     directory = tmp_path_factory.mktemp("hostile")
-    variables = hostile_vmm.variables(directory) | {"BANGER_TEST_TREE": str(directory / "tree.tar")}
+    variables = hostile_vmm.variables(directory, _BALLOONS) | {"BANGER_TEST_TREE": str(directory / "tree.tar")}
     config = "boot_timeout = 2\nreserve_memory = 0\n"
     entries = tiny_entries(tmp_path_factory)
     with running_daemon(directory / "daemon", entries=entries, config=config, variables=variables) as daemon:

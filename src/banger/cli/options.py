@@ -316,6 +316,11 @@ auto_stop_option = click.option(
     metavar="TIME|never",
     help="Stop it when untouched for so long: no command, copy or connection through banger.",
 )
+balloon_option = click.option(
+    "--balloon/--no-balloon",
+    default=None,
+    help="Take memory from its guest that this leaves idle, and give it back when the guest needs it.",
+)
 restart_option = click.option(
     "--restart",
     type=RESTART,

@@ -97,6 +97,7 @@ def show(ref: str, as_json: bool) -> None:
             *(("label", f"{name}={value}" if value else name) for name, value in vm.labels.items()),
             ("auto-stop", format_duration(vm.auto_stop) if vm.auto_stop else ""),
             ("restart", _restart(vm) if vm.restart != "no" else ""),
+            ("balloon", "on" if vm.balloon else ""),
             ("pending", f"{', '.join(vm.pending)} at its next start" if vm.pending else ""),
             ("exit status", "" if vm.status is None else str(vm.status)),
             ("created", vm.created_at),

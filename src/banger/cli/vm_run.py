@@ -26,6 +26,7 @@ from banger.cli.options import (
     VM,
     Decorated,
     auto_stop_option,
+    balloon_option,
     json_option,
     label_option,
     resolve_env,
@@ -83,6 +84,7 @@ _OPTIONS = (
     label_option,
     auto_stop_option,
     restart_option,
+    balloon_option,
     click.option("--stop-signal", type=SIGNAL, help="What 'vm stop' sends to CMD first, instead of the image's."),
     click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]"),
 )
@@ -115,6 +117,7 @@ def _create_options(function: Callable[..., int]) -> Decorated:
         labels: tuple[tuple[str, str], ...],
         auto_stop: float | None,
         restart: str | None,
+        balloon: bool | None,
         command: tuple[str, ...],
         **others: object,
     ) -> int:
@@ -149,6 +152,7 @@ def _create_options(function: Callable[..., int]) -> Decorated:
             labels=dict(labels),
             auto_stop=auto_stop,
             restart=restart or "",
+            balloon=balloon,
         )
         return function(create=create, **others)
 
@@ -169,6 +173,7 @@ def _create_options(function: Callable[..., int]) -> Decorated:
     banger vm run -d -P --image NAME                     its ports on free ones of 127.0.0.1
     banger vm run -d --restart on-failure:5 -- serve     comes back when it fails, five times in a row
     banger vm run -d --auto-stop 30m -l tier=dev         stops when nobody uses it
+    banger vm run -d --balloon --memory 8G               takes of that what it needs
     """,
 )
 @_create_options

@@ -14,6 +14,7 @@ from banger.cli.options import (
     SIZE,
     VM,
     auto_stop_option,
+    balloon_option,
     json_option,
     label_option,
     resolve_env,
@@ -41,7 +42,7 @@ def _refuse(context: click.Context, option: click.Parameter, value: object) -> N
     banger vm set web --disk-size 64G               disks grow, also while it runs
     banger vm set web --name www -l tier=web
     banger vm set web -p 8443:443 --unpublish 80
-    banger vm set web --auto-stop 2h --restart no
+    banger vm set web --auto-stop 2h --restart no --balloon
     """,
 )
 @click.argument("ref", type=VM, metavar="REF")
@@ -58,6 +59,7 @@ def _refuse(context: click.Context, option: click.Parameter, value: object) -> N
 @click.option("--unpublish", type=PUBLISH, multiple=True, help="Publish a port no more; GUEST: all that lead there.")
 @auto_stop_option
 @restart_option
+@balloon_option
 @json_option
 def set_vm(
     ref: str,
@@ -74,6 +76,7 @@ def set_vm(
     unpublish: tuple[str, ...],
     auto_stop: float | None,
     restart: str | None,
+    balloon: bool | None,
     as_json: bool,
 ) -> None:
     """Change what a VM is, and say what of it applies at once and what at its next start."""
@@ -92,6 +95,7 @@ def set_vm(
         unpublish=list(unpublish),
         auto_stop=auto_stop,
         restart=restart or "",
+        balloon=balloon,
     )
     if request == m.VmSet(ref):
         raise UsageFault("there is nothing to change", "say what, such as --memory 2G")

@@ -24,6 +24,7 @@ from banger.api import operations as op
 from banger.api.errors import BangerError, Code
 from banger.config import Config
 from banger.daemon import logs
+from banger.daemon.balloon import Balloons
 from banger.daemon.bodies import MAX_BODY
 from banger.daemon.events import Events
 from banger.daemon.host_network import HostNetwork
@@ -86,6 +87,7 @@ class Daemon:
         self._ports = VmPorts(self._vms)
         self._stats = VmStats(self._workers, table, self._vms)
         self._supervisor = Supervisor(table, self._lifecycle, events)
+        self._balloons = Balloons(table, events)
         self._sessions = Sessions(self._vms, self._lifecycle, self._images)
 
     async def recover(self) -> None:
@@ -103,6 +105,7 @@ class Daemon:
                 _log.info("removed what an interrupted operation left: %s", leftover)
         await self._recovery.run()
         self._supervisor.begin()
+        self._balloons.begin()
 
     async def stopped(self) -> None:
         """Return when somebody has asked the daemon to stop."""
@@ -118,6 +121,7 @@ class Daemon:
     async def close(self) -> None:
         """Let go of everything; VMs go on."""
         await self._supervisor.close()
+        await self._balloons.close()
         await self._lifecycle.close()
         self._workers.close()
         self._store.close()

@@ -162,6 +162,7 @@ def describe(vm: Vm, directory: Path) -> m.VmInfo:
         restarts=record.restarts,
         status=record.status,
         pending=vm_changes.pending(record),
+        balloon=record.balloon,
     )
 
 

@@ -63,6 +63,7 @@ def changed(record: VmRecord, request: m.VmSet, network: HostNetwork, taken: Set
         machine=machine,
         auto_stop=record.auto_stop if request.auto_stop is None else request.auto_stop,
         restart=request.restart or record.restart,
+        balloon=record.balloon if request.balloon is None else request.balloon,
     )
 
 
@@ -91,6 +92,7 @@ def differences(before: VmRecord, after: VmRecord) -> list[str]:
         "env": before.env != after.env,
         "auto-stop": before.auto_stop != after.auto_stop,
         "restart": before.restart != after.restart,
+        "balloon": before.balloon != after.balloon,
         "vcpu": before.machine.vcpu != after.machine.vcpu,
         "memory": before.machine.memory_bytes != after.machine.memory_bytes,
         "ports": before.ports != after.ports,

@@ -26,6 +26,7 @@ class VmRecord:
 
     `wanted`: somebody has started it and nobody has stopped it since; `failed`: its last run ended in a failure;
     `restarts`: so often in a row its `restart` policy has brought it back. `status` is how its main command ended.
+    `balloon`: memory that its guest leaves idle is taken from it.
     `next_machine` and `next_ports` take the place of `machine` and `ports`, which are what its VMM runs with, once it
     has ended.
     """
@@ -65,6 +66,7 @@ class VmRecord:
     status: int | None = None
     next_machine: Machine | None = None
     next_ports: list[PublishedPort] | None = None
+    balloon: bool = False
 
 
 def broken_record(vm_id: str, name: str, reason: str) -> VmRecord:

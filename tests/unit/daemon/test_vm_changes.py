@@ -36,7 +36,9 @@ def test_everything_at_once() -> None:
         unpublish=["80"],
         auto_stop=60.0,
         restart="always",
+        balloon=True,
     )
+    assert after.balloon
     assert (after.name, after.machine.vcpu, after.machine.memory_bytes) == ("new", 2, 2 * GIB)
     assert (after.labels, after.env, after.auto_stop, after.restart) == ({"both": "2"}, ["A=2", "C=3"], 60, "always")
     assert [(port.address, port.guest_port) for port in after.ports] == [("127.0.0.1", 443), ("127.0.0.1", 81)]
@@ -45,7 +47,7 @@ def test_everything_at_once() -> None:
     assert after.machine.forwards == [Forward(p.address, p.host_port, p.guest_port) for p in after.ports]
     assert after.machine.nics == before.machine.nics
     assert vm_changes.differences(before, after) == [
-        "name", "labels", "env", "auto-stop", "restart", "vcpu", "memory", "ports",
+        "name", "labels", "env", "auto-stop", "restart", "balloon", "vcpu", "memory", "ports",
     ]  # fmt: skip
 
 

@@ -13,7 +13,8 @@ class VmSet(Model):
 
     Disks grow only. `labels` and `env` (NAME=VALUE) replace what has the same name, `unset_labels` and `unset_env` are
     names. `publish` is as for vm.create; `unpublish` names ports of the guest, or [ADDR:]HOST:GUEST. `auto_stop` is
-    seconds, 0 for never. `restart` is no, on-failure, on-failure:N or always.
+    seconds, 0 for never. `restart` is no, on-failure, on-failure:N or always. `balloon`: its guest gives back memory
+    that it leaves idle.
     """
 
     vm: str
@@ -30,6 +31,7 @@ class VmSet(Model):
     unpublish: list[str] = field(default_factory=list)
     auto_stop: float | None = None
     restart: str = ""
+    balloon: bool | None = None
 
 
 class VmChanged(Model):

@@ -22,7 +22,8 @@ class VmInfo(Model):
 
     `exposed_ports` (8080/tcp) and `volumes` are those of its image. It stops when untouched for `auto_stop` seconds (0:
     never); `restarts` is how often in a row its restart policy has started it. `status` is how its main command ended,
-    None while it has not. `pending` names the settings that apply at its next start.
+    None while it has not. `pending` names the settings that apply at its next start. `balloon`: its guest gives back
+    memory that it leaves idle.
     """
 
     id: str
@@ -63,6 +64,7 @@ class VmInfo(Model):
     restarts: int = 0
     status: int | None = None
     pending: list[str] = field(default_factory=list)
+    balloon: bool = False
 
 
 class VmList(Model):
@@ -77,7 +79,8 @@ class VmCreate(Model):
     the image's when it is not None; `shell` asks for a login shell whatever the image says. `stop_signal` is the name
     or number of what `vm stop` sends to the command first; '' means the image's, else SIGTERM. `vmm` is
     auto, firecracker or qemu, '' means as configured. `auto_stop`: it stops when untouched for so many seconds (0:
-    never, None: as configured); `restart` is no, on-failure, on-failure:N or always, '' means no.
+    never, None: as configured); `restart` is no, on-failure, on-failure:N or always, '' means no. `balloon`: its guest
+    gives back memory that it leaves idle (None: as configured).
     """
 
     image: str = ""
@@ -103,6 +106,7 @@ class VmCreate(Model):
     labels: dict[str, str] = field(default_factory=dict)
     auto_stop: float | None = None
     restart: str = ""
+    balloon: bool | None = None
 
 
 class VmRef(Model):
