@@ -13,18 +13,25 @@ from banger.api.errors import BangerError, Code
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 T = TypeVar("T")
+_SCALARS = (bool, int, float, str)
+_PLAIN = frozenset((*_SCALARS, type(None)))  # and no enumerations, which are strings too
 
 
 def encode(value: object) -> Json:
     """A dataclass (or a list, tuple, dictionary or scalar of them) as JSON values."""
-    if value is None or isinstance(value, bool | int | float | str):
+    # what there is most of comes first: lists of a thousand VMs are encoded by every `vm list`
+    if value is None or isinstance(value, _SCALARS):
         return value
     if isinstance(value, list | tuple):
-        return [encode(item) for item in value]
+        return [encode(item) for item in value] if value else []
     if isinstance(value, dict):
         return {str(key): encode(item) for key, item in value.items()}
     if dataclasses.is_dataclass(value):
-        return {name: encode(getattr(value, name)) for name in _names(typing.cast(Hashable, type(value)))}
+        encoded: dict[str, Json] = {}
+        for name in _names(typing.cast(Hashable, type(value))):
+            item = getattr(value, name)
+            encoded[name] = item if type(item) in _PLAIN else encode(item)
+        return encoded
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 

@@ -123,6 +123,7 @@ def describe(vm: Vm, directory: Path) -> m.VmInfo:
     """What clients are told of a VM whose files lie in `directory`."""
     record, machine = vm.record, vm.record.machine
     reason = "" if record.state in INTENTS else record.reason
+    used, sizes = vm_disk.look(directory)
     return m.VmInfo(
         id=record.id,
         name=record.name,
@@ -138,9 +139,9 @@ def describe(vm: Vm, directory: Path) -> m.VmInfo:
         machine=machine.type,
         vcpu=machine.vcpu,
         memory_bytes=machine.memory_bytes,
-        disk_bytes=_size(directory / vm_plan.OVERLAY),
-        home_bytes=_size(directory / vm_plan.HOME),
-        used_bytes=vm_disk.used_bytes(directory),
+        disk_bytes=sizes.get(vm_plan.OVERLAY, 0),
+        home_bytes=sizes.get(vm_plan.HOME, 0),
+        used_bytes=used,
         init=record.init,
         net=record.net,
         ports=record.ports,
@@ -164,10 +165,3 @@ def describe(vm: Vm, directory: Path) -> m.VmInfo:
         pending=vm_changes.pending(record),
         balloon=record.balloon,
     )
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
