@@ -98,7 +98,7 @@ def _packages() -> list[Check]:
 
 def _network() -> Check:
     if shutil.which("passt"):
-        return Check("user network", "ok", "passt; what runs in guests cannot reach this host's 127.0.0.1")
+        return Check("user network", "ok", "passt; guests cannot reach the host's 127.0.0.1")
     return Check("user network", "fail", "without passt guests have no network", "install passt, or use --net none")
 
 

@@ -43,8 +43,8 @@ class HostNetwork:
         """Raise when a port that a VM publishes is in use."""
         publish.check_ports_free([PublishedPort(f.address, f.host_port, f.guest_port) for f in machine.forwards])
 
-    async def carry(self, machine: Machine, directory: Path, end: int) -> Watched:
-        """Start what carries the VM's NIC, which is at the other end of a connected stream."""
+    async def carry(self, machine: Machine, directory: Path, end: int) -> list[Watched]:
+        """Start what carries the VM's NIC, which is at the other end of a connected stream; it ends together."""
         return await passt.start(directory / _LOG, machine.uid, end)
 
     async def taps(self, machine: Machine, directory: Path) -> TapNetwork:

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from banger.api.errors import BangerError
@@ -77,8 +77,8 @@ class Helpers:
             if not await self._ended_alone(process):
                 return
             try:
-                process = await self._start(kind)
-                self._write_down(kind, process.identity)
+                process, *others = await self._start(kind)
+                self._write_down(kind, process.identity, [other.identity for other in others])
             except (OSError, BangerError) as error:
                 self._warn(kind, f"ended and cannot be started again ({error}): {self._fix}")
                 return
@@ -98,7 +98,7 @@ class Helpers:
                 await self._vmm.ended.wait()
         return self._vmm.alive
 
-    async def _start(self, kind: str) -> Watched:
+    async def _start(self, kind: str) -> list[Watched]:
         with contextlib.ExitStack() as stack:
             if kind == NETWORK_HELPER:
                 end = self._driver.plug_again(self._directory, NETWORK)
@@ -108,10 +108,10 @@ class Helpers:
             for stream in (CONSOLE, *self._driver.streams):
                 ends[stream] = self._driver.plug_again(self._directory, stream)
                 stack.callback(os.close, ends[stream])
-            return start_recorder(self._directory, ends)
+            return [start_recorder(self._directory, ends)]
 
-    def _write_down(self, kind: str, identity: ProcessId) -> None:
-        helpers = [*self._processes.helpers, identity]
+    def _write_down(self, kind: str, identity: ProcessId, others: Sequence[ProcessId]) -> None:
+        helpers = [*self._processes.helpers, identity, *others]
         if kind == RECORDER:
             self._processes = dataclasses.replace(self._processes, helpers=helpers, recorder=identity)
         else:

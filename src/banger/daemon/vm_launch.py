@@ -69,15 +69,15 @@ class Launcher:
                 ours[stream], theirs[stream] = driver.plug(directory, stream)
                 stack.callback(os.close, ours[stream])
                 stack.callback(os.close, theirs[stream])
-            network, taps = None, None
+            taps = None
             if machine.nics and driver.taps:
                 carrying = await self._network.taps(machine, directory)
                 stack.callback(carrying.release)
-                network, taps = carrying.process, carrying.namespaces
-                helpers.append(network)
+                helpers.append(carrying.process)
+                taps = carrying.namespaces
             elif machine.nics:
-                network = await self._network.carry(machine, directory, theirs.pop(NETWORK))
-                helpers.append(network)
+                helpers += await self._network.carry(machine, directory, theirs.pop(NETWORK))
+            network = helpers[0].identity if helpers else None
             stages.done("network")
             writer = start_recorder(directory, theirs)
             helpers.append(writer)
@@ -85,7 +85,7 @@ class Launcher:
         started = Processes(
             vmm.process.identity,
             [helper.identity for helper in helpers],
-            network.identity if network is not None else None,
+            network,
             writer.identity,
             boot_id(),
         )

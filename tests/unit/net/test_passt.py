@@ -6,6 +6,9 @@ import os
 import re
 import shutil
 import socket
+import struct
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,8 +36,8 @@ def test_runs_confined_until_the_vmm_closes_its_end(tmp_path: Path) -> None:
         async with asyncio.timeout(TIMEOUT):
             ours, theirs = socket.socketpair()
             with theirs:
-                process = await passt.start(tmp_path / "passt.log", UID, theirs.fileno())
-            pid = process.identity.pid
+                processes = await passt.start(tmp_path / "passt.log", UID, theirs.fileno())
+            pid = processes[-1].identity.pid
             # it says that it is ready a moment before it installs its filter, the last that it does to itself
             while "Seccomp:\t2" not in (status := Path(f"/proc/{pid}/status").read_text()):
                 await asyncio.sleep(0.01)
@@ -56,12 +59,105 @@ def test_runs_confined_until_the_vmm_closes_its_end(tmp_path: Path) -> None:
                 if line.split()[3] == "0A"
             ]
             assert not sockets & {f"socket:[{inode}]" for inode in listening}
+            for process in processes[:-1]:
+                uid = UID if UID >= 0 else os.getuid()
+                while f"Uid:\t{uid}\t{uid}\t" not in Path(f"/proc/{process.identity.pid}/status").read_text():
+                    await asyncio.sleep(0.01)
             ours.close()
-            await process.ended.wait()
+            for process in processes:
+                await process.ended.wait()
 
     before = set(Path("/proc/self/fd").iterdir())
     asyncio.run(test())
     assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("said", "spares"),
+    [
+        ("passt unknown version", False),
+        ("passt 0.0~git20230309.7c7625d-1", False),
+        ("passt 0.0~git20240220.1e6f92b-1", True),
+        ("passt 2024_09_06.6b38f07", True),
+        ("passt 1.2.3", False),
+    ],
+)
+def test_versions_that_spare_the_host(tmp_path: Path, said: str, spares: bool) -> None:
+    program = tmp_path / "passt"
+    program.write_text(f"#!/bin/sh\necho '{said}'\necho 'Copyright 2020-2025'\n")
+    program.chmod(0o755)
+    assert passt.spares_the_host(str(program)) == spares
+    assert not passt.spares_the_host("/nonexistent/passt")
+
+
+def _checksum(data: bytes) -> bytes:
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return struct.pack("!H", ~total & 0xFFFF)
+
+
+def _syn(address: str, port: int) -> bytes:
+    """A frame that asks for a connection to an address, after its length."""
+    own, there = socket.inet_aton(passt.GUEST_ADDRESS), socket.inet_aton(address)
+    tcp = struct.pack("!HHIIBBHHH", 40000, port, 1, 0, 0x50, 2, 65535, 0, 0)
+    tcp = tcp[:16] + _checksum(own + there + struct.pack("!HH", 6, len(tcp)) + tcp) + tcp[18:]
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 1, 0, 64, 6, 0) + own + there
+    frame = b"\x9a" * 6 + b"\x52\x54\0\0\0\1\x08\0" + ip[:10] + _checksum(ip) + ip[12:] + tcp
+    return struct.pack("!I", len(frame)) + frame
+
+
+def _answering(guest: socket.socket, addresses: list[str], port: int, until: str) -> set[str]:
+    """Which of these let a guest that stops at nothing connect, by the time that one does."""
+    received, found = b"", set[str]()
+    deadline = time.monotonic() + TIMEOUT
+    while until not in found:
+        assert time.monotonic() < deadline
+        guest.settimeout(TIMEOUT)
+        for address in addresses:
+            guest.sendall(_syn(address, port))
+        guest.settimeout(1)
+        with contextlib.suppress(TimeoutError):
+            received += guest.recv(1 << 16)
+        accepted = {socket.inet_ntoa(frame[26:30]) for frame in _frames(received) if frame[47] == 0x12}  # SYN,ACK
+        found = accepted & set(addresses)
+    return found
+
+
+def _frames(stream: bytes) -> Iterator[bytes]:
+    while len(stream) > 4 and len(stream) >= 4 + (length := int.from_bytes(stream[:4], "big")):
+        yield stream[4 : 4 + length].ljust(60, b"\0")
+        stream = stream[4 + length :]
+
+
+def _own_address() -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing
+        return str(probe.getsockname()[0])
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_no_frame_reaches_the_host_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guarded: bool) -> None:
+    """Without the guard it does, where passt is old enough: so the frames of this test are as they should be."""
+    program = shutil.which("passt")
+    assert program is not None
+    if not guarded and passt.spares_the_host(program):
+        pytest.skip("this passt spares the host by itself")
+    monkeypatch.setattr(passt, "spares_the_host", lambda program: not guarded)
+
+    async def test() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            processes = await passt.start(tmp_path / "passt.log", UID, theirs.fileno())
+        with ours, socket.create_server(("0.0.0.0", 0)) as listener:
+            addresses = ["127.0.0.1", "127.0.0.53", "0.0.0.0", _own_address()]
+            until = addresses[-1 if guarded else 0]
+            found = await asyncio.to_thread(_answering, ours, addresses, listener.getsockname()[1], until)
+        for process in processes:
+            await process.ended.wait()
+        assert not guarded or found == {addresses[-1]}
+
+    asyncio.run(test())
 
 
 def test_failure_quotes_what_it_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
