@@ -41,6 +41,8 @@ void buffer_free(struct buffer *buffer);
 void put_bytes(struct buffer *buffer, uint16_t tag, const void *data, size_t length);
 void put_string(struct buffer *buffer, uint16_t tag, const char *text);
 void put_number(struct buffer *buffer, uint16_t tag, uint64_t number);
+/* Appends the fields in `nested`, and frees them. */
+void put_nested(struct buffer *buffer, uint16_t tag, struct buffer *nested);
 
 /* Why a request failed: a Linux errno and a sentence for the user. */
 struct failure {
@@ -81,9 +83,10 @@ void boot_shutdown(uint64_t mode, uint64_t grace_ms);
 /* True when this process is PID 1 (and stays it). */
 bool boot_is_init(void);
 
-/* stats.c, ports.c, grow.c */
+/* stats.c, ports.c, processes.c, grow.c */
 call_handler call_stats;
 call_handler call_ports;
+call_handler call_processes;
 call_handler call_grow;
 
 /* tar.c, stat.c: file trees; both block, and run in a child process ---------------------------------------------- */

@@ -133,6 +133,7 @@ static const struct {
     {CALL_RESEED, false, call_reseed, NULL},
     {CALL_SHUTDOWN, true, call_shutdown, NULL},
     {CALL_GROW, false, call_grow, NULL},
+    {CALL_PROCESSES, false, call_processes, NULL},
 };
 
 static int run_call(uint32_t id, call_handler *call, struct bytes request, struct failure *failure) {

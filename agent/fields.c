@@ -95,6 +95,12 @@ void put_number(struct buffer *buffer, uint16_t tag, uint64_t number) {
     put_bytes(buffer, tag, value, sizeof value);
 }
 
+void put_nested(struct buffer *buffer, uint16_t tag, struct buffer *nested) {
+    buffer->failed = buffer->failed || nested->failed;
+    put_bytes(buffer, tag, nested->data, nested->length);
+    buffer_free(nested);
+}
+
 int fail(struct failure *failure, int code, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);

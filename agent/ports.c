@@ -103,9 +103,7 @@ static void put_listener(struct buffer *reply, const struct owned_listener *owne
         put_number(&nested, TAG_PID, (uint64_t)owned->pid);
         put_string(&nested, TAG_NAME, name);
     }
-    reply->failed = reply->failed || nested.failed;
-    put_bytes(reply, TAG_LISTENER, nested.data, nested.length);
-    buffer_free(&nested);
+    put_nested(reply, TAG_LISTENER, &nested);
 }
 
 int call_ports(struct fields *request, struct buffer *reply, struct failure *failure) {

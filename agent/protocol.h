@@ -71,6 +71,7 @@ enum open_kind {
     CALL_RESEED = 22,   /* ENTROPY: mix it into the kernel's random pool and reseed */
     CALL_SHUTDOWN = 23, /* MODE, GRACE, SIGNAL; REPLY comes before the guest goes down */
     CALL_GROW = 24,     /* ROLE: grow the filesystem of this disk to the disk's SIZE, which is replied */
+    CALL_PROCESSES = 25, /* PID: the lowest to begin with, absent: the first; replied are UPTIME, PROCESS*, MORE */
 };
 
 /* A field is u16 tag, u32 length, value. Numbers are u64. "nested": the value is fields again. A tag may repeat where
@@ -79,10 +80,11 @@ enum tag {
     TAG_ARG = 1,       /* * exec: one word of argv; none: the user's login shell */
     TAG_ENV = 2,       /* * exec, configure: NAME=value */
     TAG_CWD = 3,       /* exec: default is the user's home directory, or / */
-    TAG_USER = 4,      /* exec: NAME, UID, NAME:GROUP or UID:GID; default root. write tree: owner of all that is written */
+    TAG_USER = 4,      /* exec: NAME, UID, NAME:GROUP or UID:GID; default root. write tree: owner of all that is written.
+                        * process: NAME, or UID where that has none */
     TAG_TERMINAL = 5,  /* exec: a pty of (rows << 16 | columns) */
     TAG_FLAGS = 6,     /* exec, trees: bits below */
-    TAG_PID = 7,       /* exec reply, health: process id */
+    TAG_PID = 7,       /* exec reply, health, listener, process: process id; processes: the lowest that is wanted */
     TAG_PATH = 8,      /* trees, stat */
     TAG_ADDRESS = 9,   /* dial; listener: numeric address */
     TAG_PORT = 10,     /* dial; listener */
@@ -119,14 +121,14 @@ enum tag {
     TAG_LINK = 44,       /* stat: target of a symbolic link */
 
     TAG_STATE = 50,      /* health: enum guest_state */
-    TAG_UPTIME = 51,     /* health: ms */
+    TAG_UPTIME = 51,     /* health, processes: ms */
     TAG_BOOT_ID = 52,    /* health: /proc/sys/kernel/random/boot_id */
     TAG_AGENT = 53,      /* health: version string of the agent */
     TAG_EXITED = 54,     /* health: main command: absent while there is none or it runs, else kind << 32 | value as in EXIT */
     TAG_RELEASE = 55,    /* health: uname -r */
 
     TAG_CPU_TOTAL = 60,  /* stats: ms of all CPUs since boot */
-    TAG_CPU_BUSY = 61,   /* stats: ms not idle and not waiting for I/O */
+    TAG_CPU_BUSY = 61,   /* stats: ms not idle and not waiting for I/O; process: ms that it has used */
     TAG_CPUS = 62,       /* stats: online CPUs */
     TAG_MEM_TOTAL = 63,  /* stats: bytes */
     TAG_MEM_FREE = 64,   /* stats: bytes available to programs (MemAvailable) */
@@ -134,7 +136,7 @@ enum tag {
     TAG_FILESYSTEM = 66, /* * stats, nested: TARGET, SIZE, USED */
     TAG_USED = 67,
     TAG_NET = 68,        /* * stats, nested: NAME, RECEIVED, SENT */
-    TAG_NAME = 69,       /* net: interface; listener: process name */
+    TAG_NAME = 69,       /* net: interface; listener, process: name of the process */
     TAG_RECEIVED = 70,   /* bytes */
     TAG_SENT = 71,       /* bytes */
     TAG_BLOCK = 72,      /* * stats, nested: NAME, READ, WRITTEN */
@@ -144,6 +146,17 @@ enum tag {
 
     TAG_LISTENER = 80,   /* * ports, nested: PROTOCOL, ADDRESS, PORT, PID, NAME */
     TAG_PROTOCOL = 81,   /* "tcp" or "udp" */
+
+    /* * processes, nested: PID, PARENT, USER, CONDITION, CPU_BUSY, RESIDENT, THREADS, STARTED, NAME, KERNEL, COMMAND */
+    TAG_PROCESS = 84,
+    TAG_PARENT = 85,     /* process id */
+    TAG_CONDITION = 86,  /* one letter: R, S, D, Z, ... of proc(5) */
+    TAG_RESIDENT = 87,   /* bytes of memory */
+    TAG_THREADS = 88,
+    TAG_STARTED = 89,    /* ms after boot, as UPTIME */
+    TAG_KERNEL = 90,     /* 1: a thread of the kernel; absent: none */
+    TAG_COMMAND = 91,    /* the words of the command line, spaces between them, cut off; absent when there is none */
+    TAG_MORE = 92,       /* processes: the PID to ask for next; absent: these were the last */
 };
 
 enum exec_flags {

@@ -20,7 +20,8 @@ bool parse_process(const char *line, struct process *process) {
 bool process_read(int pid, struct process *process) {
     char path[64], line[512];
     snprintf(path, sizeof path, "/proc/%d/stat", pid);
-    return read_line(path, line, sizeof line) && parse_process(line, process);
+    /* not its first line: a name may hold the end of one */
+    return read_start(path, line, sizeof line) > 0 && parse_process(line, process);
 }
 
 bool parse_cpu(const char *line, uint64_t *total, uint64_t *busy) {
@@ -88,13 +89,6 @@ bool parse_mount(const char *line, struct mount *mount) {
 /* A reply is one frame. */
 static bool has_room(const struct buffer *reply) {
     return reply->length < MAX_PAYLOAD - LARGEST_ENTRY;
-}
-
-static void put_nested(struct buffer *reply, uint16_t tag, struct buffer *nested) {
-    if (nested->failed)
-        reply->failed = true;
-    put_bytes(reply, tag, nested->data, nested->length);
-    buffer_free(nested);
 }
 
 /* Calls `use` for each line of a file. */

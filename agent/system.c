@@ -12,15 +12,18 @@ int64_t now_ms(void) {
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-bool read_line(const char *path, char *line, size_t size) {
+ssize_t read_start(const char *path, char *text, size_t size) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
+    ssize_t length = fd >= 0 ? read(fd, text, size - 1) : -1;
+    if (fd >= 0)
+        close(fd);
+    text[length > 0 ? length : 0] = 0;
+    return length;
+}
+
+bool read_line(const char *path, char *line, size_t size) {
+    if (read_start(path, line, size) < 0)
         return false;
-    ssize_t length = read(fd, line, size - 1);
-    close(fd);
-    if (length < 0)
-        return false;
-    line[length] = 0;
     line[strcspn(line, "\n")] = 0;
     return true;
 }

@@ -33,6 +33,8 @@ bool vsock_from_host(int fd);
 
 /* system.c ------------------------------------------------------------------------------------------------------ */
 
+/* The first `size` - 1 bytes of a file, or fewer, with a NUL behind them; how many, -1 when it cannot be read. */
+ssize_t read_start(const char *path, char *text, size_t size);
 /* The first line of a small file without its newline; false when it cannot be read. */
 bool read_line(const char *path, char *line, size_t size);
 /* Writes to a file below /proc that a kernel may lack. */
@@ -144,6 +146,20 @@ struct mount {
 
 /* A line of /proc/self/mountinfo (proc(5)), its \ooo undone. */
 bool parse_mount(const char *line, struct mount *mount);
+
+/* processes.c --------------------------------------------------------------------------------------------------- */
+
+struct process_details {
+    uint64_t parent, flags, threads;
+    uint64_t used, started; /* clock ticks of CPU time, and after boot */
+    uint64_t resident;      /* pages */
+    char condition, name[64];
+};
+
+/* A line of /proc/PID/stat, and more of it than parse_process takes. */
+bool parse_process_details(const char *line, struct process_details *details);
+/* Turns words that end with NUL, `length` bytes with room for another one, into a string with spaces between them. */
+void join_words(char *words, size_t length);
 
 /* ports.c ------------------------------------------------------------------------------------------------------- */
 

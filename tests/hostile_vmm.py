@@ -9,6 +9,7 @@ gives each connection to one of the functions below. `honest` is a real agent, r
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -227,6 +228,16 @@ def never_answers(connection: Connection) -> None:
             connection.receive()
 
 
+def knows_little(connection: Connection) -> None:
+    """An agent of an older banger, which has heard of none of the calls that came later."""
+    connection.become_healthy()
+    while True:
+        kind, channel = connection.request()
+        answer = struct.pack("<I", errno.ENOSYS) + b"unknown"
+        known = kind < OpenKind.GROW
+        connection.send(encode_frame(FrameType.REPLY if known else FrameType.ERROR, channel, b"" if known else answer))
+
+
 def answers_twice(connection: Connection) -> None:
     connection.become_healthy()
     while True:
@@ -254,11 +265,19 @@ def boasts(connection: Connection) -> None:
         for port in range(1, 301)
     ]
     answers = {OpenKind.STATS: encode_fields(stats), OpenKind.PORTS: encode_fields(listeners)}
+    texts: list[tuple[Tag, FieldValue]] = [(tag, NASTY) for tag in (Tag.USER, Tag.CONDITION, Tag.NAME, Tag.COMMAND)]
+    numbers: list[tuple[Tag, FieldValue]] = [(tag, most) for tag in (Tag.CPU_BUSY, Tag.RESIDENT, Tag.STARTED)]
+    numbers += [(tag, 300) for tag in (Tag.PID, Tag.PARENT, Tag.THREADS)]
+    pages = itertools.count(1)
     connection.become_healthy()
     while True:
         kind, channel = connection.request()
         if kind is OpenKind.DIAL:  # which says HTTP and no end
             connection.send(encode_frame(FrameType.REPLY, channel) + encode_frame(FrameType.DATA, channel, b"HTTP"))
+        elif kind is OpenKind.PROCESSES:  # which are many, and all the same
+            page: list[tuple[Tag, FieldValue]] = [(Tag.PROCESS, [*texts, *numbers])] * 100
+            page += [(Tag.UPTIME, most), (Tag.MORE, next(pages) * 100)]
+            connection.send(encode_frame(FrameType.REPLY, channel, encode_fields(page)))
         else:
             connection.send(encode_frame(FrameType.REPLY, channel, answers.get(kind, b"")))
 
@@ -393,7 +412,7 @@ AGENTS: dict[str, Callable[[Connection], None]] = {
     function.__name__: function
     for function in (
         *(honest, silent, zeros, false_hellos, random_bytes, broken_at_once, large_frames, small_frames),
-        *(zeros_between_frames, drip, asks_and_never_reads, asks_and_reads, never_answers, answers_twice),
+        *(zeros_between_frames, drip, asks_and_never_reads, asks_and_reads, never_answers, answers_twice, knows_little),
         *(lies_about_sizes, lies_about_memory, boasts, lies_about_frames, endless_output, no_output, evil_tree),
     )
 }

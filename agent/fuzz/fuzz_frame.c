@@ -73,6 +73,9 @@ int call_stats(struct fields *request, struct buffer *reply, struct failure *fai
 int call_ports(struct fields *request, struct buffer *reply, struct failure *failure) {
     return echo(request, reply, failure);
 }
+int call_processes(struct fields *request, struct buffer *reply, struct failure *failure) {
+    return echo(request, reply, failure);
+}
 int call_grow(struct fields *request, struct buffer *reply, struct failure *failure) {
     return echo(request, reply, failure);
 }
@@ -261,7 +264,7 @@ static void write_seed(const char *directory, const char *name, const uint8_t *d
 /* A session of each kind of stream, described, and a few raw bytes. */
 static void write_seeds(const char *directory) {
     static const uint8_t streams[] = {OPEN_EXEC, OPEN_WRITE_TREE, OPEN_READ_TREE, OPEN_DIAL, OPEN_WAIT, CALL_HEALTH,
-                                      CALL_STAT, CALL_SHUTDOWN};
+                                      CALL_STAT, CALL_SHUTDOWN, CALL_PROCESSES};
     for (size_t i = 0; i < sizeof streams; i++) {
         uint8_t seed[] = {
             1,

@@ -1,4 +1,4 @@
-"""`vm stats` and `vm ports` as a process, against known answers: one table, one drawn over and over, JSON."""
+"""`vm stats`, `vm ports` and `vm top` as a process, against known answers: one table, one drawn over and over, JSON."""
 
 import dataclasses
 import json
@@ -108,10 +108,32 @@ async def ports(request: m.VmPortsRequest, report: Report) -> m.VmPorts:
     return dataclasses.replace(PORTS, name=request.vm, net="none" if request.vm == "lonely" else "user")
 
 
+def process(pid: int, cpu_seconds: float, memory: int, **more: object) -> m.GuestProcess:
+    made = m.GuestProcess(pid, 1, "root", "S", cpu_seconds, memory, 1, 5.0, f"name{pid}", False, f"command {pid}")
+    return dataclasses.replace(made, **more)  # type: ignore[arg-type]  # checked by the class
+
+
+class Top:
+    """Answers vm.top with processes that go on a second with every call."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def __call__(self, request: m.VmRef, report: Report) -> m.VmProcesses:
+        self.calls += 1
+        processes = [
+            process(1, 100.0, 3 * MIB),
+            process(7, 65.5 + 0.5 * self.calls, MIB, state="R", command="a\x1b[2Jb " + "c" * 200),
+            process(9, 1.0 * self.calls, 0, kernel=True, command=""),
+            process(20, 0.0, 2 * MIB, command=""),
+        ]
+        return m.VmProcesses(request.vm, 2, 1000.0 + self.calls, processes, truncated=True)
+
+
 @pytest.fixture
 def banger(tmp_path: Path) -> Iterator[Banger]:
     (tmp_path / "banger").mkdir(mode=0o700)
-    calls: dict[str, CallHandler] = {"vm.stats": Stats(), "vm.ports": ports}
+    calls: dict[str, CallHandler] = {"vm.stats": Stats(), "vm.ports": ports, "vm.top": Top()}
     with serve(tmp_path / "banger/bangerd.sock", calls, {}) as server:
         yield Banger(tmp_path, server)
 
@@ -224,3 +246,52 @@ def test_ports_as_json(banger: Banger) -> None:
     assert json.loads(result.stdout) == encode(PORTS)
     assert result.stderr == b""
     assert banger.server.requests[0][1] == m.VmPortsRequest("web", probe=False)
+
+
+def test_processes(banger: Banger) -> None:
+    result = banger("vm", "top", "web", "--interval", "0.1")
+    assert [cells(line) for line in result.stdout.decode().splitlines()] == [
+        ["PID", "USER", "STATE", "CPU", "MEMORY", "TIME", "COMMAND"],
+        ["7", "root", "R", "50.0%", "1 MiB", "1:06.50", "a\\x1b[2Jb " + "c" * 200],
+        ["1", "root", "S", "0.0%", "3 MiB", "1:40.00", "command 1"],
+        ["20", "root", "S", "0.0%", "2 MiB", "0:00.00", "[name20]"],
+    ]
+    assert result.stderr == b"web has more processes than these 3\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "pids"),
+    [
+        (["-a"], ["9", "7", "1", "20"]),
+        (["--all", "--sort", "memory"], ["1", "20", "7", "9"]),
+        (["--sort", "time"], ["1", "7", "20"]),
+        (["--sort", "pid"], ["1", "7", "20"]),
+    ],
+)
+def test_which_processes_and_in_which_order(banger: Banger, options: list[str], pids: list[str]) -> None:
+    _, *lines = banger("vm", "top", "web", "--interval", "0.1", *options).stdout.decode().splitlines()
+    assert [cells(line)[0] for line in lines] == pids
+
+
+def test_processes_as_json(banger: Banger) -> None:
+    with banger.popen(["vm", "top", "web", "--json", "--watch", "--interval", "0.1"]) as process:
+        assert process.stdout is not None
+        document = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(TIMEOUT) == 130
+    assert (document["name"], document["truncated"]) == ("web", True)
+    assert [(each["pid"], each["cpu_percent"]) for each in document["processes"]] == [(7, 50.0), (1, 0.0), (20, 0.0)]
+    assert json.loads(banger("vm", "top", "web", "--json", "--interval", "0.1").stdout)["processes"][0]["pid"] == 7
+
+
+def test_watching_processes_on_a_terminal(banger: Banger) -> None:
+    screen = Screen(banger, ["vm", "top", "web", "-w", "--interval", "0.1"])
+    try:
+        for _ in range(2):
+            screen.expect(b"\x1b[HPID ")
+            screen.expect(b"a\\x1b[2Jb ccc")
+            screen.expect("c…\x1b[K".encode())
+            screen.expect(b"[name20]\x1b[K")
+            screen.expect(b"\x1b[J")
+    finally:
+        screen.close()

@@ -81,6 +81,8 @@ class Hostile:
         self.daemon.client.call(op.VM_STATS, m.VmStatsRequest())  # which never fails
         with contextlib.suppress(BangerError):
             self.daemon.client.call(op.VM_PORTS, m.VmPortsRequest(vm.id))
+        with contextlib.suppress(BangerError):
+            self.daemon.client.call(op.VM_TOP, m.VmRef(vm.id))
         execute = m.VmExec(vm.id, ["cat"])
         with contextlib.suppress(BangerError, OSError), self.daemon.client.open(op.VM_EXEC, execute) as stream:
             stream.send_data(bytes(op.STREAM_WINDOW // 4))
@@ -204,7 +206,7 @@ def test_a_guest_that_hangs_holds_up_statistics_once(hostile: Hostile) -> None:
 
 def test_what_a_guest_says_of_itself_does_nothing_to_a_terminal(hostile: Hostile) -> None:
     with hostile.started("boasts") as vm:
-        for name, part in (("stats", str(0xFFFFFFFF)), ("ports", "300")):
+        for name, part in (("stats", str(0xFFFFFFFF)), ("ports", "300"), ("top", "300")):
             for options in ([], ["--json"]):
                 command = [sys.executable, "-m", "banger.cli", "vm", name, vm.name, *options]
                 done = subprocess.run(command, capture_output=True, env=hostile.daemon.environment, timeout=TIMEOUT)
@@ -213,4 +215,12 @@ def test_what_a_guest_says_of_itself_does_nothing_to_a_terminal(hostile: Hostile
                 assert shown.replace("\n", "").isprintable()
                 assert vm.name in shown
                 assert part in shown
-                assert len(shown) < 1 << 20
+                assert len(shown) < 8 << 20
+
+
+def test_the_agent_of_an_older_banger(hostile: Hostile) -> None:
+    with hostile.started("knows_little") as vm, pytest.raises(BangerError) as caught:
+        hostile.daemon.client.call(op.VM_TOP, m.VmRef(vm.name))
+    assert caught.value.code is Code.UNSUPPORTED
+    assert caught.value.message.startswith(f"the agent of '{vm.name}' is too old for this")
+    assert caught.value.hint == f"banger vm exec {vm.name} -- ps aux"

@@ -115,6 +115,7 @@ VM_SET = Call("vm.set", m.VmSet, m.VmChanged, "Change what a VM is.", long=True)
 VM_WAIT = Call("vm.wait", m.VmWait, m.VmWaited, "Wait until a VM is in a state.", long=True)
 VM_INSPECT = Call("vm.inspect", m.VmRef, m.VmDetails, "Show all that is known of a VM.")
 VM_PORTS = Call("vm.ports", m.VmPortsRequest, m.VmPorts, "List what listens in a running VM.")
+VM_TOP = Call("vm.top", m.VmRef, m.VmProcesses, "List the processes in a running VM.")
 VM_STATS = Call("vm.stats", m.VmStatsRequest, m.VmStats, "Measure what running VMs take.")
 
 VM_RUN = Stream("vm.run", m.VmRun, m.VmStarted, "Create and start a VM and run a command in it.", long=True)

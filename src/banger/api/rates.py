@@ -32,3 +32,22 @@ def _host_seconds(host: m.HostUsage) -> float:
 def _percent(taken: float, passed: float) -> float | None:
     # counters that went back are those of another boot, or of a helper that was started again
     return 100 * taken / passed if passed > 0 and taken >= 0 else None
+
+
+def process_cpu_percents(before: m.VmProcesses | None, now: m.VmProcesses) -> dict[int, float]:
+    """What processes of a guest used between two measurements, by pid, 100 being one processor.
+
+    Those of which it cannot be told are left out. It is never more than all processors of the guest.
+    """
+    if before is None:
+        return {}
+    passed = now.uptime - before.uptime
+    known = {(process.pid, process.started): process.cpu_seconds for process in before.processes}
+    percents = {}
+    for process in now.processes:
+        # what has begun meanwhile had used nothing before
+        earlier = known.get((process.pid, process.started), 0.0 if process.started >= before.uptime else None)
+        share = None if earlier is None else _percent(process.cpu_seconds - earlier, passed)
+        if share is not None:
+            percents[process.pid] = min(share, 100.0 * now.vcpu)
+    return percents

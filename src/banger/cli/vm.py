@@ -22,6 +22,7 @@ VM = LazyGroup(
         "wait": Entry("vm_watch", "wait", "Wait until VMs are stopped, or in another state.", "Look"),
         "events": Entry("vm_watch", "events", "Follow what happens to VMs.", "Look"),
         "stats": Entry("vm_stats", "stats", "Show what running VMs take of processors, memory, disk, network.", "Look"),
+        "top": Entry("vm_top", "top", "List the processes in a running VM.", "Look"),
         "ports": Entry("vm_ports", "ports", "List what listens in a running VM, and where the host finds it.", "Look"),
         "logs": Entry("vm_list", "logs", "Print the output of a VM's main command or its console.", "Look"),
         "exec": Entry("vm_exec", "execute", "Run a command in a running VM.", "Work inside"),

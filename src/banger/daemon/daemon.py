@@ -46,6 +46,7 @@ from banger.daemon.vm_settings import VmSettings
 from banger.daemon.vm_stats import VmStats
 from banger.daemon.vm_supervisor import Supervisor
 from banger.daemon.vm_table import VmTable
+from banger.daemon.vm_top import VmTop
 from banger.job import Job
 from banger.paths import Layout, ensure_runtime
 from banger.store.database import Store
@@ -85,6 +86,7 @@ class Daemon:
         self._settings = VmSettings(layout, network, table, self._lifecycle, self._vms, events)
         self._observer = VmObserver(layout, table, self._vms, events)
         self._ports = VmPorts(self._vms)
+        self._top = VmTop(self._vms)
         self._stats = VmStats(self._workers, table, self._vms)
         self._supervisor = Supervisor(table, self._lifecycle, events)
         self._balloons = Balloons(table, events)
@@ -176,6 +178,7 @@ class Daemon:
             op.VM_WAIT.name: self._observer.wait,
             op.VM_INSPECT.name: self._observer.inspect,
             op.VM_PORTS.name: self._ports.ports,
+            op.VM_TOP.name: self._top.top,
             op.VM_STATS.name: self._stats.stats,
             op.OPERATION_LIST.name: self._operations.list,
             op.OPERATION_WATCH.name: self._operations.watch,

@@ -58,6 +58,7 @@ class OpenKind(IntEnum):
     RESEED = 22
     SHUTDOWN = 23
     GROW = 24
+    PROCESSES = 25
 
 
 class Tag(IntEnum):
@@ -129,6 +130,16 @@ class Tag(IntEnum):
 
     LISTENER = 80
     PROTOCOL = 81
+
+    PROCESS = 84
+    PARENT = 85
+    CONDITION = 86
+    RESIDENT = 87
+    THREADS = 88
+    STARTED = 89
+    KERNEL = 90
+    COMMAND = 91
+    MORE = 92
 
 
 class ExecFlags(IntFlag):

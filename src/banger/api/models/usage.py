@@ -97,3 +97,33 @@ class VmUsage(Model):
 
 class VmStats(Model):
     vms: list[VmUsage]
+
+
+class GuestProcess(Model):
+    """A process as the guest tells of it.
+
+    `state` is a letter of proc(5), `started` is seconds after the guest booted, `memory_bytes` resident. `kernel`: it
+    is a thread of the guest's kernel. `command` is its command line as far as it is told, '' when it has none.
+    """
+
+    pid: int
+    parent: int
+    user: str
+    state: str
+    cpu_seconds: float
+    memory_bytes: int
+    threads: int
+    started: float
+    name: str
+    kernel: bool
+    command: str
+
+
+class VmProcesses(Model):
+    """The processes of a guest that was up for `uptime` seconds; `truncated` when there were too many to tell all."""
+
+    name: str
+    vcpu: int
+    uptime: float
+    processes: list[GuestProcess]
+    truncated: bool
