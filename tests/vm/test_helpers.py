@@ -1,5 +1,7 @@
-"""The recorder of a VM dies: what it writes goes on, what was lost is said, and a VMM that cannot go on says so too."""
+"""The helpers of a VM die or hang: what they do goes on, what was lost is said, and none outlives its VMM."""
 
+import os
+import signal
 from pathlib import Path
 
 from banger.daemon import vm_disk
@@ -88,3 +90,28 @@ def test_a_vmm_of_an_older_banger_takes_no_other_recorder(host: Host) -> None:
     host.ok("vm", "restart", "elder")
     assert host.vm("elder").warnings == []
     host.ok("vm", "rm", "-f", "elder")
+
+
+def test_a_network_that_hangs_ends_with_its_vm(host: Host) -> None:
+    """A guest can bring an old passt into a loop without end, in which it notices nothing."""
+    directory = run(host, "loops")
+    processes = vm_disk.read_processes(directory)
+    assert processes is not None
+    network = [identity for identity in processes.helpers if identity != processes.recorder]
+    assert network
+    for identity in network:
+        os.kill(identity.pid, signal.SIGSTOP)
+    host.ok("vm", "stop", "loops")
+    assert wait_ended(network)
+    # and when the VM ends while no daemon is there
+    host.ok("vm", "start", "loops")
+    processes = vm_disk.read_processes(directory)
+    assert processes is not None
+    network = [identity for identity in processes.helpers if identity != processes.recorder]
+    for identity in network:
+        os.kill(identity.pid, signal.SIGSTOP)
+    host.daemon.kill()
+    end(processes.vmm)
+    host.daemon.start()
+    assert wait_ended(network)
+    host.ok("vm", "rm", "loops")

@@ -121,8 +121,10 @@ class Launcher:
         return await self._workers.run(lambda job: managed_key(self._layout.ssh_key, self._config.ssh_key))
 
     def sweep(self, vm: Vm) -> None:
-        """Remove what a VMM that has ended leaves: in the directory of its VM, and its control group."""
+        """Remove what a VMM that has ended leaves: helpers, files in the directory of its VM, its control group."""
         directory = self._layout.vm(vm.record.id)
+        if processes := vm_disk.read_processes(directory):
+            _end_network(processes)
         for name in self.traces(vm):
             system.remove_tree(directory / name)
         cgroups.remove(vm.record.id)
@@ -130,6 +132,17 @@ class Launcher:
     def traces(self, vm: Vm) -> tuple[str, ...]:
         """What the directory of a VM holds only while it runs."""
         return (vm_disk.PROCESSES, recorder.CONSOLE_SOCKET, *self.driver(vm.record).traces)
+
+
+def _end_network(processes: Processes) -> None:
+    """End what carried a network, should it not do so by itself: a guest can drive an old passt into endless loops.
+
+    The recorder may still be writing, and cannot but end.
+    """
+    for identity in processes.helpers:
+        if identity != processes.recorder and (process := Watched.find(identity)):
+            process.signal(signal.SIGKILL)
+            process.release()
 
 
 @contextlib.contextmanager
