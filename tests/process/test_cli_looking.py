@@ -150,7 +150,7 @@ def test_a_table_of_two_measurements(banger: Banger) -> None:
             *("NET IN / OUT", "READ / WRITTEN", "PROCS"),
         ],
         [
-            *("web", "150.0%", "100 MiB / 500 MiB", "64 MiB", "40.0%", "240 MiB", "1.5 MB"),
+            *("web", "150.0%", "36 MiB / 500 MiB", "64 MiB", "40.0%", "240 MiB", "1.5 MB"),
             *("1.0 kB / 2.0 kB", "3.0 kB / 4.0 MB", "7"),
         ],
         ["hung", "-", "-", "-", "40.0%", "240 MiB", "1.5 MB", "-", "-", "-"],

@@ -96,7 +96,7 @@ def _lines(before: _Measured, now: _Measured) -> list[str]:
             vm.name,
             "" if all_run else vm.state,
             percent(guest_cpu_percent(before.get(key), vm)),
-            _memory(vm.guest),
+            _memory(vm),
             *_host_cells(vm.host, host_cpu_percent(before.get(key), vm)),
             *_guest_cells(vm.guest),
         ]
@@ -105,11 +105,13 @@ def _lines(before: _Measured, now: _Measured) -> list[str]:
     return table_lines(_HEADERS, rows, _OPTIONAL)
 
 
-def _memory(guest: m.GuestUsage | None) -> str:
-    if guest is None:
+def _memory(vm: m.VmUsage) -> str:
+    if vm.guest is None:
         return ""
-    used = max(0, guest.memory_bytes - guest.memory_available_bytes)
-    return f"{binary_size(used)} / {binary_size(guest.memory_bytes)}"
+    # balloons that deflate when memory is short take nothing from what a guest calls its own: to it they use it
+    balloon = (vm.host.balloon_bytes or 0) if vm.host is not None else 0
+    used = max(0, vm.guest.memory_bytes - vm.guest.memory_available_bytes - balloon)
+    return f"{binary_size(used) or '0 B'} / {binary_size(vm.guest.memory_bytes)}"
 
 
 def _guest_cells(guest: m.GuestUsage | None) -> list[str]:
