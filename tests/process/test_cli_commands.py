@@ -373,7 +373,7 @@ def test_names_complete_from_live_state(banger: Banger) -> None:
     banger.environment |= {"_BANGER_COMPLETE": "bash_complete", "COMP_WORDS": "banger vm stop w"}
     assert banger().stdout == b"plain,web\n"
     banger.environment |= {"COMP_WORDS": "banger vm st"}
-    assert banger().stdout == b"plain,start\nplain,stop\n"
+    assert banger().stdout == b"plain,start\nplain,stop\nplain,stats\n"
     banger.environment |= {"XDG_RUNTIME_DIR": "/nonexistent", "COMP_WORDS": "banger vm stop w"}
     result = banger()
     assert (result.stdout.strip(), result.stderr) == (b"", b"")
