@@ -9,6 +9,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from banger.api import models as m
 from banger.api import operations as op
 from banger.api.errors import BangerError, Code
 from banger.daemon import vm_disk
+from banger.guest.protocol import POWER_OFF_NOTICE
 from banger.process import boot_id, identify
 from banger.store.database import Store
-from banger.vmm.driver import Processes
+from banger.vmm.driver import POWERED_OFF, REBOOTED, Processes
 from tests.daemons import TIMEOUT, DaemonProcess, running_daemon
 from tests.process.test_daemon_vms import create, entries, names
 
@@ -70,6 +72,31 @@ def test_row_that_cannot_be_read_is_rebuilt_from_the_directory(daemon: DaemonPro
     with contextlib.closing(Store(daemon.layout.database)) as store:
         assert [row.error for row in store.rows()] == ["", ""]
     assert "the VM 'one' is known by its directory again" in daemon.log
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("reboot: Restarting system", REBOOTED),
+        (f"{POWER_OFF_NOTICE}\nreboot: Restarting system", POWERED_OFF),
+        ("", "it ended while the daemon was away"),
+    ],
+)
+def test_firecracker_that_ended_while_no_daemon_was_there(daemon: DaemonProcess, said: str, reason: str) -> None:
+    """A guest's reboot ends it: it is started again, which fails here, since there is none."""
+    vm = create(daemon, name="one")
+    daemon.stop()
+    (Path(vm.directory) / "console.log").write_text(f"its last words\n{said}\n")
+    change(daemon, vm, "machine.driver", "firecracker")
+    change(daemon, vm, "state", "running")
+    daemon.start()
+    deadline = time.monotonic() + TIMEOUT
+    tried = "one rebooted and does not start again: "
+    while shown(daemon, "one").state != "stopped" or (reason == REBOOTED and tried not in daemon.log):
+        assert time.monotonic() < deadline, daemon.log
+        time.sleep(0.02)
+    assert shown(daemon, "one").reason == reason
+    assert (tried in daemon.log) == (reason == REBOOTED)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"id": 5}', b"\xff", b"[" * 100_000, None])

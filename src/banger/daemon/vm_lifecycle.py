@@ -327,6 +327,12 @@ class Lifecycle:
             if vm.record.auto_remove:
                 await self.remove(vm)
 
+    async def boot_again(self, vm: Vm) -> None:
+        """Start a VM that has ended since its guest rebooted while no daemon was there, unless somebody came first."""
+        async with vm.lock:
+            if vm in self._table and vm.link is None:
+                await self._boot_again(vm)
+
     async def _boot_again(self, vm: Vm) -> None:
         """Start a VM whose VMM has ended since its guest rebooted."""
         self._events.publish("rebooted", vm.record)

@@ -32,7 +32,7 @@ from banger.store.records import (
     VmRecord,
     broken_record,
 )
-from banger.vmm.driver import Processes
+from banger.vmm.driver import POWERED_OFF, REBOOTED, Processes
 
 _log = logging.getLogger(__name__)
 # What is said of a VM without a VMM, by the state that was written down last.
@@ -74,6 +74,8 @@ class Recovery:
         system.sweep_staging(directory)
         processes = vm_disk.read_processes(directory) or self._find_stray(vm, directory)
         process = None if processes is None else Watched.find(processes.vmm)
+        ended = process is None and vm.state == RUNNING
+        said = self._launcher.driver(vm.record).stop_reason(directory) if ended else ""
         reason = _REASONS.get(vm.state, vm.record.reason)
         if processes is not None and process is not None and vm.state in (RUNNING, STOPPING) and not vm.record.attached:
             try:
@@ -92,13 +94,16 @@ class Recovery:
             process = None if stray is None else Watched.find(stray.vmm)
         self._launcher.sweep(vm)
         removed = vm.state == REMOVING or vm.record.attached
-        if removed or (vm.record.auto_remove and vm.state not in (CREATED, STARTING)):
+        if said == REBOOTED and not removed:
+            self._lifecycle.spawn(self._lifecycle.boot_again(vm))
+        elif removed or (vm.record.auto_remove and vm.state not in (CREATED, STARTING)):
             await self._lifecycle.remove(vm)
         elif vm.state == STARTING:
             self._settled(vm, STOPPED if vm.record.started_at else CREATED, reason)
         elif vm.state in (RUNNING, STOPPING):
-            vm.record = dataclasses.replace(vm.record, failed=vm.state == RUNNING or bool(vm.record.status))
-            self._settled(vm, STOPPED, reason)
+            failed = (vm.state == RUNNING and said != POWERED_OFF) or bool(vm.record.status)
+            vm.record = dataclasses.replace(vm.record, failed=failed)
+            self._settled(vm, STOPPED, said or reason)
 
     def _is_settled(self, vm: Vm, directory: Path) -> bool:
         """Whether nothing was under way and nothing is left, by one look at the directory: so it is with most."""

@@ -121,6 +121,9 @@ class Driver(Protocol):
     def find_stray(self, directory: Path) -> ProcessId | None:
         """The VMM of this directory that nobody wrote down, since the daemon was killed while it started it."""
 
+    def stop_reason(self, directory: Path) -> str:
+        """Why a VMM that nobody watched ended, as its `stop_reason` would be, as far as its files tell; ''."""
+
     async def connect_agent(self, directory: Path, timeout: float) -> socket.socket:
         """A connection that carries the guest protocol, within `timeout` seconds. Raises SessionLost."""
 

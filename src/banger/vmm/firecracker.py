@@ -63,6 +63,25 @@ def hardware(arch: str, accelerator: str) -> tuple[str, str, str, str]:
     return FIRECRACKER, "host", "", _COMMAND_LINES[arch]
 
 
+def _stop_reason(directory: Path) -> str:
+    """Firecracker ends when its guest resets, and says no more; the guest's last words do."""
+    said = _last_words(directory)
+    if POWER_OFF_NOTICE.encode() in said or _HALTED in said:
+        return POWERED_OFF
+    if b"Kernel panic" in said:
+        return "the guest's kernel panicked"
+    return REBOOTED if b"reboot: Restarting system" in said else ""
+
+
+def _last_words(directory: Path) -> bytes:
+    try:
+        with open(directory / "console.log", "rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - _LAST_WORDS))
+            return stream.read()
+    except OSError:
+        return b""
+
+
 class FirecrackerVmm:
     """A running Firecracker."""
 
@@ -73,26 +92,12 @@ class FirecrackerVmm:
 
     @property
     def stop_reason(self) -> str:
-        """Firecracker ends when its guest resets, and says no more; the guest's last words do."""
-        said = self._last_words()
-        if POWER_OFF_NOTICE.encode() in said or _HALTED in said:
-            return POWERED_OFF
-        if b"Kernel panic" in said:
-            return "the guest's kernel panicked"
-        return REBOOTED if b"reboot: Restarting system" in said else ""
-
-    def _last_words(self) -> bytes:
-        try:
-            with open(self._directory / "console.log", "rb") as stream:
-                stream.seek(max(0, os.fstat(stream.fileno()).st_size - _LAST_WORDS))
-                return stream.read()
-        except OSError:
-            return b""
+        return _stop_reason(self._directory)
 
     @property
     def halted(self) -> bool:
         """A kernel that has nothing to switch the power off with halts, whichever of both it is asked for."""
-        return _HALTED in self._last_words()
+        return _HALTED in _last_words(self._directory)
 
     @property
     def paused(self) -> bool:
@@ -143,6 +148,9 @@ class FirecrackerDriver:
 
     def disk_serial(self, disk: Disk, directory: Path) -> str:
         return drive_serial(directory / disk.path)
+
+    def stop_reason(self, directory: Path) -> str:
+        return _stop_reason(directory)
 
     def plug(self, directory: Path, stream: str) -> tuple[int, int]:
         (directory / RUN).mkdir(mode=0o700, exist_ok=True)

@@ -337,6 +337,9 @@ class QemuDriver:
             return None
         return find_by_arguments("-name", directory.name, "-nodefaults")
 
+    def stop_reason(self, directory: Path) -> str:
+        return ""  # it tells whoever listens at the time
+
     def plug(self, directory: Path, stream: str) -> tuple[int, int]:
         if stream == MESSAGES:
             return _plug_messages(directory / _MESSAGES_PIPE)
