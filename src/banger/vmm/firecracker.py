@@ -54,6 +54,7 @@ _STATIC_TEMPLATES = ("C3", "T2", "T2S", "T2CL", "T2A", "V1N1")
 _START_SECONDS, _STEP_SECONDS = 20.0, 0.002
 _AGENT_STEP_SECONDS = 0.02
 _BALLOON_SECONDS = 3600  # between the guest's own statistics; without any, what the balloon holds is not told either
+_MAX_MEMORY = 1 << 52  # bytes: what no machine has
 _HALTED = b"reboot: System halted"  # kernel/reboot.c of Linux
 _LAST_WORDS = 4096  # bytes of the console that tell why a guest ended
 
@@ -121,7 +122,10 @@ class FirecrackerVmm:
         await asyncio.shield(self.api.patch_balloon(BalloonUpdate(size >> 20)))
 
     async def balloon_bytes(self) -> int:
-        return (await asyncio.shield(self.api.get_balloon_statistics())).actual_mib << 20
+        held = (await asyncio.shield(self.api.get_balloon_statistics())).actual_mib
+        if not 0 <= held <= _MAX_MEMORY >> 20:
+            raise BangerError(Code.GUEST, f"Firecracker says that its balloon holds {str(held)[:40]} MiB")
+        return held << 20
 
     async def wait_taken_back(self) -> None:
         await asyncio.Event().wait()

@@ -22,7 +22,7 @@ from banger.system import connect_unix
 _CALL_SECONDS = 30.0
 _SNAPSHOT_SECONDS = 600.0
 _REPLY_LIMIT = 1 << 20  # bytes; a configuration is some kilobytes
-_FAULT_LIMIT = 400  # characters of a fault_message that users see
+_FAULT_LIMIT = 400  # characters of its own words that users see
 
 Reply = TypeVar("Reply")
 
@@ -355,7 +355,8 @@ class FirecrackerApi:
         try:
             return decode(kind, reply)
         except ValueError as error:
-            raise BangerError(Code.GUEST, f"Firecracker's answer to GET {target} makes no sense: {error}") from error
+            why = str(error)[:_FAULT_LIMIT]
+            raise BangerError(Code.GUEST, f"Firecracker's answer to GET {target} makes no sense: {why}") from error
 
     async def _send(self, method: str, target: str, body: object, seconds: float | None = None) -> None:
         await self._request(method, target, _without_none(encode(body)), seconds)

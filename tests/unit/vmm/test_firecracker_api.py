@@ -5,12 +5,15 @@ import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from banger.api.errors import BangerError, Code
+from banger.process import Watched
+from banger.vmm.firecracker import FirecrackerVmm
 from banger.vmm.firecracker_api import FirecrackerApi
 
 TIMEOUT = 60.0
@@ -95,6 +98,24 @@ def test_reasons_are_short_and_plain(tmp_path: Path, body: bytes, said: str) -> 
 def test_silence_is_not_awaited_for_ever(tmp_path: Path, answer: bytes) -> None:
     with pytest.raises(BangerError, match=r"Firecracker did not answer GET / for 0\.2 s"):
         ask(tmp_path / "api", answer, FirecrackerApi.describe_instance, timeout=0.2)
+
+
+async def balloon_bytes(api: FirecrackerApi) -> int:
+    return await FirecrackerVmm(cast(Watched, None), api, Path()).balloon_bytes()
+
+
+def test_what_a_balloon_holds(tmp_path: Path) -> None:
+    assert ask(tmp_path / "api", reply(b'{"target_mib": 5, "actual_mib": 3}'), balloon_bytes) == 3 << 20
+
+
+@pytest.mark.parametrize("held", ["-1", str((1 << 32) + 1), "9" * 4000, "true", "1.5", '"' + "x" * 100_000 + '"'])
+def test_a_balloon_that_makes_no_sense(tmp_path: Path, held: str) -> None:
+    """A number of some thousand digits can neither be shown nor be encoded for those who ask of all VMs."""
+    body = f'{{"target_mib": 0, "actual_mib": {held}}}'.encode()
+    with pytest.raises(BangerError) as caught:
+        ask(tmp_path / "api", reply(body), balloon_bytes)
+    assert caught.value.code is Code.GUEST
+    assert len(caught.value.message) < 500
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
