@@ -15,7 +15,7 @@ from banger.hostpackages import Need, Purpose
 from banger.paths import Layout, ensure_runtime, user_layout
 from banger.system import human_size
 from banger.vmm import programs
-from banger.vmm.choice import choose, wants_jailer
+from banger.vmm.choice import choose
 from banger.vmm.confinement import what_is_missing
 from banger.vmm.detect import detect, group_of, host_arch
 
@@ -53,7 +53,7 @@ def _acceleration() -> Check:
 def _vmm() -> Check:
     """Which VMM new VMs get; one that is configured but cannot be had fails."""
     try:
-        choice = choose(config.load(user_layout().config_file))
+        choice = choose(config.load(user_layout().config_file), net="user")
         return Check("VMM", "ok", f"{choice.driver}: {choice.reason}")
     except BangerError as error:
         return Check("VMM", "fail", error.message, error.hint)
@@ -68,7 +68,7 @@ def _jailer() -> list[Check]:
         return []  # told by the VMM's check where it matters
     if os.geteuid() != 0:
         return [Check("jailer", "ok", "without root Firecracker has no jailer, but its seccomp filters are on")]
-    if not wants_jailer(settings):
+    if not programs.wants_jailer(settings):
         return [Check("jailer", "warn", "Firecracker stays root", 'leave out jailer = "off" in config.toml')]
     try:
         return [Check("jailer", "ok", str(programs.jailer(settings)))]

@@ -219,7 +219,7 @@ class Daemon:
         return serve
 
     async def _status(self, request: m.Empty, report: Report) -> m.DaemonStatus:
-        choice = await self._workers.run(lambda job: choose(self._config))
+        choice = await self._workers.run(lambda job: choose(self._config, net="user"))
         return m.DaemonStatus(
             pid=os.getpid(),
             socket=str(self._layout.socket),

@@ -180,7 +180,8 @@ class VmService:
         return await vm.link.agent()
 
     def _choose(self, request: m.VmCreate, kernel_dir: Path) -> Choice:
-        choice = choose(self._config, request.vmm, kernels.kernel_paths(kernel_dir)[0], request.net or "user")
+        kernel, vcpu = kernels.kernel_paths(kernel_dir)[0], request.vcpu or self._config.vcpu
+        choice = choose(self._config, request.vmm, kernel, request.net or "user", vcpu)
         vm_plan.HARDWARE[choice.driver](host_arch(), choice.accelerator)  # asks the VMM, and `plan` need not
         return choice
 

@@ -22,6 +22,7 @@ from banger.disk.ext4 import check_size
 from banger.net.publish import check_ports_free
 from banger.paths import Layout
 from banger.store.records import VmRecord
+from banger.vmm.choice import FIRECRACKER, require_vcpu
 
 _log = logging.getLogger(__name__)
 _DISKS = {"disk": vm_plan.OVERLAY, "home": vm_plan.HOME}  # by the name of the setting
@@ -59,6 +60,8 @@ class VmSettings:
         sizes = _larger(vm.name, request, directory)
         others = {port.host_port for other in self._table if other is not vm for port in other.record.ports}
         wanted = vm_changes.changed(before, request, self._network, others)
+        if wanted.machine.driver == FIRECRACKER:
+            require_vcpu(wanted.machine.vcpu)
         if wanted.restart != before.restart:
             vm_plan.check_restart(wanted.restart, wanted.auto_remove)
         if wanted.name != before.name:

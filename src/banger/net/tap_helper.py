@@ -1,8 +1,9 @@
 """The per-VM helper that holds a network namespace with taps for a VMM, pasta behind one of them.
 
 Run as a script with no import of banger: `tap_helper.py CONTROL_FD UID PASTA_JSON FORWARDS_JSON`. `UID` is the user to
-become when root, else -1; PASTA_JSON pasta's argument vector without the namespace; FORWARDS_JSON a list of listening
-descriptor and guest address and port. It makes a user namespace in which that user is root, and in it:
+become when root, else -1; PASTA_JSON pasta's argument vector without the namespace, or null to try whether this works
+here; FORWARDS_JSON a list of listening descriptor and guest address and port. It makes a user namespace in which that
+user is root, and in it:
 
     tap net0 -- bridge -- tap pasta     the outside, as pasta gives it
     tap net1 (10.0.3.2/24)              published ports: connections that this helper makes to the guest
@@ -72,7 +73,7 @@ class SetupError(Exception):
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     uid = int(sys.argv[2])
-    pasta: list[str] = json.loads(sys.argv[3])
+    pasta: list[str] | None = json.loads(sys.argv[3])
     forwards: list[tuple[int, str, int]] = json.loads(sys.argv[4])
     for descriptor in (control.fileno(), *(forward[0] for forward in forwards)):
         os.set_inheritable(descriptor, False)
@@ -88,7 +89,11 @@ def main() -> None:
         os.waitpid(child.pid, 0)
         return
     try:
-        run(control, child.lifeline, pasta, forwards)
+        if pasta is None:
+            make_network(True)
+            control.send(b"ok")
+        else:
+            run(control, child.lifeline, pasta, forwards)
     except (OSError, SetupError) as error:
         fail(control, str(error))
 

@@ -14,7 +14,7 @@ from banger.vmm import detect, programs
 FIRECRACKER, QEMU = "firecracker", "qemu"
 NAMES = (FIRECRACKER, QEMU)
 KVM = Path("/dev/kvm")
-NO_JAILER = "off"  # what config.jailer says where Firecracker is to stay root
+MOST_VCPU = 32  # of Firecracker (MAX_SUPPORTED_VCPUS)
 # what a kernel that Firecracker can enter begins with: an ELF header, or the magic number of an arm64 Image at 56
 # (Documentation/arch/arm64/booting.rst)
 _ENTRIES = {"amd64": ("ELF file", 0, b"\x7fELF"), "arm64": ("arm64 Image", 56, b"ARM\x64")}
@@ -29,8 +29,8 @@ class Choice:
     reason: str
 
 
-def choose(config: Config, wanted: str = "", kernel: Path | None = None, net: str = "none") -> Choice:
-    """The VMM for a VM that boots `kernel` with the network `net`; `wanted` '' means the configured one.
+def choose(config: Config, wanted: str = "", kernel: Path | None = None, net: str = "none", vcpu: int = 1) -> Choice:
+    """The VMM for a VM that boots `kernel` with the network `net`; `wanted` '' means the configured one. Blocks.
 
     Raises BangerError when the one that is asked for cannot be had.
     """
@@ -38,7 +38,7 @@ def choose(config: Config, wanted: str = "", kernel: Path | None = None, net: st
     if wanted not in ("auto", *NAMES):
         raise BangerError(Code.INVALID, f"{wanted!r} is not a VMM", hint="use auto, firecracker or qemu")
     if wanted == FIRECRACKER:
-        require_firecracker(config, kernel, net)
+        require_firecracker(config, kernel, net, vcpu)
         return Choice(FIRECRACKER, "kvm", "it was asked for")
     acceleration = detect.detect()
     accelerator = acceleration.name if config.accelerator == "auto" else config.accelerator
@@ -48,20 +48,25 @@ def choose(config: Config, wanted: str = "", kernel: Path | None = None, net: st
         reason = acceleration.reason if config.accelerator == "auto" else "config.toml sets the accelerator to tcg"
         return Choice(QEMU, accelerator, reason)
     try:
-        require_firecracker(config, kernel, net)
+        require_firecracker(config, kernel, net, vcpu)
     except BangerError as error:
         return Choice(QEMU, accelerator, f"Firecracker is not used: {error.message}")
-    if os.geteuid() == 0 and not wants_jailer(config):  # while QEMU gives up root, and what else it does not need
+    if os.geteuid() == 0 and not programs.wants_jailer(
+        config
+    ):  # while QEMU gives up root, and what else it does not need
         return Choice(QEMU, accelerator, "Firecracker is not used as root without its jailer")
     return Choice(FIRECRACKER, "kvm", f"{acceleration.reason}, and so does {programs.firecracker(config)}")
 
 
-def require_firecracker(config: Config, kernel: Path | None = None, net: str = "none", kvm: Path = KVM) -> None:
+def require_firecracker(
+    config: Config, kernel: Path | None = None, net: str = "none", vcpu: int = 1, kvm: Path = KVM
+) -> None:
     """Raise a BangerError that says what keeps Firecracker from running a VM that boots `kernel` with a network."""
+    require_vcpu(vcpu)
     arch = detect.host_arch()
     require_kvm(kvm)
     programs.firecracker(config)
-    if wants_jailer(config):
+    if programs.wants_jailer(config):
         programs.jailer(config)
     if net != "none" and (why := tap.reason_unusable()):
         raise BangerError(
@@ -81,9 +86,14 @@ def require_firecracker(config: Config, kernel: Path | None = None, net: str = "
                 )
 
 
-def wants_jailer(config: Config) -> bool:
-    """Whether Firecracker runs in the jail of its jailer: as root, unless config.toml says otherwise."""
-    return os.geteuid() == 0 and config.jailer != NO_JAILER
+def require_vcpu(vcpu: int) -> None:
+    """Raise a BangerError when these are more virtual CPUs than Firecracker has."""
+    if vcpu > MOST_VCPU:
+        raise BangerError(
+            Code.UNSUPPORTED,
+            f"Firecracker has no more than {MOST_VCPU} virtual CPUs, not {vcpu}",
+            hint=f"use up to {MOST_VCPU}, or a VM with --vmm qemu",
+        )
 
 
 def require_kvm(kvm: Path = KVM) -> None:

@@ -20,7 +20,7 @@ from banger.net.tap import Namespaces
 from banger.process import ProcessId, Watched, find_by_arguments, spawn
 from banger.system import bind_unix, connect_unix
 from banger.vmm import jailer, programs
-from banger.vmm.choice import FIRECRACKER, wants_jailer
+from banger.vmm.choice import FIRECRACKER
 from banger.vmm.driver import CONSOLE, POWERED_OFF, REBOOTED
 from banger.vmm.firecracker_api import (
     Balloon,
@@ -214,7 +214,7 @@ class FirecrackerDriver:
         arguments = ["--api-sock", API_SOCKET, "--log-path", LOG_PIPE, "--level", "Info"]
         arguments += ["--metrics-path", METRICS_PIPE]
         stdin, stdout = streams["typed"], streams[CONSOLE]
-        if machine.uid >= 0 and wants_jailer(self._config):
+        if machine.uid >= 0 and programs.wants_jailer(self._config):
             for path in (directory / RUN, *(directory / RUN).iterdir()):
                 os.chown(path, machine.uid, machine.uid, follow_symlinks=False)
             jail = Jail(directory, directory.name, machine.uid, program, programs.jailer(self._config))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +14,7 @@ from banger.vmm.ask import ask
 
 # what the API client was written for: before 1.5 it lacks requests, and 2 may change any of them
 OLDEST, NEWEST = (1, 5), (1, 99)
+NO_JAILER = "off"  # what config.jailer says where Firecracker is to stay root
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,19 @@ def jailer(config: Config) -> Program:
     return _find("jailer", config.jailer)
 
 
+def wants_jailer(config: Config) -> bool:
+    """Whether Firecracker runs in the jail of its jailer: as root, unless config.toml says otherwise."""
+    return os.geteuid() == 0 and config.jailer != NO_JAILER
+
+
 def look_up(config: Config, driver: str) -> None:
     """Have the programs of a driver asked for their versions before the event loop needs them; blocks.
 
-    Raises as `firecracker` does; what is wrong with the jailer is for whoever needs it.
+    Raises as `firecracker` does.
     """
     if driver == "firecracker":
         firecracker(config)
-        with contextlib.suppress(BangerError):
+        if wants_jailer(config):
             jailer(config)
 
 

@@ -62,9 +62,15 @@ def test_what_was_looked_up_starts_no_program(tmp_path: Path, monkeypatch: pytes
     assert programs.jailer(config).version == (1, 12, 1)
 
 
-def test_a_missing_jailer_is_no_matter_and_a_missing_firecracker_is(tmp_path: Path) -> None:
+def test_a_missing_program_matters_where_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = str(program(tmp_path / "firecracker", "Firecracker v1.12.1"))
-    programs.look_up(Config(firecracker=found, jailer=str(tmp_path / "none")), "firecracker")
+    without = Config(firecracker=found, jailer=str(tmp_path / "none"))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    programs.look_up(without, "firecracker")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    programs.look_up(Config(firecracker=found, jailer="off"), "firecracker")
+    with pytest.raises(BangerError, match="is not a program"):
+        programs.look_up(without, "firecracker")
     programs.look_up(Config(firecracker=str(tmp_path / "none")), "qemu")
     with pytest.raises(BangerError, match="is not a program"):
         programs.look_up(Config(firecracker=str(tmp_path / "none")), "firecracker")

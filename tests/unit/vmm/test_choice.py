@@ -80,6 +80,16 @@ def test_qemu_where_there_can_be_no_taps(
         choose(config, "firecracker", kernel, "user")
 
 
+def test_more_processors_than_firecracker_has(
+    kvm: Path, kernel: Path, firecracker_binaries: FirecrackerBinaries
+) -> None:
+    config = Config(firecracker=str(firecracker_binaries.firecracker))
+    assert choose(config, kernel=kernel, vcpu=32).driver == "firecracker"
+    assert "Firecracker has no more than 32 virtual CPUs, not 33" in choose(config, kernel=kernel, vcpu=33).reason
+    with pytest.raises(BangerError, match="no more than 32 virtual CPUs"):
+        choose(config, "firecracker", kernel, vcpu=40)
+
+
 def test_qemu_where_firecracker_is_missing(kvm: Path, kernel: Path, tmp_path: Path) -> None:
     found = choose(Config(firecracker=str(tmp_path / "none")), kernel=kernel)
     assert (found.driver, found.accelerator) == ("qemu", "kvm")
