@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,7 +61,7 @@ class LeakChecker:
         known = {vm.id for vm in vms}
         yield from (f"a directory without a VM: {path}" for path in layout.vms.iterdir() if path.name not in known)
         for top in (layout.state, layout.cache):
-            yield from (f"half-done: {path}" for path in top.rglob(f"{STAGING_PREFIX}*"))
+            yield from (f"half-done: {path}" for path in _staged(top))
         for vm in vms:
             if vm.state != "running":
                 for path in Path(vm.directory).iterdir():
@@ -108,6 +109,14 @@ class LeakChecker:
         # those of other tests are none of ours
         gone = self._seen - {vm.id for vm in vms if vm.state == "running"}
         yield from (f"a control group without processes: {name}" for name in _empty_groups() & gone)
+
+
+def _staged(top: Path) -> list[Path]:
+    """What is still half done after a while; some of it is removed in the background."""
+    deadline = time.monotonic() + TIMEOUT
+    while (found := list(top.rglob(f"{STAGING_PREFIX}*"))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
 
 
 def _empty_groups() -> set[str]:

@@ -135,7 +135,8 @@ def remove_tree(path: Path) -> None:
     try:
         shutil.rmtree(path)
     except FileNotFoundError:
-        return
+        if path.exists():  # somebody else deletes in there, too
+            remove_tree(path)
     except PermissionError:
         os.chmod(path, 0o700)
         for directory, names, _ in os.walk(path):

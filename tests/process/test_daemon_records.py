@@ -20,7 +20,7 @@ from banger.api import operations as op
 from banger.api.errors import BangerError, Code
 from banger.daemon import vm_disk
 from banger.guest.protocol import POWER_OFF_NOTICE
-from banger.process import boot_id, identify
+from banger.process import ProcessId, boot_id, identify
 from banger.store.database import Store
 from banger.vmm.driver import POWERED_OFF, REBOOTED, Processes
 from tests.daemons import TIMEOUT, DaemonProcess, running_daemon
@@ -75,18 +75,23 @@ def test_row_that_cannot_be_read_is_rebuilt_from_the_directory(daemon: DaemonPro
 
 
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("said", "boot", "reason"),
     [
-        ("reboot: Restarting system", REBOOTED),
-        (f"{POWER_OFF_NOTICE}\nreboot: Restarting system", POWERED_OFF),
-        ("", "it ended while the daemon was away"),
+        ("reboot: Restarting system", boot_id(), REBOOTED),
+        (f"{POWER_OFF_NOTICE}\nreboot: Restarting system", boot_id(), POWERED_OFF),
+        ("", boot_id(), "it ended while the daemon was away"),
+        ("reboot: Restarting system", "another", "it ended while the daemon was away"),
     ],
 )
-def test_firecracker_that_ended_while_no_daemon_was_there(daemon: DaemonProcess, said: str, reason: str) -> None:
-    """A guest's reboot ends it: it is started again, which fails here, since there is none."""
+def test_firecracker_that_ended_while_no_daemon_was_there(
+    daemon: DaemonProcess, said: str, boot: str, reason: str
+) -> None:
+    """A guest's reboot ends it: it is started again, which fails here, since there is none; not when the host did."""
     vm = create(daemon, name="one")
     daemon.stop()
     (Path(vm.directory) / "console.log").write_text(f"its last words\n{said}\n")
+    ended = Processes(ProcessId(2**22 + 1, 0), [], boot=boot)  # a pid that there never is, proc(5)
+    vm_disk.write_processes(Path(vm.directory), ended)
     change(daemon, vm, "machine.driver", "firecracker")
     change(daemon, vm, "state", "running")
     daemon.start()

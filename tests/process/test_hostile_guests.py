@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -35,10 +36,10 @@ class Hostile:
         self.daemon = daemon
         self._count = 0
 
-    def create(self, behaviour: str) -> m.VmInfo:
+    def create(self, behaviour: str, name: str = "") -> m.VmInfo:
         """A VM, not yet started."""
         self._count += 1
-        name = "good" if behaviour == "honest" else f"vm{self._count}"
+        name = name or ("good" if behaviour == "honest" else f"vm{self._count}")
         create = m.VmCreate(image="tiny", name=name, net="none", balloon=True)
         vm = self.daemon.client.call(op.VM_CREATE, create)
         hostile_vmm.choose(self.daemon.environment, vm.id, behaviour)
@@ -101,6 +102,32 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
         with running.started("honest"):
             running.answers_for(0.5)
             yield running
+
+
+def test_a_vmm_that_hangs_holds_up_no_start_of_the_daemon(hostile: Hostile) -> None:
+    with hostile.started("honest", hostile.create("honest", "hangs")):
+        pid = hostile.daemon.client.call(op.VM_SHOW, m.VmRef("hangs")).pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            hostile.daemon.restart()
+            # it is neither given up nor awaited, and the others are there
+            hostile.answers_for(0.1)
+            vms = {vm.name: vm for vm in hostile.daemon.client.call(op.VM_LIST, m.Empty()).vms}
+            assert vms["hangs"].state == "running"
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        deadline = time.monotonic() + TIMEOUT
+        while not answers(hostile, "hangs"):
+            assert time.monotonic() < deadline, hostile.daemon.log
+            time.sleep(0.05)
+        assert hostile.daemon.client.call(op.VM_SHOW, m.VmRef("hangs")).pid == pid
+
+
+def answers(hostile: Hostile, name: str) -> bool:
+    with contextlib.suppress(BangerError):
+        hostile.daemon.client.call(op.VM_STAT, m.GuestPath(name, "/"))
+        return True
+    return False
 
 
 def files_outside(hostile: Hostile, vm: m.VmInfo) -> dict[str, int]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from banger.job import Job, Progress
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Report = Callable[[Progress], None]
@@ -40,12 +43,23 @@ class Workers:
             await asyncio.gather(future, return_exceptions=True)
             raise
 
+    def later(self, work: Callable[[], None]) -> None:
+        """Do work for whose end nobody waits, and that may come to nothing when the daemon ends."""
+        self._short.submit(_logged, work)
+
     def close(self) -> None:
         """Cancel what is running, wait for its end, and end the threads."""
         for job in self._jobs:
             job.cancel()
         for pool in (self._long, self._short):
             pool.shutdown(cancel_futures=True)
+
+
+def _logged(work: Callable[[], None]) -> None:
+    try:
+        work()
+    except (OSError, RecursionError) as error:
+        _log.warning("cannot clean up: %s", error)
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, report: Report, progress: Progress) -> None:

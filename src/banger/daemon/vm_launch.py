@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from banger import system
 from banger.config import Config
@@ -126,12 +128,21 @@ class Launcher:
         if processes := vm_disk.read_processes(directory):
             _end_network(processes)
         for name in self.traces(vm):
-            system.remove_tree(directory / name)
+            if aside := _put_aside(directory / name):
+                self._workers.later(functools.partial(system.remove_tree, aside))
         cgroups.remove(vm.record.id)
 
     def traces(self, vm: Vm) -> tuple[str, ...]:
         """What the directory of a VM holds only while it runs."""
         return (vm_disk.PROCESSES, recorder.CONSOLE_SOCKET, *self.driver(vm.record).traces)
+
+
+def _put_aside(path: Path) -> Path | None:
+    """Remove a file; a directory, which its VMM may have filled, gets another name, under which it is to be removed."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return None
+    return path.rename(path.with_name(f"{system.STAGING_PREFIX}{path.name}-{os.urandom(8).hex()}"))
 
 
 def _end_network(processes: Processes) -> None:

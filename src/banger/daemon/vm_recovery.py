@@ -35,6 +35,7 @@ from banger.store.records import (
 from banger.vmm.driver import POWERED_OFF, REBOOTED, Processes
 
 _log = logging.getLogger(__name__)
+_PATIENCE = 3.0  # seconds; taking over fifty VMs takes less
 # What is said of a VM without a VMM, by the state that was written down last.
 _REASONS = {
     STARTING: "the daemon ended while it started this VM",
@@ -58,7 +59,24 @@ class Recovery:
         await self._workers.run(lambda job: system.sweep_staging(self._layout.vms))
         self._table.load(map(self._known_driver, load(self._layout, self._store)))
         keys = await self._keys_of_adopted()
-        await asyncio.gather(*(self._settle(vm, keys) for vm in self._table if vm.state != BROKEN))
+        tasks = [asyncio.create_task(self._settle(vm, keys)) for vm in self._table if vm.state != BROKEN]
+        if tasks:
+            # a VMM that hangs, or pretends to, holds up nobody but whoever wants something of its VM
+            await asyncio.wait(tasks, timeout=_PATIENCE)
+        for task in tasks:
+            if task.done():
+                task.result()
+            else:
+                self._lifecycle.keep(task)
+
+    async def _settle(self, vm: Vm, keys: Sequence[str]) -> None:
+        """Bring a VM to a state that is true; one where that fails is broken until the next daemon tries again."""
+        async with vm.lock:
+            try:
+                await self._settle_locked(vm, keys)
+            except (OSError, RecursionError, BangerError) as error:
+                _log.error("what became of the VM %r cannot be found out: %s", vm.name, error)
+                vm.record = broken_record(vm.record.id, vm.name, f"its state cannot be found out: {error}")
 
     def _known_driver(self, record: VmRecord) -> VmRecord:
         if record.state == BROKEN or self._launcher.knows(record):
@@ -66,15 +84,15 @@ class Recovery:
         reason = f"it was made for {record.machine.driver!r}, of which this version knows nothing"
         return broken_record(record.id, record.name, reason)
 
-    async def _settle(self, vm: Vm, keys: Sequence[str]) -> None:
-        """Bring a VM to a state that is true: finish or undo what the last daemon was about to do."""
+    async def _settle_locked(self, vm: Vm, keys: Sequence[str]) -> None:
+        """Finish or undo what the last daemon was about to do."""
         directory = self._layout.vm(vm.record.id)
         if self._is_settled(vm, directory):
             return
         system.sweep_staging(directory)
         processes = vm_disk.read_processes(directory) or self._find_stray(vm, directory)
         process = None if processes is None else Watched.find(processes.vmm)
-        ended = process is None and vm.state == RUNNING
+        ended = processes is not None and process is None and vm.state == RUNNING
         said = self._launcher.driver(vm.record).stop_reason(directory) if ended else ""
         reason = _REASONS.get(vm.state, vm.record.reason)
         if processes is not None and process is not None and vm.state in (RUNNING, STOPPING) and not vm.record.attached:
