@@ -30,10 +30,7 @@ def test_the_vmm_of_a_guest_that_has_halted_is_ended(tmp_path: Path) -> None:
             stack.callback(os.close, null)
             process = spawn(["sleep", "1000"], [], null)
             stack.callback(process.signal, 9)
-            ours, theirs = socket.socketpair()
-            stack.enter_context(theirs)
-            api = FirecrackerApi(*await asyncio.open_unix_connection(sock=ours))
-            vmm = FirecrackerVmm(process, api, tmp_path)
+            vmm = FirecrackerVmm(process, FirecrackerApi(tmp_path), tmp_path)
             stack.callback(vmm.release)
 
             async def connect(timeout: float) -> socket.socket:

@@ -118,7 +118,7 @@ class FirecrackerVmm:
         return True
 
     async def set_balloon(self, size: int) -> None:
-        # a request that is cut off takes the connection with it
+        # to its end: what is asked next has to come after it, and a request that is cut off costs the connection
         await asyncio.shield(self.api.patch_balloon(BalloonUpdate(size >> 20)))
 
     async def balloon_bytes(self) -> int:

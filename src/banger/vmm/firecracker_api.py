@@ -7,8 +7,10 @@ that its version does not know. Keys that this client does not know are ignored 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -225,27 +227,28 @@ class FirecrackerApi:
     """One connection to one Firecracker; requests are answered one after the other.
 
     Answers may take `timeout` seconds, those about snapshots longer. Every method raises BangerError(GUEST): with
-    Firecracker's own words when it refuses, or when it has ended.
+    Firecracker's own words when it refuses, when it does not answer in time, or when it has ended. A connection whose
+    answer nobody waits for any more is dropped, and the next request makes another.
     """
 
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, timeout: float = _CALL_SECONDS
-    ) -> None:
+    def __init__(self, path: Path, timeout: float = _CALL_SECONDS) -> None:
+        self._path = path
         self._timeout = timeout
-        self._reader = reader
-        self._writer = writer
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._closed = False
         self._turn = asyncio.Lock()
 
     @classmethod
     async def connect(cls, path: Path, timeout: float = _CALL_SECONDS) -> FirecrackerApi:
         """Connect to the API socket at `path`; raises OSError when nobody listens there."""
-        connection = connect_unix(path, timeout=0)
-        connection.setblocking(False)
-        return cls(*await asyncio.open_unix_connection(sock=connection, limit=_REPLY_LIMIT), timeout)
+        api = cls(path, timeout)
+        api._streams = await _open(path)
+        return api
 
     def close(self) -> None:
-        """Drop the connection; Firecracker goes on."""
-        self._writer.close()
+        """Drop the connection for good; Firecracker goes on."""
+        self._closed = True
+        self._drop()
 
     # General ---------------------------------------------------------------------------------------------------------
 
@@ -366,29 +369,57 @@ class FirecrackerApi:
         content = b"" if body is None else json.dumps(body).encode()
         headers = {"Host": "localhost", "Content-Type": "application/json"}
         try:
-            async with self._turn, asyncio.timeout(seconds):
-                self._writer.write(http1.format_request(method, target, headers, content))
-                status, reply = await self._response()
+            async with self._turn, asyncio.timeout(seconds), self._connection() as (reader, writer):
+                writer.write(http1.format_request(method, target, headers, content))
+                status, reply = await _response(reader)
         except TimeoutError as error:
-            self.close()  # an answer that comes late must not be taken for that of the next request
             raise BangerError(Code.GUEST, f"Firecracker did not answer {method} {target} for {seconds:g} s") from error
-        except asyncio.CancelledError:
-            self.close()
-            raise
+        except BlockingIOError as error:  # too many have connected, of which it has noticed none
+            raise BangerError(Code.GUEST, "Firecracker takes no connections") from error
         except (OSError, EOFError, ValueError, RecursionError, asyncio.LimitOverrunError) as error:
-            self.close()  # whatever it sent, the next answer would not begin where it should
             raise BangerError(Code.GUEST, "Firecracker has ended") from error
         if status >= 400:
             raise BangerError(Code.GUEST, f"Firecracker refused {method} {target}: {_fault(reply)}")
         return reply
 
-    async def _response(self) -> tuple[int, Json]:
-        head = http1.read_response(io.BytesIO(await self._reader.readuntil(b"\r\n\r\n")))
-        size = int(head.headers.get("content-length", "0"))
-        if not 0 <= size <= _REPLY_LIMIT:
-            raise ValueError(f"a reply of {size} bytes")
-        body = await self._reader.readexactly(size)
-        return head.status, json.loads(body) if body else None
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """The connection, or a new one, for one request; one that was not answered whole is the last on it.
+
+        An answer that comes late must not be taken for that of the next request.
+        """
+        if self._closed:
+            raise EOFError
+        if self._streams is None or self._streams[0].at_eof() or self._streams[1].is_closing():
+            self._drop()
+            self._streams = await _open(self._path)
+        try:
+            if self._closed:  # meanwhile
+                raise EOFError
+            yield self._streams
+        except BaseException:
+            self._drop()
+            raise
+
+    def _drop(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
+async def _open(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    connection = connect_unix(path, timeout=0)
+    connection.setblocking(False)
+    return await asyncio.open_unix_connection(sock=connection, limit=_REPLY_LIMIT)
+
+
+async def _response(reader: asyncio.StreamReader) -> tuple[int, Json]:
+    head = http1.read_response(io.BytesIO(await reader.readuntil(b"\r\n\r\n")))
+    size = int(head.headers.get("content-length", "0"))
+    if not 0 <= size <= _REPLY_LIMIT:
+        raise ValueError(f"a reply of {size} bytes")
+    body = await reader.readexactly(size)
+    return head.status, json.loads(body) if body else None
 
 
 def _fault(reply: Json) -> str:

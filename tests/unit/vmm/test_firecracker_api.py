@@ -1,9 +1,10 @@
-"""What a Firecracker that a guest has taken over can answer: nothing that harms whoever asks."""
+"""What a Firecracker that a guest has taken over can answer: nothing that harms whoever asks; and one that stalls."""
 
 import asyncio
 import contextlib
+import itertools
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import cast
 
@@ -30,11 +31,11 @@ def ask(
     """What a question to a Firecracker that answers so comes to; it hangs up then, unless there is a timeout."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(100)
-        writer.write(answer)
-        if timeout:
-            await reader.read()  # until the other one hangs up
-        writer.close()
+        with contextlib.closing(writer):
+            await reader.read(100)
+            writer.write(answer)
+            if timeout:
+                await reader.read()  # until the other one hangs up
 
     async def test() -> object:
         path.unlink(missing_ok=True)
@@ -123,3 +124,118 @@ def test_a_balloon_that_makes_no_sense(tmp_path: Path, held: str) -> None:
 def test_any_bytes(tmp_path: Path, answer: bytes) -> None:
     with contextlib.suppress(BangerError):  # and no other
         assert isinstance(ask(tmp_path / "api", answer, FirecrackerApi.get_version), str)
+
+
+class Stalling:
+    """A Firecracker that tells its version, the number of the connection: on `silent` ones late, on `leaves` once."""
+
+    def __init__(self, path: Path, silent: tuple[int, ...] = (), leaves: tuple[int, ...] = ()) -> None:
+        self._path = path
+        self._silent, self._leaves = silent, leaves
+        self.told = asyncio.Event()
+        self.requests: list[int] = []
+
+    @contextlib.asynccontextmanager
+    async def asked(self) -> AsyncIterator[FirecrackerApi]:
+        """Its API, which has connected to it once."""
+        connections = itertools.count(1)
+        async with (
+            await asyncio.start_unix_server(lambda *streams: self._serve(next(connections), *streams), self._path),
+            asyncio.timeout(TIMEOUT),
+        ):
+            api = await FirecrackerApi.connect(self._path, TIMEOUT)
+            try:
+                yield api
+            finally:
+                api.close()
+
+    async def _serve(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                self.requests.append(number)
+                if number in self._silent:
+                    await self.told.wait()
+                writer.write(reply(b'{"firecracker_version": "%d"}' % number))
+                if number in self._leaves:
+                    break
+
+    async def under_way(self, count: int) -> None:
+        while len(self.requests) < count:
+            await asyncio.sleep(0.001)
+
+
+def test_one_that_has_stalled_is_asked_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        firecracker = Stalling(tmp_path / "api", silent=(1,))
+        async with firecracker.asked() as api:
+            api._timeout = 0.1
+            with pytest.raises(BangerError, match=r"Firecracker did not answer GET /version for 0\.1 s"):
+                await api.get_version()
+            firecracker.told.set()
+            api._timeout = TIMEOUT
+            # what it says late is said to nobody
+            assert [await api.get_version() for _ in range(2)] == ["2", "2"]
+
+    asyncio.run(test())
+
+
+def test_a_request_that_is_cancelled_costs_the_connection_and_no_more(tmp_path: Path) -> None:
+    async def test() -> None:
+        firecracker = Stalling(tmp_path / "api", silent=(1,))
+        async with firecracker.asked() as api:
+            request = asyncio.create_task(api.get_version())
+            await firecracker.under_way(1)
+            request.cancel()
+            await asyncio.wait([request])
+            firecracker.told.set()
+            assert await api.get_version() == "2"
+
+    asyncio.run(test())
+
+
+def test_who_leaves_before_its_turn_disturbs_nobody(tmp_path: Path) -> None:
+    async def test() -> None:
+        firecracker = Stalling(tmp_path / "api", silent=(1,))
+        async with firecracker.asked() as api:
+            first = asyncio.create_task(api.get_version())
+            await firecracker.under_way(1)
+            second = asyncio.create_task(api.get_version())
+            await asyncio.sleep(0)
+            second.cancel()
+            await asyncio.wait([second])
+            firecracker.told.set()
+            assert [await first, await api.get_version()] == ["1", "1"]
+            assert firecracker.requests == [1, 1]
+
+    asyncio.run(test())
+
+
+def test_one_that_hangs_up_is_connected_to_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with Stalling(tmp_path / "api", leaves=(1,)).asked() as api:
+            assert await api.get_version() == "1"
+            assert api._streams is not None
+            while not api._streams[0].at_eof():
+                await asyncio.sleep(0.001)
+            assert await api.get_version() == "2"
+
+    asyncio.run(test())
+
+
+def test_nobody_connects_once_it_is_let_go_or_has_ended(tmp_path: Path) -> None:
+    async def test() -> None:
+        firecracker = Stalling(tmp_path / "api", silent=(1,))
+        async with firecracker.asked() as api:
+            waiting = [asyncio.create_task(api.get_version()) for _ in range(2)]
+            await firecracker.under_way(1)
+            api.close()
+            for task in waiting:
+                with pytest.raises(BangerError, match="Firecracker has ended"):
+                    await task
+            firecracker.told.set()
+        assert firecracker.requests == [1]
+        ended = FirecrackerApi(tmp_path / "api")
+        with pytest.raises(BangerError, match="Firecracker has ended"):
+            await ended.get_version()
+
+    asyncio.run(test())
