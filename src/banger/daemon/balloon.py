@@ -64,7 +64,8 @@ class Controller:
 
     def __init__(self, memory: int) -> None:
         self._memory = memory
-        self._asked: int | None = None  # what the guest was last asked for; not known of an adopted one
+        self._asked: int | None = None  # what the guest was last asked for; None where that is not known
+        self._owes = False  # whether it was to be given everything back, which did not reach it
         self._before: Reading | None = None
         self._quiet = 0
         self._rests_until = 0.0
@@ -73,18 +74,18 @@ class Controller:
         """The bytes that the guest is to be asked for from now on, None when it has been already."""
         before, self._before = self._before, now
         held = min(now.held, self._memory)
-        if self._asked is None and not held:
-            self._asked = 0
         spare = headroom(self._memory)
         available = min(now.available, self._memory - held)
         reads = before is not None and _reads(before, now)
         self._quiet = self._quiet + 1 if before is not None and not reads and _idles(before, now) else 0
-        if held and (available < spare // 2 or reads):
+        if self._owes or (held and (available < spare // 2 or reads)):
             return self.give_back(now.at)
         takes = min(available - spare, self._memory // 4) // _MIB * _MIB
         if takes >= _LEAST_TAKEN and self._quiet >= _QUIET_LOOKS and now.at >= self._rests_until:
             self._asked = held + takes  # once more if that came to nothing: its driver may not have been there
             return self._asked
+        if self._asked is None and not held:
+            return None
         # what a busy guest has not reached it is not driven to, and what it was given back it goes on to take
         return self._ask(held if self._asked is None else min(held, self._asked))
 
@@ -92,7 +93,13 @@ class Controller:
         """As `decide`, for a guest that needs all of its memory at this moment."""
         self._rests_until = at + _REST
         self._quiet = 0
+        self._owes = False
         return self._ask(0)
+
+    def not_delivered(self) -> None:
+        """What was decided last may not have reached the guest; what it was to get back it gets at the next look."""
+        self._owes = self._asked == 0
+        self._asked = None
 
     def _ask(self, size: int) -> int | None:
         if size == self._asked:
@@ -191,7 +198,15 @@ async def _look(link: GuestLink, controller: Controller) -> None:
         read=sum(block.read for block in stats.blocks),
     )
     if (size := controller.decide(now)) is not None:
-        await link.vmm.set_balloon(size)
+        await _set(link.vmm, controller, size)
+
+
+async def _set(vmm: Vmm, controller: Controller, size: int) -> None:
+    try:
+        await vmm.set_balloon(size)
+    except BangerError:
+        controller.not_delivered()
+        raise
 
 
 async def _relieve(vmm: Vmm, controller: Controller) -> None:
@@ -200,7 +215,7 @@ async def _relieve(vmm: Vmm, controller: Controller) -> None:
         await vmm.wait_taken_back()
         if (size := controller.give_back(time.monotonic())) is not None:
             with contextlib.suppress(BangerError):
-                await vmm.set_balloon(size)
+                await _set(vmm, controller, size)
         await asyncio.sleep(_RELIEF_SECONDS)
 
 

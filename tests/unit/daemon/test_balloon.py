@@ -132,6 +132,25 @@ def test_a_new_daemon_says_nothing_to_a_guest_that_gives_nothing() -> None:
     assert Controller(GIB).decide(reading(0, 0, 100 * MIB)) is None
 
 
+def test_what_was_not_delivered_is_given_back_at_the_next_look() -> None:
+    controller = Controller(GIB)
+    assert controller.decide(reading(0, 500 * MIB, 50 * MIB)) == 0
+    controller.not_delivered()
+    assert controller.decide(reading(5, 500 * MIB, 400 * MIB)) == 0  # although it would do without by now
+    controller.not_delivered()
+    assert controller.decide(reading(10, 0, 900 * MIB)) == 0  # and although it has helped itself, for the time being
+    assert controller.decide(reading(15, 0, 900 * MIB)) is None
+
+
+def test_what_was_delivered_after_all_is_given_back() -> None:
+    controller = Controller(GIB)
+    assert [controller.decide(reading(at, 0, GIB)) for at in (0, 5)] == [None, None]
+    assert controller.decide(reading(10, 0, GIB)) == 256 * MIB
+    controller.not_delivered()
+    assert controller.decide(reading(15, 0, GIB, busy_ms=5000)) is None
+    assert controller.decide(reading(20, 256 * MIB, 50 * MIB)) == 0
+
+
 sizes = st.one_of(st.integers(0, 2 * GIB), st.integers(0, 1 << 64))
 readings = st.lists(st.builds(Reading, st.floats(0, 1e6), sizes, sizes, sizes, sizes), max_size=30)
 
@@ -313,6 +332,24 @@ def test_a_guest_that_takes_memory_back_gets_all(monkeypatch: pytest.MonkeyPatch
         await asyncio.sleep(0.05)
         assert link.vmm.asked[asked:] == [0]
         assert link.looks <= looks + 1  # who does not answer is not asked again
+
+    host.run(test)
+
+
+def test_memory_is_given_back_although_the_vmm_fails_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(monkeypatch)
+    link = host.links[0]
+
+    async def test() -> None:
+        await until(lambda: link.vmm.held > GIB // 2)
+        link.vmm.failure = BangerError(Code.GUEST, "Firecracker did not answer")
+        link.vmm.taken_back.set()
+        link.vmm.taken_back = asyncio.Event()
+        looks = link.looks
+        await until(lambda: link.looks > looks + 1)
+        assert link.vmm.held > GIB // 2
+        link.vmm.failure = None
+        await until(lambda: link.vmm.held == 0)
 
     host.run(test)
 
