@@ -119,9 +119,12 @@ def look(directory: Path) -> tuple[int, dict[str, int]]:
     """What a VM alone takes on disk, and the sizes of its files by name: by one look at each, since lists are long."""
     total = 0
     sizes: dict[str, int] = {}
-    with contextlib.suppress(FileNotFoundError):
-        for entry in os.scandir(directory):
-            status = entry.stat(follow_symlinks=False)
+    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+        for entry in entries:
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # a log that has just been rotated
             sizes[entry.name] = status.st_size
             if status.st_nlink == 1:
                 total += status.st_blocks * 512
