@@ -118,10 +118,8 @@ class Answer:
             return int(value)
         try:
             until = email.utils.parsedate_to_datetime(value).timestamp()
-            # by the server's own clock, where it tells it: ours may be wrong
-            date = self.headers.get("date")
-            now = email.utils.parsedate_to_datetime(date).timestamp() if date else time.time()
-            return max(0.0, until - now)
+            # by the server's own clock, and only where it tells it: ours may be wrong
+            return max(0.0, until - email.utils.parsedate_to_datetime(self.headers.get("date", "")).timestamp())
         except (TypeError, ValueError, OverflowError):
             return 0
 

@@ -265,15 +265,15 @@ def test_server_that_stays_busy(server: Server) -> None:
     assert len(server.requests) == QUICK.attempts
 
 
-@pytest.mark.parametrize("value", ["3600", "Fri, 01 Jan 2100 00:00:00 GMT"])
-def test_server_that_asks_for_too_long_a_pause(server: Server, value: str) -> None:
-    assert "wants to be asked again in" in reason(
-        server.serve("/kernel", Reply(status=503, headers={"Retry-After": value}))
+def test_server_that_asks_for_too_long_a_pause(server: Server) -> None:
+    assert "wants to be asked again in 3600 s" in reason(
+        server.serve("/kernel", Reply(status=503, headers={"Retry-After": "3600"}))
     )
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("value", ["0", "Mon, 02 Feb 2026 10:00:00 GMT", "soon", "-5", "9" * 100])
+# a time says nothing without the server's own: by ours, which may have jumped, it could be any length
+@pytest.mark.parametrize("value", ["0", "Fri, 01 Jan 2100 00:00:00 GMT", "soon", "-5", "9" * 100])
 def test_pause_that_need_not_be_waited_for(server: Server, value: str) -> None:
     url = server.serve("/kernel", Reply(status=429, headers={"Retry-After": value}), GOOD)
     assert download(url) == BODY
