@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import random
 import shutil
 import signal
 import socket
@@ -572,24 +573,49 @@ def test_a_network_of_its_own(daemon: DaemonProcess) -> None:
         socket.create_connection(("127.0.0.1", port), TIMEOUT)
 
 
+def kill_while_it_starts(daemon: DaemonProcess, names: list[str], delay: float) -> None:
+    """Start VMs all at once, kill the daemon so many seconds later, and start the next one."""
+
+    def work(name: str) -> None:
+        with contextlib.suppress(BangerError):
+            daemon.client.call(op.VM_START, m.VmRef(name))
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    time.sleep(delay)
+    daemon.kill()
+    for thread in threads:
+        thread.join(TIMEOUT)
+    daemon.start()
+
+
 @pytest.mark.skipif(shutil.which("pasta") is None, reason="pasta is not installed")
 def test_a_daemon_killed_at_any_moment_of_a_start(daemon: DaemonProcess) -> None:
     """Jailer, namespaces, taps, pipes, control groups: whatever was begun is undone by the next daemon."""
     daemon.client.call(op.VM_CREATE, m.VmCreate(name="one", memory_bytes=MEMORY, vcpu=1))
     checker = LeakChecker(daemon)
-
-    def work() -> None:
-        with contextlib.suppress(BangerError):
-            daemon.client.call(op.VM_START, m.VmRef("one"))
-
     for number in range(8):
-        thread = threading.Thread(target=work)
-        thread.start()
-        time.sleep(0.1 * number)
-        daemon.kill()
-        thread.join(TIMEOUT)
-        daemon.start()
-        assert checker.find() == [], f"killed after {0.1 * number:.2f} s"
+        kill_while_it_starts(daemon, ["one"], 0.1 * number)
+        assert checker.find() == [], f"killed after {0.1 * number:.1f} s"
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(shutil.which("pasta") is None, reason="pasta is not installed")
+def test_a_daemon_killed_at_random_moments_of_many_starts(daemon: DaemonProcess) -> None:
+    seed = int(os.environ.get("BANGER_SOAK_SEED", "1"))
+    rounds = int(os.environ.get("BANGER_SOAK_ROUNDS", "100"))
+    chance = random.Random(seed)
+    names = [f"vm{number}" for number in range(4)]
+    for name in names:
+        daemon.client.call(op.VM_CREATE, m.VmCreate(name=name, memory_bytes=MEMORY, vcpu=1))
+    checker = LeakChecker(daemon)
+    for number in range(rounds):
+        delay = chance.uniform(0, 2.5)
+        print(f"seed {seed}, round {number}, {delay:.3f} s", flush=True)
+        kill_while_it_starts(daemon, names, delay)
+        assert checker.find() == []
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="the jailer needs root")
