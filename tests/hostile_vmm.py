@@ -58,7 +58,8 @@ def spawn_hostile(argv, inherited, log, *rest):
     vm = argv[argv.index("-name") + 1]
     behaviour = (Path(os.environ["BANGER_TEST_BEHAVIOURS"]) / vm).read_text()
     script, agent = os.environ["BANGER_TEST_VMM"], os.environ["BANGER_TEST_AGENT"]
-    variables = [f"{name}={os.environ[name]}" for name in ("PYTHONPATH", "BANGER_TEST_TREE") if name in os.environ]
+    names = ("PYTHONPATH", "BANGER_TEST_TREE", "BANGER_TEST_REQUESTS")
+    variables = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
     return spawn(["env", *variables, sys.executable, script, *fds, behaviour, agent], inherited, log)
 
 qemu.spawn = spawn_hostile
@@ -86,6 +87,7 @@ def variables(directory: Path, more: str = "") -> dict[str, str]:
     return {
         "PYTHONPATH": os.pathsep.join(str(part) for part in path if part),
         "BANGER_TEST_BEHAVIOURS": str(behaviours),
+        "BANGER_TEST_REQUESTS": str(directory / "requests"),
         "BANGER_TEST_VMM": __file__,
         "BANGER_TEST_AGENT": str(agent_binary(host_arch())),
     }
@@ -222,10 +224,12 @@ def asks_and_reads(connection: Connection) -> None:
 
 
 def never_answers(connection: Connection) -> None:
+    """Only notes the kinds of requests, one a line."""
     connection.become_healthy()
-    with contextlib.suppress(ConnectionError):
+    with open(os.environ["BANGER_TEST_REQUESTS"], "a") as requests, contextlib.suppress(ConnectionError):
         while True:
-            connection.receive()
+            requests.write(f"{connection.request()[0].name}\n")
+            requests.flush()
 
 
 def knows_little(connection: Connection) -> None:

@@ -213,22 +213,21 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_a_guest_that_hangs_holds_up_statistics_once(hostile: Hostile) -> None:
-    """And it is not asked again and again, which would use up its channels."""
+def test_a_guest_that_hangs_is_asked_for_statistics_once(hostile: Hostile) -> None:
+    """Asking again and again would use up its channels. How long it is waited for has a test of its own."""
+    requests = Path(hostile.daemon.environment["BANGER_TEST_REQUESTS"])
+    requests.write_text("")
     with hostile.started("never_answers") as vm:
-        taken = []
         for _ in range(4):
-            since = time.monotonic()
             stats = {each.name: each for each in hostile.daemon.client.call(op.VM_STATS, m.VmStatsRequest()).vms}
-            taken.append(time.monotonic() - since)
             assert stats["good"].guest is not None
             assert stats["good"].guest.memory_bytes > 0
             assert (stats[vm.name].guest, stats[vm.name].guest_error) == (None, "the guest does not answer")
             host = stats[vm.name].host
             assert host is not None
             assert host.vmm_memory_bytes > 0
-        print(f"statistics with a guest that hangs took {taken} s")
-        assert max(taken[1:]) < 1.5 < taken[0]
+        # by these four, and by what looks after its memory
+        assert requests.read_text().split().count("STATS") <= 2
 
 
 def test_what_a_guest_says_of_itself_does_nothing_to_a_terminal(hostile: Hostile) -> None:
