@@ -120,7 +120,10 @@ def show(ref: str, as_json: bool) -> None:
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
 @click.option("-n", "--tail", type=click.IntRange(min=0), metavar="LINES", help="Only that many lines from the end.")
 def logs(ref: str, console: bool, follow: bool, tail: int | None) -> int:
-    """Print the output of a VM's main command, or its console."""
+    """Print the output of a VM's main command, that of its earlier starts first, or its console since the last start.
+
+    Up to 16 MB of output are kept; beyond 8 MB the oldest are lost.
+    """
     from banger.cli.terminal import copy_output
 
     request = m.VmLogs(vm=ref, console=console, follow=follow, tail=tail)

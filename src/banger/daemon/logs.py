@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import struct
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 
 from banger.api.operations import STDERR, STDOUT
-from banger.vmm.recorder import RECORD
+from banger.vmm.recorder import MOST_BYTES, RECORD
 
 _POLL_SECONDS = 0.1
 _CHUNK = 1 << 18
+_HEAD = struct.Struct("<II")  # of a record: the stream with the zero bytes after it, and the length
 
 Piece = tuple[int, bytes]  # stream of the API, bytes
 
@@ -25,7 +27,10 @@ class _Raw:
 
 
 class _Records:
-    """A file of the recorder's records (see recorder.py), which may end in the middle of one."""
+    """A file of the recorder's records (see recorder.py), which may end in the middle of one.
+
+    So may those of an earlier start of the VM that ended badly: what is no record is skipped until one begins.
+    """
 
     def __init__(self) -> None:
         self._pending = b""
@@ -34,7 +39,10 @@ class _Records:
         pending = self._pending + data
         position = 0
         while len(pending) - position >= RECORD.size:
-            stream, length, _ = RECORD.unpack_from(pending, position)
+            stream, length = _HEAD.unpack_from(pending, position)
+            if stream not in (1, 2) or length > MOST_BYTES:
+                position += 1
+                continue
             end = position + RECORD.size + length
             if len(pending) < end:
                 break

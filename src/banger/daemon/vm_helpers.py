@@ -24,7 +24,8 @@ from banger.vmm.driver import CONSOLE, LOG, NETWORK, Driver, Processes
 _log = logging.getLogger(__name__)
 _RESTARTS = 5  # of one kind in the life of a VMM: what ends more often has a reason that stays
 _VMM_SECONDS = 2.0  # a VMM that ends takes its helpers with it; word of that comes a moment later
-_LOGS = tuple(f"{name}.log{old}" for name in recorder.CAPS for old in ("", ".1"))
+# main.log is kept over restarts: it tells why the command of a VM with a restart policy ended
+_LOGS_OF_A_VMM = tuple(f"{name}.log{old}" for name in recorder.CAPS if name != "main" for old in ("", ".1"))
 
 NETWORK_HELPER, RECORDER = "network", "recorder"
 _LOST = {NETWORK_HELPER: "its connections", RECORDER: "some of its console and logs"}
@@ -139,6 +140,6 @@ def start_recorder(directory: Path, streams: Mapping[str, int]) -> Watched:
 
 
 def remove_logs(directory: Path) -> None:
-    """Begin with empty logs."""
-    for name in _LOGS:
+    """Begin with empty logs of the VMM and its console; the output of the main command is kept."""
+    for name in _LOGS_OF_A_VMM:
         (directory / name).unlink(missing_ok=True)

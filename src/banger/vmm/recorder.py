@@ -25,6 +25,7 @@ import time
 CONSOLE_SOCKET = "console.sock"  # in the directory, where the daemon makes it
 CAPS = {"console": 1 << 20, "main": 8 << 20, "vmm": 1 << 20, "metrics": 1 << 20}
 RECORD = struct.Struct("<B3xIQ")
+MOST_BYTES = 65536  # of one record
 UNSENT_LIMIT = 256 << 10  # bytes that wait for one who looks at the console
 TYPED_LIMIT = 64 << 10  # bytes that wait for the guest
 MOST_VIEWERS = 16
@@ -79,7 +80,7 @@ class Records:
         while len(self.pending) - position >= 4:
             head = _GUEST_RECORD.unpack_from(self.pending, position)[0]
             stream, length = head & 0xFF, head >> 8
-            if stream not in (1, 2) or length > 65536:
+            if stream not in (1, 2) or length > MOST_BYTES:
                 # out of step: skip a byte until a plausible header comes
                 position += 1
                 continue

@@ -75,6 +75,25 @@ def test_tail_of_records(
         assert [stream for stream, _ in pieces] == streams
 
 
+@pytest.mark.parametrize("cut", [1, 15, 16, 20, 41])
+@pytest.mark.parametrize("zeros", [0, 1, 16, 1000])
+def test_records_after_one_that_was_cut_off(tmp_path: Path, cut: int, zeros: int) -> None:
+    """An earlier start of the VM ended with its host: the first record after that may be lost, no others."""
+    path = tmp_path / "main.log"
+    whole = record(1, b"before\n")
+    path.write_bytes(
+        whole
+        + record(1, b"the last words of it\n" * 2)[:cut]
+        + bytes(zeros)
+        + record(1, b"first\n")
+        + record(2, b"x\n") * 9
+    )
+    got = text(read(path, True, None))
+    assert got.startswith(b"before\n")
+    assert got.endswith(b"x\n" * 5)
+    assert read(path, True, 1)[-1] == (STDERR, b"x\n")
+
+
 def test_many_tiny_records(tmp_path: Path) -> None:
     """A guest that writes byte by byte must not cost time in the square of it."""
     path = tmp_path / "main.log"

@@ -52,7 +52,9 @@ class TreeRead(Model):
 
 
 class VmLogs(Model):
-    """The main command's output, or the console's; `tail` lines from the end (None: all), then what comes."""
+    """The main command's output over all starts of the VM, or the console's since the last one; `tail` lines from the
+    end (None: all), then what comes until the VM stops.
+    """
 
     vm: str
     console: bool = False
