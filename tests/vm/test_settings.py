@@ -77,6 +77,12 @@ def test_a_running_vm_is_changed(host: Host) -> None:
     while (answer(other), answer(port)) != (b"here", b""):
         assert time.monotonic() < deadline, "the published ports did not change"
         time.sleep(0.2)
+    # a port that has to wait for another start holds up no other
+    said = host.ok("vm", "set", "new", "--unpublish", "7", "-p", "999:7")
+    assert said.splitlines() == ["new: ports: changed", "new: ports: at its next start"]
+    assert (host.vm("new").ports, host.vm("new").pending, answer(other)) == ([], ["memory", "ports"], b"")
+    assert host.ok("vm", "set", "new", "--unpublish", "999:7", "-p", f"{other}:7") == "new: ports: changed\n"
+    assert (answer(other), host.vm("new").pending) == (b"here", ["memory"])
     assert "is so already" in host.ok("vm", "set", "new", "--name", "new", "--disk-size", "3G")
     assert "cannot shrink" in host.fails(1, "vm", "set", "new", "--disk-size", "2G")
     # a daemon that comes later knows the same, and a stopped disk grows at the next start

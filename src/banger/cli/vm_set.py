@@ -21,7 +21,7 @@ from banger.cli.options import (
     restart_option,
 )
 from banger.cli.progress import Display
-from banger.cli.render import plain, print_json
+from banger.cli.render import note, plain, print_json
 
 # What is decided when a VM is created: people try to change it all the same, and get told so.
 _FIXED = ("image", "kernel", "net", "init", "entrypoint", "user", "workdir", "stop-signal", "vmm")
@@ -107,6 +107,8 @@ def set_vm(
     for names, when in ((changed.at_once, "changed"), (changed.at_next_start, "at its next start")):
         if names:
             print(plain(f"{changed.vm.name}: {', '.join(names)}: {when}"))
+    if "ports" in changed.at_next_start:
+        note(f"{changed.why_ports_wait}; now: banger vm restart {changed.vm.name}")
     if not changed.at_once and not changed.at_next_start:
         print(plain(f"{changed.vm.name} is so already"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from banger.api import models as m
 from banger.api.errors import BangerError, Code
@@ -67,12 +67,11 @@ def changed(record: VmRecord, request: m.VmSet, network: HostNetwork, taken: Set
     )
 
 
-def deferred(record: VmRecord, wanted: VmRecord, ports_too: bool) -> VmRecord:
-    """The record of a running VM that is to be `wanted`: its machine, and `ports_too`, wait for the next start."""
-    machine = record.machine
-    if not ports_too:
-        machine = dataclasses.replace(machine, forwards=wanted.machine.forwards)
-    ports = record.ports if ports_too else wanted.ports
+def deferred(record: VmRecord, wanted: VmRecord, published: Sequence[Forward]) -> VmRecord:
+    """The record of a running VM that is to be `wanted`, and has `published` these ports; the rest waits."""
+    machine = dataclasses.replace(record.machine, forwards=list(published))
+    known = {_forward(port): port for port in (*record.ports, *wanted.ports)}
+    ports = [known[forward] for forward in published]
     later = wanted.machine if wanted.machine != machine else None
     return dataclasses.replace(
         wanted,
@@ -156,5 +155,9 @@ def _with_ports(machine: Machine, net: str, ports: list[m.PublishedPort], networ
     return dataclasses.replace(
         machine,
         nics=[*machine.nics, *(nic for nic in network.plan(net, ports, slot) if nic.id not in there)],
-        forwards=[Forward(port.address, port.host_port, port.guest_port) for port in ports],
+        forwards=[_forward(port) for port in ports],
     )
+
+
+def _forward(port: m.PublishedPort) -> Forward:
+    return Forward(port.address, port.host_port, port.guest_port)

@@ -23,6 +23,7 @@ from banger.net.publish import check_ports_free
 from banger.paths import Layout
 from banger.store.records import VmRecord
 from banger.vmm.choice import FIRECRACKER, require_vcpu
+from banger.vmm.driver import Published
 
 _log = logging.getLogger(__name__)
 _DISKS = {"disk": vm_plan.OVERLAY, "home": vm_plan.HOME}  # by the name of the setting
@@ -66,32 +67,34 @@ class VmSettings:
             vm_plan.check_restart(wanted.restart, wanted.auto_remove)
         if wanted.name != before.name:
             self._table.refuse_taken(wanted.name)
-        later: list[str] = []
         link = vm.link
+        published = Published(before.machine.forwards)
         if link is not None and wanted.ports != vm_changes.settled(before).ports:
-            new = [port for port in wanted.ports if port not in before.ports]
+            given_up = {port.host_port for port in before.ports if port not in wanted.ports}
+            new = [port for port in wanted.ports if port not in before.ports and port.host_port not in given_up]
             check_ports_free(new)
-            if not await link.vmm.change_forwards(before.machine, wanted.machine.forwards):
-                later.append("ports")
+            published = await link.vmm.change_forwards(before.machine, wanted.machine.forwards)
         # a disk first: one that has grown although nobody knows of it is as good as before
         for setting, size in sizes.items():
             os.truncate(directory / _DISKS[setting], size)
-        record = wanted if link is None else vm_changes.deferred(before, wanted, ports_too="ports" in later)
+        record = wanted if link is None else vm_changes.deferred(before, wanted, published.forwards)
         # how its main command has ended is noted at any time
         record = dataclasses.replace(record, status=vm.record.status)
         with self._table.renaming(vm, record.name):
             self._lifecycle.write(vm, record)
         names = vm_changes.differences(before, record)
+        later: list[str] = []
         if link is not None:
-            later += [name for name in vm_changes.pending(record) if name not in later]
+            later += vm_changes.pending(record)
             later += await self._tell_guest(vm, link, names)
             later += await self._grow(vm, link, sizes)
         names += list(sizes)
         self._publish(vm, before, names)
         return m.VmChanged(
             self._vms.info(vm),
-            [name for name in names if name not in later],
+            [name for name in names if name not in later or (name == "ports" and record.ports != before.ports)],
             [name for name in names if name in later],
+            published.why if "ports" in later else "",
         )
 
     def _publish(self, vm: Vm, before: VmRecord, names: list[str]) -> None:

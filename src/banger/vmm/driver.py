@@ -36,6 +36,14 @@ class Processes:
     boot: str = ""
 
 
+@dataclass(frozen=True)
+class Published:
+    """The ports that a running VMM publishes now, and why not all that it was to, and no others; ''."""
+
+    forwards: list[Forward]
+    why: str = ""
+
+
 class Vmm(Protocol):
     """A running VMM process under control."""
 
@@ -59,8 +67,8 @@ class Vmm(Protocol):
     async def wait_reset(self) -> None:
         """Return when the guest has been reset since the last call."""
 
-    async def change_forwards(self, machine: Machine, forwards: Sequence[Forward]) -> bool:
-        """Publish these ports in place of those of `machine`; False when only a new VMM can.
+    async def change_forwards(self, machine: Machine, forwards: Sequence[Forward]) -> Published:
+        """Publish these ports in place of those of `machine`, as far as that takes no new VMM.
 
         Raises BangerError, with the ports as they were, when one of them cannot be had.
         """

@@ -21,7 +21,7 @@ from banger.process import ProcessId, Watched, find_by_arguments, spawn
 from banger.system import bind_unix, connect_unix
 from banger.vmm import jailer, programs
 from banger.vmm.choice import FIRECRACKER
-from banger.vmm.driver import CONSOLE, POWERED_OFF, REBOOTED
+from banger.vmm.driver import CONSOLE, POWERED_OFF, REBOOTED, Published
 from banger.vmm.firecracker_api import (
     Balloon,
     BalloonUpdate,
@@ -110,8 +110,9 @@ class FirecrackerVmm:
     async def wait_reset(self) -> None:
         await asyncio.Event().wait()
 
-    async def change_forwards(self, machine: Machine, forwards: Sequence[Forward]) -> bool:
-        return False
+    async def change_forwards(self, machine: Machine, forwards: Sequence[Forward]) -> Published:
+        kept = list(machine.forwards)
+        return Published(kept, "" if kept == list(forwards) else "Firecracker changes no ports while it runs")
 
     async def resize_disk(self, disk: Disk, size: int) -> bool:
         await self.api.patch_drive(PartialDrive(disk.id, disk.path))

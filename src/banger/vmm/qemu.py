@@ -21,7 +21,7 @@ from banger.process import ProcessId, Watched, find_by_arguments, spawn
 from banger.system import bind_unix, connect_unix
 from banger.vmm import cgroups, detect
 from banger.vmm.confinement import Confinement, confine
-from banger.vmm.driver import CONSOLE, LOG, MESSAGES, NETWORK, POWERED_OFF
+from banger.vmm.driver import CONSOLE, LOG, MESSAGES, NETWORK, POWERED_OFF, Published
 from banger.vmm.machine import Disk, Forward, Machine, Nic
 from banger.vmm.qmp import Qmp
 
@@ -60,6 +60,8 @@ _OVERHEAD = 512 << 20  # bytes
 _TCG_BUFFER = 1 << 30  # bytes: the most that QEMU takes for translated code
 _THREADS = 128  # up to 64 of them do I/O for each event loop
 _LOW_PORTS = 1024
+_LOW_PORTS_WAIT = "QEMU gets the right to ports below 1024 only when it is started"
+_STARTED_WITHOUT = "it was started without published ports"
 _MAX_MEMORY = 1 << 52  # bytes: what no machine has
 _LEAST_BALLOON = 1 << 20
 _QMP_SECONDS = 20.0  # a QEMU that has not answered by then is stopped or stuck
@@ -211,13 +213,15 @@ class QemuVmm:
         await self._reset.wait()
         self._reset.clear()
 
-    async def change_forwards(self, machine: Machine, forwards: Sequence[Forward]) -> bool:
+    async def change_forwards(self, machine: Machine, forwards: Sequence[Forward]) -> Published:
         nic = next((nic for nic in machine.nics if nic.network == "publish"), None)
-        added = [forward for forward in forwards if forward not in machine.forwards]
-        gone = [forward for forward in machine.forwards if forward not in forwards]
         # it may have given up the host's network when it was started, and the right to listen on low ports
-        if nic is None or not machine.forwards or any(forward.host_port < _LOW_PORTS for forward in added):
-            return False
+        if nic is None or not (machine.forwards or self._has_our_network()):
+            return Published([], _STARTED_WITHOUT if forwards else "")
+        waiting = [f for f in forwards if f.host_port < _LOW_PORTS and f not in machine.forwards]
+        now = [forward for forward in forwards if forward not in waiting]
+        added = [forward for forward in now if forward not in machine.forwards]
+        gone = [forward for forward in machine.forwards if forward not in now]
         done: list[tuple[Forward, bool]] = []
         try:
             for forward, wanted in [*((forward, False) for forward in gone), *((forward, True) for forward in added)]:
@@ -227,7 +231,13 @@ class QemuVmm:
             for forward, wanted in reversed(done):
                 await self._forward(nic, forward, not wanted)
             raise
-        return True
+        return Published(now, _LOW_PORTS_WAIT if waiting else "")
+
+    def _has_our_network(self) -> bool:
+        try:
+            return Path(f"/proc/{self.process.identity.pid}/ns/net").samefile("/proc/self/ns/net")
+        except OSError:  # it has ended
+            return False
 
     async def _forward(self, nic: Nic, forward: Forward, wanted: bool) -> None:
         host = f"tcp:{forward.address}:{forward.host_port}"

@@ -59,13 +59,14 @@ def test_nothing_asked_for_changes_nothing() -> None:
 def test_a_running_vm_keeps_its_machine_until_it_has_ended() -> None:
     before = record(state="running")
     wanted = changed(before, vcpu=4, publish=["81:81"], labels={"a": "b"})
-    after = vm_changes.deferred(before, wanted, ports_too=True)
+    after = vm_changes.deferred(before, wanted, before.machine.forwards)
     assert (after.machine, after.ports, after.labels) == (before.machine, before.ports, {"a": "b"})
     assert vm_changes.pending(after) == ["vcpu", "ports"]
     # a second change builds on the first, and one that takes it back leaves nothing to wait for
-    again = vm_changes.deferred(after, changed(after, memory_bytes=2 * GIB), ports_too=True)
+    again = vm_changes.deferred(after, changed(after, memory_bytes=2 * GIB), after.machine.forwards)
     assert vm_changes.pending(again) == ["vcpu", "memory", "ports"]
-    back = vm_changes.deferred(again, changed(again, vcpu=1, memory_bytes=GIB, unpublish=["81"]), ports_too=True)
+    wanted = changed(again, vcpu=1, memory_bytes=GIB, unpublish=["81"])
+    back = vm_changes.deferred(again, wanted, again.machine.forwards)
     assert (vm_changes.pending(back), back.next_machine, back.next_ports) == ([], None, None)
     settled = vm_changes.settled(again)
     assert (settled.machine.vcpu, settled.machine.memory_bytes, len(settled.ports)) == (4, 2 * GIB, 2)
@@ -75,11 +76,24 @@ def test_a_running_vm_keeps_its_machine_until_it_has_ended() -> None:
 def test_ports_that_apply_at_once_do_not_wait() -> None:
     before = record(state="running")
     wanted = changed(before, vcpu=2, publish=["81:81"])
-    after = vm_changes.deferred(before, wanted, ports_too=False)
+    after = vm_changes.deferred(before, wanted, wanted.machine.forwards)
     assert (after.ports, after.machine.forwards) == (wanted.ports, wanted.machine.forwards)
     assert (after.machine.vcpu, vm_changes.pending(after)) == (1, ["vcpu"])
     assert vm_changes.settled(after).ports == wanted.ports
-    assert vm_changes.deferred(before, changed(before, publish=["81:81"]), ports_too=False).next_machine is None
+    wanted = changed(before, publish=["81:81"])
+    assert vm_changes.deferred(before, wanted, wanted.machine.forwards).next_machine is None
+
+
+def test_a_port_that_waits_holds_up_no_other() -> None:
+    before = record(state="running")
+    low = vm_changes.deferred(before, changed(before, publish=["22:22"]), before.machine.forwards)
+    # 80 is taken away while 22 still waits
+    after = vm_changes.deferred(low, changed(low, unpublish=["80"]), [])
+    assert (after.ports, after.machine.forwards, vm_changes.pending(after)) == ([], [], ["ports"])
+    assert vm_changes.settled(after).ports == [m.PublishedPort("127.0.0.1", 22, 22)]
+    # and all of a VMM that changes none
+    kept = vm_changes.deferred(low, changed(low, unpublish=["80"]), before.machine.forwards)
+    assert (kept.ports, kept.next_ports) == (before.ports, [m.PublishedPort("127.0.0.1", 22, 22)])
 
 
 @pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed")

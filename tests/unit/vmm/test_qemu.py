@@ -181,6 +181,62 @@ def test_launch_adopt_and_kill(tmp_path: Path) -> None:
     assert set(Path("/proc/self/fd").iterdir()) == before
 
 
+def test_ports_change_at_once_but_for_those_that_need_more_rights(tmp_path: Path) -> None:
+    directory = directory_with_files(tmp_path)
+    with contextlib.ExitStack() as held:
+        frees = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        first, second = (Forward("127.0.0.1", free.getsockname()[1], 80) for free in frees)
+    low = Forward("127.0.0.1", 999, 80)
+
+    async def test() -> None:
+        wanted = machine((first,))
+        vmm, ends = await launched(directory, wanted)
+        try:
+            done = await vmm.change_forwards(wanted, [second, low])
+            assert done.forwards == [second]
+            assert "below 1024" in done.why
+            assert (_listens(first), _listens(second)) == (False, True)
+            # the same port, to another one of the guest; then none, and again one
+            other = dataclasses.replace(second, guest_port=81)
+            for before, after in (([second], [other]), ([other], []), ([], [first])):
+                done = await vmm.change_forwards(dataclasses.replace(wanted, forwards=before), after)
+                assert (done.forwards, done.why) == (after, "")
+            assert (_listens(first), _listens(second)) == (True, False)
+        finally:
+            await vmm.kill()
+            vmm.release()
+            for end in ends:
+                end.close()
+
+    asyncio.run(asyncio.wait_for(test(), TIMEOUT))
+
+
+def test_no_ports_for_who_was_started_without(tmp_path: Path) -> None:
+    if not parted("--net"):
+        pytest.skip("no network namespaces here")
+    directory = directory_with_files(tmp_path)
+    port = Forward("127.0.0.1", 9999, 80)
+
+    async def test() -> None:
+        wanted = dataclasses.replace(machine((port,)), forwards=[])
+        vmm, ends = await launched(directory, wanted)
+        try:
+            done = await vmm.change_forwards(wanted, [port])
+            assert (done.forwards, done.why) == ([], "it was started without published ports")
+        finally:
+            await vmm.kill()
+            vmm.release()
+            for end in ends:
+                end.close()
+
+    asyncio.run(asyncio.wait_for(test(), TIMEOUT))
+
+
+def _listens(forward: Forward) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex((forward.address, forward.host_port)) == 0
+
+
 def test_qemu_has_no_more_than_it_was_handed(tmp_path: Path) -> None:
     directory = directory_with_files(tmp_path)
 

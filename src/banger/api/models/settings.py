@@ -35,11 +35,15 @@ class VmSet(Model):
 
 
 class VmChanged(Model):
-    """`at_once` names the settings that apply already, `at_next_start` those that a running VM takes up later."""
+    """`at_once` names the settings that apply already, `at_next_start` those that a running VM takes up later.
+
+    Ports may be in both, when some of them wait; `why_ports_wait` says why, for people.
+    """
 
     vm: VmInfo
     at_once: list[str]
     at_next_start: list[str]
+    why_ports_wait: str = ""
 
 
 class VmWait(Model):
