@@ -65,6 +65,17 @@ def spawn_hostile(argv, inherited, log, *rest):
 qemu.spawn = spawn_hostile
 """
 
+# Likewise, after everything else: no start but that of a silent guest is given up, however busy the machine is.
+_PATIENCE = """
+from banger.daemon import vm_launch
+from banger.daemon.guest_link import GuestLink
+
+def link(vmm, connect, name, config, boot_timeout, on_reboot):
+    return GuestLink(vmm, connect, name, config, SECONDS if name.startswith("silent") else boot_timeout, on_reboot)
+
+vm_launch.GuestLink = link
+"""
+
 HEALTHY: list[tuple[Tag, FieldValue]] = [
     (Tag.STATE, int(GuestState.RUNNING)),
     (Tag.AGENT, "hostile"),
@@ -77,12 +88,15 @@ _STATS = (Tag.CPU_TOTAL, Tag.CPU_BUSY, Tag.MEM_TOTAL, Tag.MEM_FREE)
 NO_CHANNEL = 12345  # that the host never opened
 
 
-def variables(directory: Path, more: str = "") -> dict[str, str]:
-    """The environment of a daemon whose VMs have guests as `choose` says; `more` is Python that it runs first."""
+def variables(directory: Path, more: str, silent: float = 0) -> dict[str, str]:
+    """The environment of a daemon whose VMs have guests as `choose` says; `more` is Python that it runs first.
+
+    Starts of VMs that are called `silent...` may take `silent` seconds, others what the configuration says.
+    """
     plugin, behaviours = directory / "plugin", directory / "behaviours"
     for made in (plugin, behaviours):
         made.mkdir()
-    (plugin / "sitecustomize.py").write_text(_PLUGIN + more)
+    (plugin / "sitecustomize.py").write_text(_PLUGIN + more + _PATIENCE.replace("SECONDS", str(silent)))
     path = [plugin, os.environ.get("PYTHONPATH", ""), Path(__file__).parents[1]]
     return {
         "PYTHONPATH": os.pathsep.join(str(part) for part in path if part),

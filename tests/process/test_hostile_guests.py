@@ -24,6 +24,7 @@ from tests.tiny import tiny_entries
 
 MEMORY = 48 << 20  # bytes by which the daemon may grow, whatever a guest does: buffers of some connections
 SECONDS = 1.0  # that a guest may do its worst for
+SILENT = 2.0  # seconds after which the start of one that says nothing sensible is given up
 # every guest's memory is looked at all the time
 _BALLOONS = "from banger.daemon import balloon; balloon.INTERVAL = 0.02; balloon._QUIET_LOOKS = balloon._REST = 0\n"
 STARTS = {"silent", "zeros", "false_hellos"}  # of these the start fails
@@ -39,7 +40,8 @@ class Hostile:
     def create(self, behaviour: str, name: str = "") -> m.VmInfo:
         """A VM, not yet started."""
         self._count += 1
-        name = name or ("good" if behaviour == "honest" else f"vm{self._count}")
+        kind = "silent" if behaviour in STARTS else "vm"
+        name = name or ("good" if behaviour == "honest" else f"{kind}{self._count}")
         create = m.VmCreate(image="tiny", name=name, net="none", balloon=True)
         vm = self.daemon.client.call(op.VM_CREATE, create)
         hostile_vmm.choose(self.daemon.environment, vm.id, behaviour)
@@ -94,8 +96,8 @@ class Hostile:
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
     directory = tmp_path_factory.mktemp("hostile")
-    variables = hostile_vmm.variables(directory, _BALLOONS) | {"BANGER_TEST_TREE": str(directory / "tree.tar")}
-    config = "boot_timeout = 2\nreserve_memory = 0\n"
+    variables = hostile_vmm.variables(directory, _BALLOONS, SILENT) | {"BANGER_TEST_TREE": str(directory / "tree.tar")}
+    config = "reserve_memory = 0\n"
     entries = tiny_entries(tmp_path_factory)
     with running_daemon(directory / "daemon", entries=entries, config=config, variables=variables) as daemon:
         running = Hostile(daemon)
