@@ -64,7 +64,19 @@ async def list_vms(request: m.Empty, report: Report) -> m.VmList:
     return m.VmList([WEB, OLD])
 
 
+CHANGED = dataclasses.replace(
+    WEB,
+    name="changed",
+    pending=["vcpu", "memory", "ports"],
+    next_vcpu=4,
+    next_memory_bytes=3 << 29,
+    next_ports=[WEB.ports[0], m.PublishedPort("127.0.0.1", 22, 22)],
+)
+
+
 async def show(request: m.VmRef, report: Report) -> m.VmInfo:
+    if request.vm == CHANGED.name:
+        return CHANGED
     if request.vm not in (WEB.name, WEB.id):
         raise BangerError(Code.NOT_FOUND, f"there is no VM {request.vm!r}", "see 'banger vm list'")
     return WEB
@@ -183,6 +195,13 @@ def test_json_is_what_the_api_says(banger: Banger) -> None:
     assert json.loads(banger("vm", "list", "--json").stdout) == {"vms": [encode(WEB), encode(OLD)]}
     assert json.loads(banger("ps", "--json").stdout) == {"vms": [encode(WEB)]}
     assert json.loads(banger("vm", "show", "web", "--json").stdout) == encode(WEB)
+
+
+def test_what_the_next_start_brings_is_shown_with_its_values(banger: Banger) -> None:
+    shown = banger("vm", "show", "changed").stdout.decode()
+    coming = "vcpu 4, memory 1.5 GiB, port 127.0.0.1:22:22, no port [::1]:8081:81"
+    assert f"pending:     {coming}: at its next start\n" in shown
+    assert "pending" not in banger("vm", "show", "web").stdout.decode()
 
 
 def test_an_error_is_one_line_and_a_hint(banger: Banger) -> None:

@@ -80,7 +80,9 @@ def test_a_running_vm_is_changed(host: Host) -> None:
     # a port that has to wait for another start holds up no other
     said = host.ok("vm", "set", "new", "--unpublish", "7", "-p", "999:7")
     assert said.splitlines() == ["new: ports: changed", "new: ports: at its next start"]
-    assert (host.vm("new").ports, host.vm("new").pending, answer(other)) == ([], ["memory", "ports"], b"")
+    vm = host.vm("new")
+    assert (vm.ports, vm.pending, answer(other)) == ([], ["memory", "ports"], b"")
+    assert (vm.next_memory_bytes, vm.next_ports) == (600 << 20, [m.PublishedPort("127.0.0.1", 999, 7)])
     assert host.ok("vm", "set", "new", "--unpublish", "999:7", "-p", f"{other}:7") == "new: ports: changed\n"
     assert (answer(other), host.vm("new").pending) == (b"here", ["memory"])
     assert "is so already" in host.ok("vm", "set", "new", "--name", "new", "--disk-size", "3G")

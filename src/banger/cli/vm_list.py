@@ -98,7 +98,7 @@ def show(ref: str, as_json: bool) -> None:
             ("auto-stop", format_duration(vm.auto_stop) if vm.auto_stop else ""),
             ("restart", _restart(vm) if vm.restart != "no" else ""),
             ("balloon", "on" if vm.balloon else ""),
-            ("pending", f"{', '.join(vm.pending)} at its next start" if vm.pending else ""),
+            ("pending", f"{', '.join(_pending(vm))}: at its next start" if vm.pending else ""),
             ("exit status", "" if vm.status is None else str(vm.status)),
             ("created", vm.created_at),
             ("started", vm.started_at),
@@ -156,6 +156,16 @@ def print_vms(all_states: bool, filters: Sequence[str], labels: Sequence[str], a
         for vm in shown
     ]
     print_table(headers, rows, optional=("PORTS", "UP", "REASON"))
+
+
+def _pending(vm: m.VmInfo) -> list[str]:
+    """What its next start brings, with the values."""
+    later = [f"vcpu {vm.next_vcpu}"] if vm.next_vcpu else []
+    later += [f"memory {binary_size(vm.next_memory_bytes)}"] if vm.next_memory_bytes else []
+    if vm.next_ports is not None:
+        later += [f"port {format_port(port)}" for port in vm.next_ports if port not in vm.ports]
+        later += [f"no port {format_port(port)}" for port in vm.ports if port not in vm.next_ports]
+    return later or vm.pending
 
 
 def _restart(vm: m.VmInfo) -> str:

@@ -124,6 +124,8 @@ def describe(vm: Vm, directory: Path) -> m.VmInfo:
     record, machine = vm.record, vm.record.machine
     reason = "" if record.state in INTENTS else record.reason
     used, sizes = vm_disk.look(directory)
+    pending = vm_changes.pending(record)
+    later = vm_changes.settled(record)
     return m.VmInfo(
         id=record.id,
         name=record.name,
@@ -162,6 +164,9 @@ def describe(vm: Vm, directory: Path) -> m.VmInfo:
         restart=record.restart,
         restarts=record.restarts,
         status=record.status,
-        pending=vm_changes.pending(record),
+        pending=pending,
         balloon=record.balloon,
+        next_vcpu=later.machine.vcpu if "vcpu" in pending else 0,
+        next_memory_bytes=later.machine.memory_bytes if "memory" in pending else 0,
+        next_ports=later.ports if "ports" in pending else None,
     )

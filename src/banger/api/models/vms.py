@@ -22,8 +22,8 @@ class VmInfo(Model):
 
     `exposed_ports` (8080/tcp) and `volumes` are those of its image. It stops when untouched for `auto_stop` seconds (0:
     never); `restarts` is how often in a row its restart policy has started it. `status` is how its main command ended,
-    None while it has not. `pending` names the settings that apply at its next start. `balloon`: its guest gives back
-    memory that it leaves idle.
+    None while it has not. `pending` names the settings that apply at its next start, `next_vcpu`, `next_memory_bytes`
+    and `next_ports` are their values (0 and None: as now). `balloon`: its guest gives back memory that it leaves idle.
     """
 
     id: str
@@ -65,6 +65,9 @@ class VmInfo(Model):
     status: int | None = None
     pending: list[str] = field(default_factory=list)
     balloon: bool = False
+    next_vcpu: int = 0
+    next_memory_bytes: int = 0
+    next_ports: list[PublishedPort] | None = None
 
 
 class VmList(Model):
