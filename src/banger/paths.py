@@ -61,6 +61,10 @@ class Layout:
         return self.state / "bangerd.log"
 
     @property
+    def event_log(self) -> Path:
+        return self.state / "events.log"
+
+    @property
     def socket(self) -> Path:
         return self.runtime / "bangerd.sock"
 

@@ -178,6 +178,11 @@ def test_events_wait_and_inspect(daemon: DaemonProcess) -> None:
     assert waited == [m.VmWaited("uno", "removed", "", None)]
     past = run(daemon, "vm", "events", "--since", "1h", "--no-follow", "--filter", "kind=created")
     assert [line.split()[2] for line in past.stdout.splitlines()] == ["other", "one"]
+    # the next daemon knows them, however this one ends
+    daemon.restart()
+    daemon.kill()
+    daemon.start()
+    assert run(daemon, "vm", "events", "--since", "1h", "--no-follow", "--filter", "kind=created").stdout == past.stdout
     for request, message in (
         (m.VmWait("other", "happy"), "'happy' cannot be waited for"),
         (m.VmWait("nobody"), "there is no VM 'nobody'"),

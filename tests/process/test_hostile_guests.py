@@ -133,13 +133,15 @@ def answers(hostile: Hostile, name: str) -> bool:
 
 
 def files_outside(hostile: Hostile, vm: m.VmInfo) -> dict[str, int]:
-    """The files of the daemon's state and their sizes, without those of one VM, the database, and the daemon's log."""
+    """The files of the daemon's state and their sizes, without those of one VM, the database, and the daemon's logs."""
     layout = hostile.daemon.layout
     own = layout.vm(vm.id)
     return {
         str(path): path.lstat().st_size
         for path in layout.state.rglob("*")
-        if own not in path.parents and path != layout.log_file and not path.name.startswith("banger.db")
+        if own not in path.parents
+        and path not in (layout.log_file, layout.event_log)
+        and not path.name.startswith("banger.db")
     }
 
 

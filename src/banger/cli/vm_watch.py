@@ -95,7 +95,10 @@ def _end(end: m.VmWaited) -> str:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document a line.")
 def events(refs: tuple[str, ...], since: float, no_follow: bool, filters: tuple[str, ...], as_json: bool) -> int:
-    """Follow what happens to VMs: created, started, stopped, exited, restarting, renamed, changed, removed and more."""
+    """Follow what happens to VMs: created, started, stopped, exited, restarting, renamed, changed, removed and more.
+
+    The newest 1,024 are kept, over restarts of the daemon and of the host, too.
+    """
     if no_follow and not since:
         raise UsageFault("--no-follow needs --since: there is nothing else to print", "for example --since 1h")
     request = m.VmEvents(list(refs), list(filters), since, not no_follow)

@@ -26,6 +26,7 @@ from banger.config import Config
 from banger.daemon import logs
 from banger.daemon.balloon import Balloons
 from banger.daemon.bodies import MAX_BODY
+from banger.daemon.event_log import EventLog
 from banger.daemon.events import Events
 from banger.daemon.host_network import HostNetwork
 from banger.daemon.http import CallHandler, Handlers, Requests, StreamHandler, build_app
@@ -73,7 +74,7 @@ class Daemon:
         publication = threading.Lock()
         table, network = VmTable(), HostNetwork()
         drivers = {driver.name: driver for driver in (QemuDriver(), FirecrackerDriver(config))}
-        events = Events()
+        self._events = events = Events(EventLog(layout.event_log))
         self._kernels = KernelService(layout, config, self._workers, publication, table)
         self._images = ImageService(layout, config, self._workers, publication, table, self._kernels)
         launcher = Launcher(layout, config, self._workers, network, drivers, table, events)
@@ -127,6 +128,7 @@ class Daemon:
         await self._lifecycle.close()
         self._workers.close()
         self._store.close()
+        self._events.close()
 
     def handlers(self) -> Handlers:
         """What serves each operation of the table."""

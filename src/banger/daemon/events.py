@@ -1,4 +1,4 @@
-"""What happens to VMs, as it happens: kept for a while, told to whoever subscribes.
+"""What happens to VMs, as it happens: kept for a while, also for the next daemon, told to whoever subscribes.
 
 Publishing never waits. What a subscriber does not take in time it loses, the oldest first, and is told how much.
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from banger.api import models as m
+from banger.daemon.event_log import EventLog
 from banger.store.records import VmRecord
 
 KEPT = 1024
@@ -47,11 +48,12 @@ class Subscription:
 class Events:
     """The events of all VMs. Used by the daemon's event loop only."""
 
-    def __init__(self) -> None:
-        self._kept: deque[tuple[float, m.VmEvent]] = deque(maxlen=KEPT)
+    def __init__(self, log: EventLog | None = None) -> None:
+        self._log = log
+        self._kept = deque(log.read(KEPT) if log is not None else (), maxlen=KEPT)
         self._subscriptions: set[Subscription] = set()
         self._listeners: list[Callable[[m.VmEvent], None]] = []
-        self._sequence = 0
+        self._sequence = max((event.sequence for _, event in self._kept), default=0)
 
     def publish(self, kind: str, vm: VmRecord, **details: str | int) -> None:
         """Tell that something has happened to a VM; `kind` is one word or two with a hyphen."""
@@ -67,6 +69,8 @@ class Events:
             details={name: str(value) for name, value in details.items()},
         )
         self._kept.append((_elapsed(), event))
+        if self._log is not None:
+            self._log.append(*self._kept[-1])
         for subscription in self._subscriptions:
             subscription.put(event)
         for listener in self._listeners:
@@ -80,6 +84,12 @@ class Events:
         """The events of the last so many seconds, as far as they are still kept."""
         earliest = _elapsed() - seconds
         return [event for when, event in self._kept if when >= earliest]
+
+    def close(self) -> None:
+        """Let go of the files; nothing is published any more."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     @contextlib.contextmanager
     def subscribed(self) -> Iterator[Subscription]:

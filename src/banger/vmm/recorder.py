@@ -36,10 +36,10 @@ _GUEST_RECORD = struct.Struct("<I")
 class CappedFile:
     """Appends to a file and starts a new one at the cap, keeping one old one."""
 
-    def __init__(self, directory: int, name: str) -> None:
+    def __init__(self, directory: int, name: str, cap: int) -> None:
         self.directory = directory
         self.name = f"{name}.log"
-        self.cap = CAPS[name]
+        self.cap = cap
         self._open()
 
     def _open(self) -> None:
@@ -216,11 +216,12 @@ class Recorder:
 
     def __init__(self, directory: int, console: Console, log: int, others: dict[str, int]) -> None:
         self.console = console
-        main_output = CappedFile(directory, "main")
+        main_output = CappedFile(directory, "main", CAPS["main"])
         self.log = log
         self.records: Records | None = Records(main_output) if log >= 0 else None
         self.guest_log = GuestLog(others["main"], main_output) if "main" in others else None
-        self.files = {others[name]: CappedFile(directory, name) for name in ("vmm", "metrics") if name in others}
+        names = [name for name in ("vmm", "metrics") if name in others]
+        self.files = {others[name]: CappedFile(directory, name, CAPS[name]) for name in names}
         for descriptor in self.files:
             os.set_blocking(descriptor, False)
 
@@ -295,7 +296,7 @@ def main() -> None:
     descriptor, log, listener = map(int, sys.argv[2:5])
     others = {name: int(number) for name, _, number in (word.partition("=") for word in sys.argv[5:])}
     keyboard = others.get("typed", descriptor)
-    console = Console(descriptor, listener, CappedFile(directory, "console"), keyboard)
+    console = Console(descriptor, listener, CappedFile(directory, "console", CAPS["console"]), keyboard)
     Recorder(directory, console, log, others).run()
 
 

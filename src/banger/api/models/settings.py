@@ -80,7 +80,7 @@ class VmDetails(Model):
 
 
 class VmEvent(Model):
-    """Something that happened to a VM. `sequence` counts from the daemon's start; `time` is RFC 3339 in UTC."""
+    """Something that happened to a VM. `sequence` counts on over restarts of the daemon; `time` is RFC 3339 in UTC."""
 
     sequence: int
     time: str
