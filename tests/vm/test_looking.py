@@ -28,8 +28,7 @@ def test_what_vms_take(host: Host, guest: str, busy: str) -> None:
     measured = {vm.name: vm for vm in decode(m.VmStats, document).vms}
     shares = {vm["name"]: (vm["guest_cpu_percent"], vm["host_cpu_percent"]) for vm in document["vms"]}
     assert set(measured) == {guest, busy}
-    assert shares[busy][0] > 40  # what a busy host leaves it
-    assert shares[guest][0] < shares[busy][0]
+    assert 0 <= shares[guest][0] < shares[busy][0] <= 100 * measured[busy].vcpu  # a busy host may leave it little
     assert shares[guest][1] < shares[busy][1]
     for vm in measured.values():
         assert vm.guest is not None
@@ -103,7 +102,8 @@ def test_what_runs(host: Host) -> None:
     host.ok("vm", "exec", "-d", "--user", "nobody", "top", "--", "sleep", "1000")
     first, *others = json.loads(host.ok("vm", "top", "top", "--json", "--interval", "2"))["processes"]
     assert (first["command"], first["user"], first["state"]) == ("sh -c while :; do :; done", "root", "R")
-    assert 20 < first["cpu_percent"] <= 100  # what a busy host leaves it
+    # a busy host may leave them little, of which it has the most
+    assert sum(process["cpu_percent"] or 0 for process in others) < first["cpu_percent"] <= 100
     sleeper = next(process for process in others if process["command"] == "sleep 1000")
     assert (sleeper["user"], sleeper["name"], sleeper["parent"]) == ("nobody", "sleep", 1)
     assert next(process for process in others if process["pid"] == 1)["command"].startswith("/init")
