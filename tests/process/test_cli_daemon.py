@@ -98,6 +98,22 @@ def test_why_a_daemon_does_not_start(home: Home) -> None:
     assert "Traceback" not in err
 
 
+def test_a_daemon_that_could_not_start_again_is_not_stopped(home: Home) -> None:
+    assert home("daemon", "start")[0] == 0
+    client = Client(home.layout.socket)
+    pid = client.call(op.DAEMON_STATUS, m.Empty()).pid
+    home.layout.config.mkdir(parents=True)
+    home.layout.config_file.write_text("memry = 1")
+    status, out, err = home("daemon", "restart")
+    assert (status, out) == (1, "")
+    said = err.splitlines()[0]
+    assert said.startswith(f"error: {home.layout.config_file}: unknown key 'memry'; the daemon was not restarted")
+    assert client.call(op.DAEMON_STATUS, m.Empty()).pid == pid
+    home.layout.config_file.write_text("memory = '2G'")
+    assert home("daemon", "restart") == (0, "restarted the daemon\n", "")
+    assert client.call(op.DAEMON_STATUS, m.Empty()).pid != pid
+
+
 def test_an_idle_older_daemon_is_replaced(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in home.environment.items():
         monkeypatch.setenv(name, value)

@@ -81,6 +81,18 @@ def stop_daemon(client: Client) -> m.DaemonStatus:
     return status
 
 
+def stop_daemon_for_another(layout: Layout, client: Client) -> None:
+    """Stop the daemon, unless none could be started after it: raises BangerError when config.toml cannot be read."""
+    from banger import config
+
+    try:
+        config.load(layout.config_file)
+    except BangerError as error:
+        message = f"{error.message}; the daemon was not restarted and goes on with what it has read before"
+        raise BangerError(error.code, message, error.hint) from error
+    stop_daemon(client)
+
+
 def _replace(layout: Layout, client: Client, version: str) -> None:
     from banger.cli.render import note
 
@@ -94,7 +106,7 @@ def _replace(layout: Layout, client: Client, version: str) -> None:
         # another process may have been quicker
         running = running_version(client)
         if running is not None and is_older(running, __version__):
-            stop_daemon(client)
+            stop_daemon_for_another(layout, client)
             running = None
         if running is None:
             _spawn(layout)

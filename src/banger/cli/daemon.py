@@ -9,7 +9,7 @@ from banger.api import models as m
 from banger.api import operations as op
 from banger.api.client import Client
 from banger.cli import errors
-from banger.cli.connect import ensure_daemon, running_version, start_daemon, stop_daemon
+from banger.cli.connect import ensure_daemon, running_version, start_daemon, stop_daemon, stop_daemon_for_another
 from banger.cli.lazy import Command, Entry, LazyGroup
 from banger.cli.options import json_option
 from banger.cli.render import duration, note, print_fields, print_json
@@ -86,11 +86,14 @@ def stop() -> None:
 
 @click.command(cls=Command)
 def restart() -> None:
-    """Stop the daemon and start it again; VMs go on."""
+    """Stop the daemon and start it again, with what config.toml says now; VMs go on.
+
+    Where config.toml cannot be read, the daemon is not stopped.
+    """
     layout = user_layout()
     client = Client(layout.socket)
     if running_version(client) is not None:
-        stop_daemon(client)
+        stop_daemon_for_another(layout, client)
     start_daemon(layout)
     print("restarted the daemon")
 
