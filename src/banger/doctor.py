@@ -9,6 +9,7 @@ from pathlib import Path
 from banger import config, hostpackages
 from banger.api.errors import BangerError
 from banger.api.models import Check
+from banger.config import Config
 from banger.debian import find_mirror
 from banger.guest.binary import agent_binary
 from banger.hostpackages import Need, Purpose
@@ -24,12 +25,13 @@ _PACKAGES_FIX = "install it: {}"
 
 def run_checks() -> list[Check]:
     """All checks, in the order in which they matter."""
-    checks = [_architecture(), _acceleration(), _vmm(), *_jailer(), _agent()]
+    configuration, settings = _configuration(user_layout())
+    checks = [_architecture(), _acceleration(), configuration, _vmm(settings), *_jailer(settings), _agent()]
     checks += _packages()
     checks += [_network(), _confinement()]
-    checks += _state(user_layout())
+    checks += _state(user_layout(), settings)
     checks += _database(user_layout())
-    checks.append(_debian())
+    checks.append(_debian(settings))
     return checks
 
 
@@ -50,19 +52,29 @@ def _acceleration() -> Check:
     return Check("acceleration", "warn", f"{found.reason}; they start in seconds instead of milliseconds", fix)
 
 
-def _vmm() -> Check:
+def _configuration(layout: Layout) -> tuple[Check, Config]:
+    """What the user's configuration says; what it would say by default where it cannot be read."""
+    try:
+        settings = config.load(layout.config_file)
+    except BangerError as error:
+        fix = error.hint or "correct or remove it"
+        return Check("configuration", "fail", f"{error.message}; the daemon cannot start with it", fix), Config()
+    there = layout.config_file.exists()
+    return Check("configuration", "ok", f"{layout.config_file}{'' if there else ' does not exist: defaults'}"), settings
+
+
+def _vmm(settings: Config) -> Check:
     """Which VMM new VMs get; one that is configured but cannot be had fails."""
     try:
-        choice = choose(config.load(user_layout().config_file), net="user")
+        choice = choose(settings, net="user")
         return Check("VMM", "ok", f"{choice.driver}: {choice.reason}")
     except BangerError as error:
         return Check("VMM", "fail", error.message, error.hint)
 
 
-def _jailer() -> list[Check]:
+def _jailer(settings: Config) -> list[Check]:
     """How Firecracker is kept in, where there is one."""
     try:
-        settings = config.load(user_layout().config_file)
         programs.firecracker(settings)
     except BangerError:
         return []  # told by the VMM's check where it matters
@@ -110,14 +122,13 @@ def _confinement() -> Check:
     return Check("confinement", "warn", f"VMMs run {'; '.join(missing)}", fix)
 
 
-def _state(layout: Layout) -> list[Check]:
+def _state(layout: Layout, settings: Config) -> list[Check]:
     checks = []
     try:
         layout.create()
         ensure_runtime(layout.runtime)
         free = shutil.disk_usage(layout.state).free
-        reserve = config.load(layout.config_file).reserve_disk
-        status = "ok" if free > 4 << 30 else "warn" if free > reserve else "fail"
+        status = "ok" if free > 4 << 30 else "warn" if free > settings.reserve_disk else "fail"
         fix = "" if status == "ok" else "free some space: images and VMs need a few GB"
         checks.append(Check("state directory", status, f"{layout.state}, {human_size(free)} free", fix))
     except BangerError as error:
@@ -133,9 +144,9 @@ def _database(layout: Layout) -> list[Check]:
     return [Check("database", "warn", f"it was damaged, and is kept as {path}", fix) for path in kept]
 
 
-def _debian() -> Check:
+def _debian(settings: Config) -> Check:
     try:
-        find_mirror(config.load(user_layout().config_file).debian_mirror)
+        find_mirror(settings.debian_mirror)
         return Check("Debian mirror", "ok", "found, so kernels and images of the catalog can be pulled")
     except BangerError as error:
         return Check("Debian mirror", "warn", error.message, error.hint)
