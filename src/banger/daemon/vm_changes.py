@@ -125,7 +125,7 @@ def _ports(record: VmRecord, request: m.VmSet, taken: Set[int]) -> list[m.Publis
                 hint=f"it publishes {', '.join(shown)}" if shown else "it publishes no port",
             )
         ports = left
-    added = [parse_publish(text) for text in request.publish]
+    added = [port for port in map(parse_publish, request.publish) if port not in ports]
     for port in added:
         for other in ports:
             if (port.address, port.host_port) == (other.address, other.host_port) and port.host_port:
@@ -134,6 +134,12 @@ def _ports(record: VmRecord, request: m.VmSet, taken: Set[int]) -> list[m.Publis
                     f"{record.name!r} publishes port {port.host_port} on {port.address} already",
                     hint=f"take that away in the same command: --unpublish {port.host_port}:{other.guest_port}",
                 )
+    if added and record.net == "none":
+        raise BangerError(
+            Code.INVALID,
+            f"{record.name!r} has no network, so that its ports cannot be published",
+            hint="the network of a VM cannot be changed: create another one, without --net none",
+        )
     taken = taken | {port.host_port for port in (*ports, *added)}
     free = iter(free_ports(sum(not port.host_port for port in added), taken))
     return [*ports, *(m.PublishedPort(p.address, p.host_port or next(free), p.guest_port) for p in added)]

@@ -124,8 +124,14 @@ def test_what_makes_no_sense(wanted: dict[str, object], message: str, hint: str)
 
 def test_no_ports_without_a_network() -> None:
     machine = dataclasses.replace(record().machine, nics=[], forwards=[])
-    with pytest.raises(BangerError, match="without a network"):
+    with pytest.raises(BangerError, match="'web' has no network") as caught:
         changed(record(net="none", ports=[], machine=machine), publish=["80"])
+    assert "the network of a VM cannot be changed" in caught.value.hint
+
+
+def test_a_port_that_is_published_already_is_no_mistake() -> None:
+    assert changed(record(), publish=["8080:80", "127.0.0.1:8080:80"]) == record()
+    assert len(changed(record(), publish=["80"]).ports) == 2  # any free one: another one
 
 
 @pytest.mark.parametrize("text", ["80", "8080:80", "127.0.0.1:8080:80"])
