@@ -10,6 +10,7 @@ import click
 
 from banger.cli.errors import UsageFault
 
+_ELSEWHERE = {"rename": "vm set --name", "update": "vm set", "resize": "vm set"}  # what is no command of its own
 ALIASES = {"ls": "list", "delete": "rm", "op": "operation"}
 
 
@@ -55,6 +56,10 @@ class LazyGroup(click.Group):
         if command is None and not args[0].startswith("-"):
             from banger.system import nearest
 
+            if self.name == "vm" and args[0] in _ELSEWHERE:
+                raise UsageFault(
+                    f"there is no command '{ctx.command_path} {args[0]}'", f"use 'banger {_ELSEWHERE[args[0]]}'"
+                )
             close = self._below(ctx, args[0]) or nearest(args[0], [*self.entries])
             raise UsageFault(
                 f"there is no command '{ctx.command_path} {args[0]}'",

@@ -283,7 +283,11 @@ class Pullable(click.ParamType[str]):
 
 
 def _where(param: click.Parameter | None) -> str:
-    return param.opts[-1] if isinstance(param, click.Option) else (param.human_readable_name if param else "value")
+    return (
+        max(param.opts, key=len)
+        if isinstance(param, click.Option)
+        else (param.human_readable_name if param else "value")
+    )
 
 
 SIZE, PUBLISH, SIGNAL = SizeType(), PublishType(), SignalType()

@@ -65,6 +65,8 @@ def test_help_lists_no_aliases(capsys: pytest.CaptureFixture[str]) -> None:
         (["vms"], "there is no command 'banger vms'", "did you mean 'banger vm'?"),
         (["run", "--rm"], "there is no command 'banger run'", "did you mean 'banger vm run'?"),
         (["vm", "strat"], "there is no command 'banger vm strat'", "did you mean 'banger vm start'?"),
+        (["vm", "rename", "a", "b"], "there is no command 'banger vm rename'", "use 'banger vm set --name'"),
+        (["vm", "set", "a", "--disk-size", "abc"], "--disk-size: 'abc' is not a size", "write sizes like 512M"),
         (["vm", "list", "--jsn"], "there is no option --jsn", "did you mean --json?"),
         (["vm", "run", "--memory", "lots"], "--memory: 'lots' is not a size", "write sizes like 512M, 2G or 1.5GiB"),
         (
