@@ -2,6 +2,7 @@
 
 import json
 import random
+import socket
 import sqlite3
 import subprocess
 import threading
@@ -118,6 +119,18 @@ def test_what_is_refused(daemon: DaemonProcess, request_: m.VmSet, code: Code, m
     error = set_refused(daemon, request_)
     assert error.code == code
     assert error.message.startswith(message) or message in error.message
+
+
+def test_a_port_in_use_and_how_a_vm_gets_another(daemon: DaemonProcess) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        create(daemon, name="one", publish=[f"{port}:80"])
+        started = run(daemon, "vm", "start", "one")
+    error, hint = started.stderr.splitlines()
+    assert error.endswith(f"port {port} on 127.0.0.1 is in use")
+    command = hint.partition(": banger ")[2].split()
+    assert run(daemon, *command).stdout == "one: ports: changed\n"
+    assert run(daemon, "vm", "set", "one", "-p", command[-1]).stdout == "one is so already\n"
 
 
 def test_filters_and_labels_pick_vms(daemon: DaemonProcess) -> None:

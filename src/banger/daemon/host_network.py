@@ -39,10 +39,6 @@ class HostNetwork:
             nics.append(Nic("net1", _mac(), [cidr], "", [], "publish", slot + 1))
         return nics
 
-    def check(self, machine: Machine) -> None:
-        """Raise when a port that a VM publishes is in use."""
-        publish.check_ports_free([PublishedPort(f.address, f.host_port, f.guest_port) for f in machine.forwards])
-
     async def carry(self, machine: Machine, directory: Path, end: int) -> list[Watched]:
         """Start what carries the VM's NIC, which is at the other end of a connected stream; it ends together."""
         return await passt.start(directory / _LOG, machine.uid, end)

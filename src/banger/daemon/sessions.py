@@ -63,6 +63,7 @@ class Sessions:
         vm = await self._vms.make(request.create, report, attached, once=not request.detach)
         stages.done("create")
         try:
+            self._vms.check_ports(vm)
             await self._lifecycle.start(vm, stages)
             channel = None
             if not request.detach:

@@ -18,6 +18,7 @@ from banger.daemon.host_network import HostNetwork
 from banger.daemon.jobs import Workers
 from banger.daemon.vm import Stages, Vm
 from banger.daemon.vm_helpers import Helpers, remove_logs, start_recorder
+from banger.daemon.vm_port_check import check_ports
 from banger.daemon.vm_table import VmTable
 from banger.paths import Layout
 from banger.process import Watched, boot_id
@@ -61,7 +62,7 @@ class Launcher:
         machine, driver, directory = vm.record.machine, self.driver(vm.record), self._layout.vm(vm.record.id)
         key = await self.key()
         await self._workers.run(lambda job: programs.look_up(self._config, driver.name))
-        self._network.check(machine)
+        check_ports(vm, vm.record.ports, self._table, is_new=False)
         remove_logs(directory)
         with contextlib.ExitStack() as stack, _killed_on_failure() as helpers:
             streams = [CONSOLE, *driver.streams, *([NETWORK] if machine.nics and not driver.taps else [])]

@@ -18,6 +18,7 @@ from banger.daemon.host_network import HostNetwork
 from banger.daemon.jobs import Report, Workers
 from banger.daemon.vm import Stages, Vm, describe
 from banger.daemon.vm_lifecycle import Lifecycle
+from banger.daemon.vm_port_check import check_ports
 from banger.daemon.vm_table import VmTable
 from banger.guest.agent import Agent, guest_errors
 from banger.imagecat.manifest import ImageManifest
@@ -143,6 +144,10 @@ class VmService:
                 raise
         self._events.publish("created", record)
         return self._table.find(record.id)
+
+    def check_ports(self, vm: Vm) -> None:
+        """Raise PortTaken when a port that a VM that has just been made publishes is in use."""
+        check_ports(vm, vm.record.ports, self._table, is_new=True)
 
     async def start(self, request: m.VmRef, report: Report) -> m.VmStarted:
         vm, stages = self.find(request.vm), Stages(report)

@@ -16,10 +16,10 @@ from banger.daemon.host_network import HostNetwork
 from banger.daemon.jobs import Report
 from banger.daemon.vm import Vm
 from banger.daemon.vm_lifecycle import Lifecycle
+from banger.daemon.vm_port_check import check_ports
 from banger.daemon.vm_service import VmService
 from banger.daemon.vm_table import VmTable
 from banger.disk.ext4 import check_size
-from banger.net.publish import check_ports_free
 from banger.paths import Layout
 from banger.store.records import VmRecord
 from banger.vmm.choice import FIRECRACKER, require_vcpu
@@ -72,7 +72,7 @@ class VmSettings:
         if link is not None and wanted.ports != vm_changes.settled(before).ports:
             given_up = {port.host_port for port in before.ports if port not in wanted.ports}
             new = [port for port in wanted.ports if port not in before.ports and port.host_port not in given_up]
-            check_ports_free(new)
+            check_ports(vm, new, self._table, is_new=True)
             published = await link.vmm.change_forwards(before.machine, wanted.machine.forwards)
         # a disk first: one that has grown although nobody knows of it is as good as before
         for setting, size in sizes.items():

@@ -54,19 +54,33 @@ def free_ports(count: int, taken: Container[int]) -> list[int]:
     return found
 
 
+class PortTaken(BangerError):
+    """A port of the host cannot be published; `another` would lead to the guest's, too."""
+
+    def __init__(self, port: PublishedPort, error: OSError) -> None:
+        self.port = port
+        self.another = f"{port.host_port % 50000 + 10000}:{port.guest_port}"
+        why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+        super().__init__(
+            Code.EXHAUSTED,
+            f"port {port.host_port} on {port.address} {why}",
+            hint=f"publish another one, such as -p {self.another}",
+        )
+
+
 def check_ports_free(ports: Sequence[PublishedPort]) -> None:
-    """Raise BangerError(EXHAUSTED) naming the first published port that somebody else listens on."""
+    """Raise PortTaken naming the first published port that somebody else listens on."""
     for port in ports:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((port.address, port.host_port))
             except OSError as error:
-                raise _unavailable(port, error) from error
+                raise PortTaken(port, error) from error
 
 
 def listen(forward: Forward) -> socket.socket:
-    """A socket that listens at the host's side of a published port. Raises BangerError(EXHAUSTED)."""
+    """A socket that listens at the host's side of a published port. Raises PortTaken."""
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -74,14 +88,5 @@ def listen(forward: Forward) -> socket.socket:
         listening.listen(128)
     except OSError as error:
         listening.close()
-        raise _unavailable(PublishedPort(forward.address, forward.host_port, forward.guest_port), error) from error
+        raise PortTaken(PublishedPort(forward.address, forward.host_port, forward.guest_port), error) from error
     return listening
-
-
-def _unavailable(port: PublishedPort, error: OSError) -> BangerError:
-    why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
-    return BangerError(
-        Code.EXHAUSTED,
-        f"port {port.host_port} on {port.address} {why}",
-        hint=f"publish another one, such as -p {port.host_port % 50000 + 10000}:{port.guest_port}",
-    )
