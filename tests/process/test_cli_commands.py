@@ -166,10 +166,21 @@ async def run(request: m.VmRun, peer: Peer) -> None:
     await peer.send_event("exit", signalled=False, value=0 if request.detach else 4)
 
 
+async def wait(request: m.VmWait, report: Report) -> m.VmWaited:
+    down = request.vm == "down"
+    return m.VmWaited(request.vm, "stopped" if down else "running", "", None, reached=down)
+
+
 @pytest.fixture
 def banger(tmp_path: Path) -> Iterator[Banger]:
     (tmp_path / "banger").mkdir(mode=0o700)
-    calls: dict[str, CallHandler] = {"vm.list": list_vms, "vm.show": show, "vm.stop": stop, "vm.prune": prune}
+    calls: dict[str, CallHandler] = {
+        "vm.list": list_vms,
+        "vm.show": show,
+        "vm.stop": stop,
+        "vm.prune": prune,
+        "vm.wait": wait,
+    }
     streams: dict[str, StreamHandler] = {"vm.exec": execute, "vm.run": run, "vm.logs": logs}
     with serve(tmp_path / "banger/bangerd.sock", calls, streams) as server:
         yield Banger(tmp_path, server)
@@ -183,6 +194,15 @@ def test_tables_show_no_control_characters(banger: Banger) -> None:
         "web    running   deb\\x1b[31mian   2      1 GiB    1.5 MB   127.0.0.1:8080:80, [::1]:8081:81"
     )
     assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_waiting_names_those_alone_that_are_not_as_asked_for(banger: Banger) -> None:
+    result = banger("vm", "wait", "up", "down", "also-up", "--timeout", "3s")
+    assert result.returncode == 124
+    assert result.stdout == b"up is still running\ndown is stopped\nalso-up is still running\n"
+    assert result.stderr.splitlines()[0] == b"error: not stopped within the time given: up, also-up"
+    assert banger("vm", "wait", "down", "--timeout", "0").returncode == 0
+    assert banger.server.requests[-1] == ("vm.wait", m.VmWait("down", "stopped", 0.0))
 
 
 def test_all_vms_with_their_reasons(banger: Banger) -> None:

@@ -204,6 +204,15 @@ def test_events_wait_and_inspect(daemon: DaemonProcess) -> None:
             daemon.client.call(op.VM_WAIT, request)
 
 
+def test_a_wait_looks_before_its_time_is_up(daemon: DaemonProcess) -> None:
+    create(daemon, name="there")
+    for state, reached in (("stopped", True), ("running", False)):
+        waited = daemon.client.call(op.VM_WAIT, m.VmWait("there", state, timeout=0.0))
+        assert (waited.state, waited.reached) == ("created", reached)
+    with pytest.raises(BangerError, match="nobody can wait for -1 s"):
+        daemon.client.call(op.VM_WAIT, m.VmWait("there", timeout=-1.0))
+
+
 def test_killed_while_it_changes_vms(daemon: DaemonProcess) -> None:
     """Record, vm.json and disks agree after SIGKILL, names are unique, and disks never shrink."""
     ids = [create(daemon, name=name, disk_bytes=GIB, home_bytes=GIB).id for name in ("a", "b")]

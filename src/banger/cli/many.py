@@ -30,14 +30,15 @@ def for_each(
     tell: Callable[[str, Result], str],
     as_json: bool = False,
     display: Display | None = None,
+    parallel: int = _PARALLEL,
 ) -> int:
-    """Run `action` for every name, up to 8 at once; print what `tell` says of each, or all results as JSON.
+    """Run `action` for every name, up to `parallel` at once; print what `tell` says of each, or all results as JSON.
 
     One failure does not stop the others. Returns the exit status: 1 if anything failed.
     """
     names = list(dict.fromkeys(names))
     outcomes: list[_Outcome[Result]] = [_Outcome() for _ in names]
-    slots = threading.Semaphore(_PARALLEL)
+    slots = threading.Semaphore(parallel)
 
     def work(name: str, outcome: _Outcome[Result]) -> None:
         with slots:

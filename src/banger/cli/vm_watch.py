@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 
 import click
 
@@ -39,34 +38,34 @@ TIMED_OUT = 124  # as timeout(1)
     show_default=True,
     help="What to wait for; a VM that is removed is stopped and exited, too.",
 )
-@click.option("--timeout", type=DURATION, help="Wait no longer than this.")
+@click.option("--timeout", type=DURATION, help="Wait no longer than this; 0 only looks.")
 @json_option
 def wait(refs: tuple[str, ...], state: str, timeout: float | None, as_json: bool) -> int:
     """Wait until VMs are stopped, or in another state, and say why they are.
 
-    Exits with 0 when all are, 124 when that took longer than --timeout, and 1 when one cannot be waited for.
+    Exits with 0 when all are, 124 when one is not within --timeout, and 1 when one cannot be waited for.
     """
     client = ensure_daemon()
-    statuses: list[int] = []
+    unmet: set[str] = set()
 
-    def wait_for_all() -> None:
-        statuses.append(
-            for_each(
-                refs, lambda ref: client.call(op.VM_WAIT, m.VmWait(ref, state)), lambda ref, end: _end(end), as_json
-            )
-        )
+    def wait_for(ref: str) -> m.VmWaited:
+        end = client.call(op.VM_WAIT, m.VmWait(ref, state, timeout))
+        if not end.reached:
+            unmet.add(ref)
+        return end
 
-    # a thread of its own: when the time is up its connections end with the process, and so does the daemon's waiting
-    waiting = threading.Thread(target=wait_for_all, daemon=True)
-    waiting.start()
-    waiting.join(timeout)
-    if waiting.is_alive():
-        errors.report(f"not {state} within the time given: {', '.join(refs)}", "give it more with --timeout")
-        return TIMED_OUT
-    return statuses[0]
+    # all at once: the time given is that of each
+    status = for_each(refs, wait_for, lambda ref, end: _end(end), as_json, parallel=len(refs))
+    if not unmet:
+        return status
+    names = ", ".join(ref for ref in dict.fromkeys(refs) if ref in unmet)
+    errors.report(f"not {state} within the time given: {names}", "give it more with --timeout")
+    return TIMED_OUT
 
 
 def _end(end: m.VmWaited) -> str:
+    if not end.reached:
+        return f"{end.name} is still {end.state}"
     words = [f"{end.name} is {end.state}"]
     if end.reason and end.reason != end.state:
         words.append(f": {end.reason}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -44,14 +45,18 @@ class VmObserver:
             raise BangerError(
                 Code.INVALID, f"{request.state!r} cannot be waited for", hint=f"use one of {', '.join(_REACHED)}"
             )
+        if request.timeout is not None and not 0 <= request.timeout <= MAX_SECONDS:
+            raise BangerError(Code.INVALID, f"nobody can wait for {request.timeout:g} s", hint="use 0 to ten years")
         vm = self._table.find(request.vm)
-        with self._events.subscribed() as events:
-            while not reached(vm, vm in self._table):
-                if vm not in self._table:
-                    raise BangerError(Code.NOT_FOUND, f"the VM {vm.name!r} was removed meanwhile")
-                await events.next()
-        state = vm.state if vm in self._table else "removed"
-        return m.VmWaited(vm.name, state, vm.record.reason, vm.record.status)
+        with self._events.subscribed() as events, contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(request.timeout):
+                while not reached(vm, vm in self._table):
+                    if vm not in self._table:
+                        raise BangerError(Code.NOT_FOUND, f"the VM {vm.name!r} was removed meanwhile")
+                    await events.next()
+        here = vm in self._table
+        state = vm.state if here else "removed"
+        return m.VmWaited(vm.name, state, vm.record.reason, vm.record.status, reached(vm, here))
 
     async def events(self, request: m.VmEvents, peer: Peer) -> None:
         """Send the events that a client asks for, until it leaves."""

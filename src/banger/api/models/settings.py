@@ -47,19 +47,27 @@ class VmChanged(Model):
 
 
 class VmWait(Model):
-    """Wait until a VM is `state`: running, stopped, removed, or exited (its main command has ended)."""
+    """Wait until a VM is `state`: running, stopped, removed, or exited (its main command has ended).
+
+    After `timeout` seconds (None: never, 0: at once) the answer is that it is not.
+    """
 
     vm: str
     state: str = "stopped"
+    timeout: float | None = None
 
 
 class VmWaited(Model):
-    """`status` is how the main command ended, 128 and the signal for one that was killed; None when it did not."""
+    """What a VM is; `reached`: what was waited for, and within the time given.
+
+    `status` is how the main command ended, 128 and the signal for one that was killed; None when it did not.
+    """
 
     name: str
     state: str
     reason: str
     status: int | None
+    reached: bool = True
 
 
 class VmFile(Model):
