@@ -167,6 +167,8 @@ async def run(request: m.VmRun, peer: Peer) -> None:
 
 
 async def wait(request: m.VmWait, report: Report) -> m.VmWaited:
+    if request.state == "exited":
+        return m.VmWaited(request.vm, "running", "", 7)
     down = request.vm == "down"
     return m.VmWaited(request.vm, "stopped" if down else "running", "", None, reached=down)
 
@@ -203,6 +205,8 @@ def test_waiting_names_those_alone_that_are_not_as_asked_for(banger: Banger) -> 
     assert result.stderr.splitlines()[0] == b"error: not stopped within the time given: up, also-up"
     assert banger("vm", "wait", "down", "--timeout", "0").returncode == 0
     assert banger.server.requests[-1] == ("vm.wait", m.VmWait("down", "stopped", 0.0))
+    ended = banger("vm", "wait", "job", "--for", "exited")
+    assert ended.stdout == b"job is running; its main command has ended (exit status 7)\n"
 
 
 def test_all_vms_with_their_reasons(banger: Banger) -> None:

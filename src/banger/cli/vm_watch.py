@@ -36,7 +36,8 @@ TIMED_OUT = 124  # as timeout(1)
     type=click.Choice(["stopped", "running", "exited", "removed"]),
     default="stopped",
     show_default=True,
-    help="What to wait for; a VM that is removed is stopped and exited, too.",
+    help="What to wait for. It is exited when its main command has ended and no restart policy runs it again; one that "
+    "is removed is stopped and exited, too.",
 )
 @click.option("--timeout", type=DURATION, help="Wait no longer than this; 0 only looks.")
 @json_option
@@ -69,6 +70,8 @@ def _end(end: m.VmWaited) -> str:
     words = [f"{end.name} is {end.state}"]
     if end.reason and end.reason != end.state:
         words.append(f": {end.reason}")
+    if end.status is not None and end.state == "running":
+        words.append("; its main command has ended")
     if end.status is not None:
         words.append(f" (exit status {end.status})")
     return "".join(words)

@@ -11,6 +11,7 @@ from banger.api import models as m
 from banger.api.codec import Json, encode
 from banger.api.errors import BangerError, Code
 from banger.api.vm_filters import EVENT_KEYS, matches, parse_filters
+from banger.daemon import vm_policy
 from banger.daemon.events import Events, Subscription
 from banger.daemon.jobs import Report
 from banger.daemon.streams import Peer
@@ -20,12 +21,21 @@ from banger.daemon.vm_table import VmTable
 from banger.durations import MAX_SECONDS
 from banger.paths import Layout
 
+
+def _exited(vm: Vm, here: bool) -> bool:
+    """Whether the main command of a VM has ended, and is not about to be run again by a restart policy."""
+    if not here or vm.state in ("created", "stopped"):
+        return True
+    status = vm.record.status
+    return vm.state == "running" and status is not None and not vm_policy.wants_after_main(vm.record, status)
+
+
 # For each state that can be waited for, whether a VM is in it.
-_REACHED: Mapping[str, Callable[[Vm, bool], bool]] = {
+REACHED: Mapping[str, Callable[[Vm, bool], bool]] = {
     "running": lambda vm, here: vm.state == "running",
     "stopped": lambda vm, here: not here or vm.state in ("created", "stopped"),
     "removed": lambda vm, here: not here,
-    "exited": lambda vm, here: not here or vm.record.status is not None or vm.state in ("created", "stopped"),
+    "exited": _exited,
 }
 
 
@@ -40,10 +50,10 @@ class VmObserver:
 
     async def wait(self, request: m.VmWait, report: Report) -> m.VmWaited:
         """Return once a VM is in a state; one that has been removed is stopped, too."""
-        reached = _REACHED.get(request.state)
+        reached = REACHED.get(request.state)
         if reached is None:
             raise BangerError(
-                Code.INVALID, f"{request.state!r} cannot be waited for", hint=f"use one of {', '.join(_REACHED)}"
+                Code.INVALID, f"{request.state!r} cannot be waited for", hint=f"use one of {', '.join(REACHED)}"
             )
         if request.timeout is not None and not 0 <= request.timeout <= MAX_SECONDS:
             raise BangerError(Code.INVALID, f"nobody can wait for {request.timeout:g} s", hint="use 0 to ten years")
