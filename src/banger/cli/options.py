@@ -329,5 +329,5 @@ restart_option = click.option(
     "--restart",
     type=RESTART,
     help="Start it again when it fails (its VMM, its kernel, or CMD with another status than 0), or whenever nobody "
-    "has stopped it.",
+    "has stopped it. 'vm run' takes this with --detach.",
 )

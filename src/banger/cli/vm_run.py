@@ -190,6 +190,8 @@ def run(create: m.VmCreate, detach: bool, tty: bool, timings: bool, as_json: boo
     """
     if detach and tty:
         raise UsageFault("--tty and --detach exclude each other")
+    if create.restart not in ("", "no") and not detach:
+        raise UsageFault("--restart goes with --detach: a command run from here is run once", "add -d")
     if as_json and not detach:
         raise UsageFault("--json goes with --detach: otherwise the output is the command's own")
     with around_guest_command(), Display() as display:

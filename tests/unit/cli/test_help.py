@@ -90,6 +90,7 @@ def test_help_lists_no_aliases(capsys: pytest.CaptureFixture[str]) -> None:
         (["vm", "run", "--auto-stop", "soon"], "--auto-stop: 'soon' is not a length of time", "for example 45s, 30m"),
         (["vm", "run", "--restart", "maybe"], "--restart: 'maybe' is not a restart policy", "use no, on-failure"),
         (["vm", "run", "--rm", "--restart", "always"], "--rm and --restart exclude each other", "see"),
+        (["vm", "run", "--restart", "always", "--", "ls"], "--restart goes with --detach: a command", "add -d"),
         (["vm", "set", "a"], "there is nothing to change", "say what, such as --memory 2G"),
         (
             ["vm", "set", "a", "--image", "b"],
