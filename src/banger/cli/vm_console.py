@@ -34,8 +34,8 @@ class _KeyType(click.ParamType[bytes]):
     cls=Command,
     epilog="""
     banger vm console web
-    banger vm console --escape ^a web                                        ctrl-a leaves
-    banger vm exec -d web -- sh -c 'exec setsid sh -i <>/dev/ttyS0 >&0 2>&0'   puts a shell there
+    banger vm console --escape ^a web                                   ctrl-a leaves
+    banger vm exec -d web -- sh -c 'exec sh -i <>/dev/ttyS0 >&0 2>&0'   puts a shell there
     """,
 )
 @click.argument("ref", type=VM, metavar="REF")

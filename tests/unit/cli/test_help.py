@@ -126,3 +126,9 @@ def test_plain_commands_import_nothing_heavy(module: str) -> None:
     script = f"import sys, banger.cli.main, banger.cli.{module}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert not set(heavy.split()) & set(loaded)
+
+
+def test_the_shell_on_the_serial_port_that_help_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    """With setsid it would lead no session that the terminal is of: tests/vm runs it."""
+    assert run(["vm", "console", "--help"]) == 0
+    assert "exec -d web -- sh -c 'exec sh -i <>/dev/ttyS0 >&0 2>&0' " in capsys.readouterr().out
