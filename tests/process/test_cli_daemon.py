@@ -1,6 +1,7 @@
 """The command line and the real daemon: one is started for many commands, and errors of its start are told."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from banger import __version__
 from banger.api import models as m
 from banger.api import operations as op
 from banger.api.client import Client
@@ -78,8 +80,22 @@ def test_the_life_of_a_daemon(home: Home) -> None:
     assert home("daemon", "stop") == (0, "stopped the daemon; VMs go on\n", "")
     with pytest.raises(BangerError, match="no daemon answers"):
         client.version()
-    status, _, err = home("daemon", "logs", "-n", "1")
+    status, out, err = home("daemon", "logs")
     assert (status, err) == (0, "")
+    times, said = zip(*(line.split(" INFO banger.daemon.") for line in out.splitlines()), strict=True)
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", time) for time in times)
+    assert said == tuple(
+        line
+        for pid in (first, second)
+        for line in (
+            f"daemon: the daemon of banger {__version__} starts, pid {pid}",
+            "vm_recovery: took over 0 running VMs, found 0 ended",
+            "daemon: the daemon stops; VMs go on",
+        )
+    )
+    assert home("daemon", "logs", "-n", "1") == (0, out.splitlines(keepends=True)[-1], "")
+    home.layout.log_file.write_text("")
+    assert home("daemon", "logs")[1:] == ("", "the log is empty: nothing was worth a line at this BANGER_LOG_LEVEL\n")
 
 
 def test_a_daemon_is_out_of_reach_of_the_terminal_s_signals(home: Home) -> None:

@@ -102,6 +102,7 @@ def test_firecracker_that_ended_while_no_daemon_was_there(
         time.sleep(0.02)
     assert shown(daemon, "one").reason == reason
     assert (tried in daemon.log) == (reason == REBOOTED)
+    assert daemon.log.count("took over 0 running VMs, found 1 ended\n") == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"id": 5}', b"\xff", b"[" * 100_000, None])

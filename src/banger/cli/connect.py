@@ -129,6 +129,7 @@ def _spawn(layout: Layout) -> None:
     with os.fdopen(reader, "rb") as ready:
         try:
             with open(layout.log_file, "ab") as log:
+                logged = os.fstat(log.fileno()).st_size
                 daemon = subprocess.Popen(
                     [sys.executable, "-I", "-m", "banger.daemon"],
                     stdin=subprocess.DEVNULL,
@@ -147,15 +148,16 @@ def _spawn(layout: Layout) -> None:
         return
     if line:
         raise decode_error(json.loads(line))
+    status = daemon.wait()
     raise BangerError(
         Code.DAEMON,
-        f"the daemon did not start (status {daemon.wait()}): {log_tail(layout.log_file) or 'its log is empty'}",
+        f"the daemon did not start (status {status}): {log_tail(layout.log_file, logged) or 'it logged nothing'}",
         hint=f"the whole log is {layout.log_file}; 'banger doctor' checks this host",
     )
 
 
-def log_tail(path: Path, lines: int = _LOG_TAIL_LINES) -> str:
-    """The last lines of a log in one line."""
+def log_tail(path: Path, start: int) -> str:
+    """The last lines of a log from a byte on, in one line."""
     with open(path, "rb") as stream:
-        stream.seek(max(0, os.fstat(stream.fileno()).st_size - _LOG_TAIL_BYTES))
-        return " / ".join(stream.read().decode(errors="replace").strip().splitlines()[-lines:])
+        stream.seek(max(start, os.fstat(stream.fileno()).st_size - _LOG_TAIL_BYTES))
+        return " / ".join(stream.read().decode(errors="replace").strip().splitlines()[-_LOG_TAIL_LINES:])

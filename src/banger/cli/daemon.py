@@ -108,10 +108,12 @@ def restart() -> None:
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
 @click.option("-n", "--tail", type=click.IntRange(min=0), metavar="LINES", help="Only that many lines from the end.")
 def logs(follow: bool, tail: int | None) -> int:
-    """Print the daemon's log. Unless it is followed, the daemon need not run."""
+    """Print the daemon's log: its starts and stops, the VMs that it took over, and what went wrong. Times are in UTC.
+
+    Unless the log is followed, the daemon need not run.
+    """
     layout = user_layout()
-    client = Client(layout.socket)
-    if not follow and running_version(client) is None:
+    if not follow:
         return _print_log_file(tail)
     with ensure_daemon(layout).open(op.DAEMON_LOGS, m.DaemonLogs(follow=follow, tail=tail)) as stream:
         return copy_output(stream)
@@ -121,7 +123,8 @@ def _print_log_file(tail: int | None) -> int:
     import sys
     from collections import deque
 
-    path = user_layout().log_file
+    layout = user_layout()
+    path = layout.log_file
     lines: deque[bytes] = deque(maxlen=tail)
     found = False
     for name in (path.with_name(f"{path.name}.1"), path):
@@ -131,8 +134,13 @@ def _print_log_file(tail: int | None) -> int:
             found = True
         except FileNotFoundError:
             continue
+    if not found and running_version(Client(layout.socket)) is not None:
+        note(f"there is no {path}: the daemon logs to where whoever started it wanted, such as the journal of systemd")
+        return errors.FAILED
     if not found:
         note("there is no log: the daemon has not run yet")
         return errors.FAILED
+    if not lines and tail != 0:
+        note("the log is empty: nothing was worth a line at this BANGER_LOG_LEVEL")
     sys.stdout.buffer.writelines(lines)
     return 0

@@ -14,7 +14,7 @@ from banger.api.codec import encode_error
 from banger.api.errors import BangerError
 from banger.daemon.daemon import claim, serve
 from banger.daemon.http import outcome
-from banger.daemon.log_file import CappedHandler
+from banger.daemon.log_file import CappedHandler, LogFormatter
 from banger.paths import user_layout
 
 
@@ -57,12 +57,8 @@ def main() -> int:
 
 
 def _log_to(handler: logging.Handler) -> None:
-    logging.basicConfig(
-        level=os.environ.get("BANGER_LOG_LEVEL", "info").upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        handlers=[handler],
-        force=True,
-    )
+    handler.setFormatter(LogFormatter())
+    logging.basicConfig(level=os.environ.get("BANGER_LOG_LEVEL", "info").upper(), handlers=[handler], force=True)
 
 
 if __name__ == "__main__":

@@ -331,6 +331,7 @@ class _Server(uvicorn.Server):
 
 async def serve(layout: Layout, config: Config, ready: Callable[[], None]) -> None:
     """Run a daemon until it is asked to stop; calls `ready` once it answers."""
+    _log.info("the daemon of banger %s starts, pid %d", __version__, os.getpid())
     daemon = Daemon(layout, config)
     try:
         await daemon.recover()
@@ -369,3 +370,4 @@ async def serve(layout: Layout, config: Config, ready: Callable[[], None]) -> No
         await serving
     finally:
         await daemon.close()
+        _log.info("the daemon stops; VMs go on")

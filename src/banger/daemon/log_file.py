@@ -5,9 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 CAP = 4 << 20
+
+
+class LogFormatter(logging.Formatter):
+    """Lines that begin with the time in UTC as events have it, RFC 3339."""
+
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 class CappedHandler(logging.StreamHandler):  # type: ignore[type-arg]  # generic in the type stubs alone

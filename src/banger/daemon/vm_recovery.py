@@ -59,6 +59,7 @@ class Recovery:
         await self._workers.run(lambda job: system.sweep_staging(self._layout.vms))
         self._table.load(map(self._known_driver, load(self._layout, self._store)))
         keys = await self._keys_of_adopted()
+        ran = [vm for vm in self._table if vm.state in (RUNNING, STOPPING)]
         tasks = [asyncio.create_task(self._settle(vm, keys)) for vm in self._table if vm.state != BROKEN]
         if tasks:
             # a VMM that hangs, or pretends to, holds up nobody but whoever wants something of its VM
@@ -68,6 +69,14 @@ class Recovery:
                 task.result()
             else:
                 self._lifecycle.keep(task)
+        self._tell(ran, sum(not task.done() for task in tasks))
+
+    def _tell(self, ran: Sequence[Vm], unsettled: int) -> None:
+        """Log what became of the VMs that ran under the last daemon; of some that may not be known yet."""
+        taken = sum(vm.link is not None for vm in ran)
+        ended = max(0, len(ran) - taken - unsettled)
+        waiting = f", and looks further at {unsettled} that do not answer" if unsettled else ""
+        _log.info("took over %d running VMs, found %d ended%s", taken, ended, waiting)
 
     async def _settle(self, vm: Vm, keys: Sequence[str]) -> None:
         """Bring a VM to a state that is true; one where that fails is broken until the next daemon tries again."""
