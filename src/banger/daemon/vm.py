@@ -46,6 +46,8 @@ class Vm:
         self.watcher: asyncio.Task[None] | None = None
         self._began = self._touched = _elapsed()
         self._users = 0
+        self._seen: tuple[int, dict[str, int]] | None = None
+        self._seen_with: VmRecord | None = None
 
     @property
     def name(self) -> str:
@@ -55,6 +57,15 @@ class Vm:
     def state(self) -> str:
         """The record's, or RESTARTING."""
         return RESTARTING if self.restarting and self.record.state == STOPPED else self.record.state
+
+    def look(self, directory: Path) -> tuple[int, dict[str, int]]:
+        """What it takes on disk, as `vm_disk.look` has it: looked at anew only while it runs and when it has changed.
+
+        Lists are long, and of most of their VMs the files stay as they are.
+        """
+        if self._seen is None or self.link is not None or self._seen_with is not self.record:
+            self._seen, self._seen_with = vm_disk.look(directory), self.record
+        return self._seen
 
     def began(self) -> None:
         """Note that it runs from now on, or is seen to."""
@@ -123,7 +134,7 @@ def describe(vm: Vm, directory: Path) -> m.VmInfo:
     """What clients are told of a VM whose files lie in `directory`."""
     record, machine = vm.record, vm.record.machine
     reason = "" if record.state in INTENTS else record.reason
-    used, sizes = vm_disk.look(directory)
+    used, sizes = vm.look(directory)
     pending = vm_changes.pending(record)
     later = vm_changes.settled(record)
     return m.VmInfo(
