@@ -434,6 +434,7 @@ def test_completion_in_bash_itself(banger: Banger, tmp_path: Path) -> None:
     try:
         os.write(screen.terminal, b'cd; PS1="ready "; source <(banger completion bash); echo so""urced\n')
         screen.expect(b"sourced\r\n")
+        screen.expect(b"ready ")  # before that nobody would complete anything
         for typed, completed in (
             ("banger vm sto", b"p "),
             ("banger vm stop w", b"eb "),

@@ -101,7 +101,7 @@ def test_terminal_is_resized(client: Client) -> None:
 
 @pytest.mark.parametrize("number", [1, 2, 3, 15])
 def test_a_signal_to_a_guest_that_is_stuck_ends_the_stream_with_the_reason(client: Client, number: int) -> None:
-    with client.open(op.VM_EXEC, m.VmExec("vm", ["sh", "-c", "trap '' 1 2 3 15; echo ready; sleep 1000"])) as stream:
+    with client.open(op.VM_EXEC, m.VmExec("vm", ["sh", "-c", "trap '' 1 2 3 10 15; echo ready; sleep 1000"])) as stream:
         following = stream.messages()
         while next(following) != b"\x00ready\n":
             pass
