@@ -149,6 +149,8 @@ async def execute(request: m.VmExec, peer: Peer) -> None:
                         await peer.send_data(0, f"{rows}x{columns}\r\n".encode())
                     case memoryview() as data:
                         await peer.send_data(0, b"<%s>" % bytes(data).hex().encode())
+                        if bytes(data) == b"\x1b":
+                            raise BangerError(Code.GUEST, "web was stopped")
                         if bytes(data) == b"\x04":
                             status = 9
                             break
@@ -381,6 +383,14 @@ def test_a_shell_on_a_terminal(banger: Banger, shell: Screen) -> None:
     assert isinstance(request, m.VmExec)
     assert request.terminal == m.Terminal(24, 80)
     assert "TERM=xterm" in request.env
+
+
+def test_the_error_that_ends_a_shell_has_a_line_of_its_own(shell: Screen) -> None:
+    shell.expect(b"24x80\r\n")
+    os.write(shell.terminal, b"\x1b")
+    shell.expect(b"<1b>\r\nerror: web was stopped\r\n")
+    assert shell.process.wait(TIMEOUT) == 125
+    assert termios.tcgetattr(shell.slave) == shell.before
 
 
 def test_the_terminal_is_restored_after_sigterm(shell: Screen) -> None:

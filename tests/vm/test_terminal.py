@@ -44,4 +44,11 @@ def test_run_on_a_terminal_gives_a_shell_and_reports_the_vm(host: Host) -> None:
     ) as terminal:
         terminal.expect("both")
         assert terminal.wait() == 0
-    host.ok("vm", "rm", "-f", "interactive")
+    for end, what in (("stop", "stopped"), ("kill", "killed"), ("rm -f", "removed")):
+        with host.terminal("vm", "shell", "interactive") as terminal:
+            terminal.expect("# ")
+            host.ok("vm", *end.split(), "interactive")
+            terminal.expect(f"\r\nerror: interactive was {what}\r\n")
+            assert terminal.wait() == 125
+        if end != "rm -f":
+            host.ok("vm", "start", "interactive")

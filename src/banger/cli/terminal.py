@@ -120,6 +120,7 @@ class Session:
         self._interrupts = 0
         self._leaving = leaving
         self.left = False
+        self._mid_line = False
         # without a pseudo-terminal, our terminal is not the command's input
         self._input_open = self._raw or not stdin_is_terminal()
         self._output: deque[tuple[int, memoryview]] = deque()
@@ -132,6 +133,7 @@ class Session:
         """
         with contextlib.ExitStack() as cleanup:
             cleanup.callback(self._stream.close)
+            cleanup.push(self._break_line)  # when the terminal is as it was
             wake: int | None = None
             while self._status is None or self._output:
                 if self._started and wake is None:
@@ -141,6 +143,13 @@ class Session:
                     self._begin()
                 self._turn(wake)
         return self._status
+
+    def _break_line(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Let the error that ends a session on our terminal begin on a line of its own."""
+        if isinstance(error, BangerError):
+            self._drain()
+            if self._raw and self._mid_line:
+                os.write(_STDERR, b"\n")
 
     def _begin(self) -> None:
         if self._terminal:
@@ -204,6 +213,7 @@ class Session:
         target, view = self._output.popleft()
         # a pipe that polls writable takes PIPE_BUF bytes without blocking, pipe(7)
         written = os.write(target, view if target in self._whole_writes else view[: select.PIPE_BUF])
+        self._mid_line = view[written - 1] != ord("\n")
         if written < len(view):
             self._output.appendleft((target, view[written:]))
 

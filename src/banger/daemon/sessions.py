@@ -9,16 +9,19 @@ from typing import TypeVar
 
 from banger.api import models as m
 from banger.api.codec import encode
-from banger.api.errors import BangerError
+from banger.api.errors import BangerError, Code
 from banger.daemon import vm_plan
 from banger.daemon.console import Console
+from banger.daemon.guest_link import GuestLink
 from banger.daemon.jobs import Report
 from banger.daemon.streams import Channel, ClientGone, Peer, carry, finish, report_to
 from banger.daemon.vm import Stages, Vm
 from banger.daemon.vm_lifecycle import Lifecycle
 from banger.daemon.vm_service import Catalogs, VmService
 from banger.guest.agent import ExecRequest, guest_errors
+from banger.guest.session import Exit, SessionLost
 from banger.job import Progress
+from banger.store.records import REMOVING, RUNNING
 
 T = TypeVar("T")
 
@@ -46,7 +49,7 @@ class Sessions:
                 await peer.send_event("exit", signalled=False, value=0)
                 return
             with vm.in_use():
-                end = await carry(peer, channel, request.terminal is not None, vm.refuse_paused)
+                end = await _carry(vm, peer, channel, request.terminal is not None, vm.refuse_paused)
             if attached:
                 await self._lifecycle.delete(vm, force=True)
                 vm = None
@@ -115,7 +118,7 @@ class Sessions:
             return
         with vm.in_use():
             channel = await self._exec(vm, command)
-            await self._carry(peer, channel, command.terminal is not None, vm.refuse_paused)
+            await self._carry(vm, peer, channel, command.terminal is not None, vm.refuse_paused)
 
     async def write_tree(self, request: m.TreeWrite, peer: Peer) -> None:
         """Extract a tar stream in a running VM."""
@@ -124,7 +127,7 @@ class Sessions:
         with vm.in_use():
             with guest_errors(f"cannot write {vm.name}:{request.path}"):
                 channel = await agent.write_tree(request.path, request.user or None)
-            await self._carry(peer, channel)
+            await self._carry(vm, peer, channel)
 
     async def read_tree(self, request: m.TreeRead, peer: Peer) -> None:
         """Read a tree of a running VM as a tar stream."""
@@ -133,20 +136,47 @@ class Sessions:
         with vm.in_use():
             with guest_errors(f"cannot read {vm.name}:{request.path}"):
                 channel = await agent.read_tree(request.path, follow=request.follow, contents=request.contents)
-            await self._carry(peer, channel)
+            await self._carry(vm, peer, channel)
 
     async def console(self, request: m.VmRef, peer: Peer) -> None:
         """Look at the serial console of a running VM, and type on it."""
         vm = self._vms.find(request.vm)
         with vm.in_use():
-            await self._carry(peer, await Console.connect(vm, self._vms.directory(vm)))
+            await self._carry(vm, peer, await Console.connect(vm, self._vms.directory(vm)))
 
     async def _carry(
-        self, peer: Peer, channel: Channel, terminal: bool = False, check: Callable[[], None] = lambda: None
+        self, vm: Vm, peer: Peer, channel: Channel, terminal: bool = False, check: Callable[[], None] = lambda: None
     ) -> None:
         await peer.send_event("started", result={})
         with contextlib.suppress(ClientGone):
-            await finish(peer, await carry(peer, channel, terminal, check))
+            await finish(peer, await _carry(vm, peer, channel, terminal, check))
+
+
+async def _carry(
+    vm: Vm, peer: Peer, channel: Channel, terminal: bool = False, check: Callable[[], None] = lambda: None
+) -> Exit:
+    """As `carry`; the error for a VM that goes down meanwhile is what became of it."""
+    link = vm.link
+    try:
+        return await carry(peer, channel, terminal, check)
+    except BangerError as error:
+        if isinstance(error.__cause__, SessionLost) and (end := await how_it_ended(vm, link)):
+            raise BangerError(Code.GUEST, f"{vm.name} {end}") from error
+        raise
+
+
+async def how_it_ended(vm: Vm, link: GuestLink | None) -> str:
+    """What became of a VM after `web`, once the connection to its guest is lost; '' when it goes on running."""
+    if vm.ends:
+        return f"was {vm.ends[-1]}"
+    if vm.record.state == REMOVING:
+        return "was removed"
+    if vm.record.state == RUNNING and link is not None and not await link.went_down():
+        return ""
+    reason = vm.record.reason
+    if vm.record.state == RUNNING and link is not None:  # nobody has noticed yet
+        reason = link.vmm.stop_reason or "the VMM process was killed or crashed"
+    return f"was {reason}" if reason in ("stopped", "killed") else f"went down: {reason}"
 
 
 def _what_fails(argv: Sequence[str], vm: Vm) -> str:
