@@ -194,7 +194,10 @@ def test_watching_on_a_terminal_draws_over(banger: Banger) -> None:
         screen.expect(b"\x1b[?25l")
         for expected in (b"web    -  ", b"web    150.0%", b"web    150.0%"):
             screen.expect(b"\x1b[HNAME ")
-            screen.expect("…\x1b[K".encode())  # 80 columns
+            headings = screen.expect(b"\x1b[K").decode()
+            assert "HOST MEMORY" in headings
+            assert "PROCS" not in headings
+            assert len("NAME " + headings) <= 80
             screen.expect(expected)
             screen.expect(b"\x1b[J")
         os.kill(screen.process.pid, signal.SIGINT)

@@ -13,6 +13,8 @@ from banger.system import human_size
 if TYPE_CHECKING:
     from banger.job import Progress
 
+_GAP = 3  # between the columns of a table
+_NARROWEST = 12
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
@@ -28,34 +30,61 @@ def plain(text: str) -> str:
 
 def shorten(text: str, width: int) -> str:
     """The text, its end replaced by … when it is longer than `width`."""
-    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+    return text if len(text) <= width else text[: width - 1].rstrip(" …") + "…"
 
 
 def print_table(
-    headers: Sequence[str], rows: Sequence[Sequence[str]], optional: Collection[str] = (), cut: bool = False
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    optional: Collection[str] = (),
+    cut: bool = False,
+    narrow: Sequence[str] = (),
+    least: Sequence[str] = (),
 ) -> None:
     """Print aligned columns; an empty cell shows as '-', an `optional` column only when something is in it.
 
-    With `cut` the last column ends at the edge of a terminal instead of going on in its next line.
+    With `cut` the lines end at the edge of a terminal instead of going on in the next ones: first the `least` columns
+    are left out, one after the other, and then the `narrow` ones made so, as far as that is necessary.
     """
-    for line in table_lines(headers, rows, optional, cut and sys.stdout.isatty()):
+    for line in table_lines(headers, rows, optional, cut and sys.stdout.isatty(), narrow, least):
         print(line)
 
 
 def table_lines(
-    headers: Sequence[str], rows: Sequence[Sequence[str]], optional: Collection[str] = (), cut: bool = False
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    optional: Collection[str] = (),
+    cut: bool = False,
+    narrow: Sequence[str] = (),
+    least: Sequence[str] = (),
 ) -> list[str]:
-    """The lines of a table as `print_table` prints it; with `cut` they end at the edge of the terminal."""
+    """The lines of a table as `print_table` prints it; with `cut` as on a terminal."""
     kept = [column for column, name in enumerate(headers) if name not in optional or any(row[column] for row in rows)]
-    headers = [headers[column] for column in kept]
-    lines = [headers, *([plain(row[column]) or "-" for column in kept] for row in rows)]
+    lines = [[*headers], *([plain(cell) or "-" for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
-    if cut:
-        import shutil
+    room = _columns() if cut else 0
 
-        room = shutil.get_terminal_size().columns - sum(width + 3 for width in widths[:-1])
-        lines = [[*line[:-1], shorten(line[-1], max(room, len(headers[-1])))] for line in lines]
-    return ["   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    def excess() -> int:
+        return sum(widths[column] for column in kept) + _GAP * (len(kept) - 1) - room if cut else 0
+
+    for name in least:
+        if excess() > 0:
+            kept = [column for column in kept if headers[column] != name]
+    for name in narrow:
+        column = headers.index(name)
+        if column in kept:
+            widths[column] -= max(0, min(excess(), widths[column] - _NARROWEST))
+    texts = [
+        (" " * _GAP).join(shorten(line[column], widths[column]).ljust(widths[column]) for column in kept).rstrip()
+        for line in lines
+    ]
+    return [shorten(text, room) for text in texts] if cut else texts
+
+
+def _columns() -> int:
+    import shutil
+
+    return shutil.get_terminal_size().columns
 
 
 def print_fields(fields: Iterable[tuple[str, str]]) -> None:

@@ -155,7 +155,7 @@ def print_vms(all_states: bool, filters: Sequence[str], labels: Sequence[str], a
         ]
         for vm in shown
     ]
-    print_table(headers, rows, optional=("PORTS", "UP", "REASON"))
+    print_table(headers, rows, optional=("PORTS", "UP", "REASON"), cut=True, narrow=("PORTS", "IMAGE"))
 
 
 def _pending(vm: m.VmInfo) -> list[str]:

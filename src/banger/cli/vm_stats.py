@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from datetime import UTC, datetime
 
@@ -26,6 +27,7 @@ _HEADERS = (
     *("NET IN / OUT", "READ / WRITTEN", "PROCS"),
 )
 _OPTIONAL = ("STATE", "BALLOON")
+_LEAST = ("PROCS", "HOST DISK", "READ / WRITTEN", "NET IN / OUT")
 _Measured = dict[str, m.VmUsage]
 
 
@@ -44,6 +46,7 @@ def stats(refs: tuple[str, ...], watch: bool, interval: float, as_json: bool) ->
 
     CPU is a share of one processor. The columns that begin with HOST are measured on the host: VMM and helpers, and
     what the VM's own disks have allocated. The others are what guests say of themselves, '-' where one does not answer.
+    A narrow terminal gets fewer of them.
     """
     client = ensure_daemon()
     if watch:
@@ -102,7 +105,7 @@ def _lines(before: _Measured, now: _Measured) -> list[str]:
         ]
         for key, vm in now.items()
     ]
-    return table_lines(_HEADERS, rows, _OPTIONAL)
+    return table_lines(_HEADERS, rows, _OPTIONAL, cut=sys.stdout.isatty(), least=_LEAST)
 
 
 def _memory(vm: m.VmUsage) -> str:

@@ -40,6 +40,25 @@ def test_a_table_ends_at_the_edge_of_a_terminal(
     assert capsys.readouterr().out.splitlines() == ["NAME     DESCRIPTION", "debian   a machine…", "x        short"]
 
 
+@pytest.mark.parametrize(
+    ("columns", "lines"),
+    [
+        (60, ["NAME   PORTS               USED     REASON", "a      8080:80, 8443:443   1.5 MB   powered off"]),
+        (40, ["NAME   PORTS               REASON", "a      8080:80, 8443:443   powered off"]),
+        (36, ["NAME   PORTS             REASON", "a      8080:80, 8443:…   powered off"]),
+        (22, ["NAME   PORTS…", "a      8080:80, 84…"]),
+        (5, ["NAME…", "a…"]),
+    ],
+)
+def test_a_narrow_terminal_gets_less(columns: int, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    headers, rows = ["NAME", "PORTS", "USED", "REASON"], [["a", "8080:80, 8443:443", "1.5 MB", "powered off"]]
+    shown = render.table_lines(headers, rows, (), True, narrow=["PORTS"], least=["USED"])
+    assert all(len(line) <= columns for line in shown)
+    assert shown == lines
+    assert len(render.table_lines(headers, rows, narrow=["PORTS"], least=["USED"])[1]) == 47
+
+
 def test_fields_leave_out_what_has_no_value(capsys: pytest.CaptureFixture[str]) -> None:
     render.print_fields([("name", "x"), ("longer", "y"), ("none", "")])
     assert capsys.readouterr().out == "name:   x\nlonger: y\n"
