@@ -1,5 +1,6 @@
 """The command line and the real daemon: one is started for many commands, and errors of its start are told."""
 
+import json
 import os
 import re
 import subprocess
@@ -67,6 +68,7 @@ def test_parallel_commands_start_one_daemon(home: Home) -> None:
 
 def test_the_life_of_a_daemon(home: Home) -> None:
     assert home("daemon", "status") == (1, "", "the daemon is not running\n")
+    assert home("daemon", "status", "--json") == (1, '{\n  "running": false\n}\n', "")
     assert home("daemon", "logs") == (1, "", "there is no log: the daemon has not run yet\n")
     assert home("daemon", "stop") == (0, "the daemon is not running\n", "")
     assert home("daemon", "start") == (0, "started the daemon\n", "")
@@ -75,6 +77,8 @@ def test_the_life_of_a_daemon(home: Home) -> None:
     assert home("daemon", "restart") == (0, "restarted the daemon\n", "")
     second = client.call(op.DAEMON_STATUS, m.Empty()).pid
     assert first != second
+    document = json.loads(home("daemon", "status", "--json")[1])
+    assert (document["running"], document["pid"]) == (True, second)
     status, out, _ = home("daemon", "status")
     assert (status, f"pid:         {second}" in out) == (0, True)
     assert home("daemon", "stop") == (0, "stopped the daemon; VMs go on\n", "")

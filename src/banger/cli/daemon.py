@@ -38,11 +38,14 @@ def status(as_json: bool) -> int:
     """Show whether the daemon runs, and how. Exits 1 when it does not."""
     client = Client(user_layout().socket)
     if running_version(client) is None:
-        note("the daemon is not running")
+        if as_json:
+            print_json({"running": False})
+        else:
+            note("the daemon is not running")
         return errors.FAILED
     found = client.call(op.DAEMON_STATUS, m.Empty())
     if as_json:
-        print_json(found)
+        print_json({"running": True} | vars(found))
         return 0
     print_fields(
         [
