@@ -244,6 +244,11 @@ def test_one_failure_does_not_stop_the_others(banger: Banger) -> None:
     assert json.loads(banger("vm", "stop", "web", "--json").stdout) == [encode(m.VmStopped(WEB, forced=False))]
 
 
+def test_a_grace_period_is_written_as_other_times_are(banger: Banger) -> None:
+    assert banger("vm", "stop", "web", "--grace", "1m2s").returncode == 0
+    assert banger.server.requests[-1] == ("vm.stop", m.VmStop("web", 62.0))
+
+
 def test_prune_asks_only_on_a_terminal(banger: Banger) -> None:
     result = banger("vm", "prune")
     assert (result.returncode, result.stdout) == (2, b"")

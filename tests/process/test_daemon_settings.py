@@ -179,7 +179,7 @@ def test_events_wait_and_inspect(daemon: DaemonProcess) -> None:
     assert daemon.client.call(op.VM_WAIT, m.VmWait("uno")).state == "created"
     late = run(daemon, "vm", "wait", "uno", "--for", "running", "--timeout", "0.2s")
     assert (late.returncode, late.stderr.splitlines()[0]) == (124, "error: not running within the time given: uno")
-    document = json.loads(run(daemon, "vm", "inspect", "uno").stdout)[0]
+    document = json.loads(run(daemon, "vm", "inspect", "uno", "--json").stdout)[0]
     assert document["record"]["machine"]["disks"][0]["role"] == "image"
     assert {"overlay.ext4", "vm.json", "work.ext4"} <= {file["name"] for file in document["files"]}
     assert document["vm"]["name"] == "uno"

@@ -16,16 +16,14 @@ from banger.cli.connect import ensure_daemon
 from banger.cli.errors import UsageFault
 from banger.cli.lazy import Command
 from banger.cli.many import for_each
-from banger.cli.options import filter_option, json_option
+from banger.cli.options import DURATION, filter_option, json_option
 from banger.cli.progress import Display
 from banger.cli.render import note, print_json
 from banger.cli.select import DOWN, pick, select, selection
 from banger.cli.timings import print_timings
 from banger.system import human_size
 
-grace_option = click.option(
-    "--grace", type=click.FloatRange(min=0), metavar="SECONDS", help="How long the guest may take to go down by itself."
-)
+grace_option = click.option("--grace", type=DURATION, help="How long the guest may take to go down by itself: 2s, 1m.")
 
 
 def _is_up(vm: m.VmInfo) -> bool:
@@ -65,7 +63,7 @@ def start(refs: tuple[str, ...], filters: tuple[str, ...], all_vms: bool, timing
     cls=Command,
     epilog="""
     banger vm stop web db
-    banger vm stop --grace 2 web
+    banger vm stop --grace 2s web
     banger vm stop --filter label=tier=dev
     banger vm stop --all
     """,

@@ -137,6 +137,7 @@ def _quoted(text: str) -> str:
 
 @click.command(cls=Command, epilog="banger vm inspect web")
 @click.argument("refs", type=VM, nargs=-1, required=True, metavar="REF...")
+@click.option("--json", is_flag=True, expose_value=False, help="As it is without: JSON is all that it prints.")
 def inspect(refs: tuple[str, ...]) -> None:
     """Print all that is known of VMs as JSON: what 'vm show' tells, the record with its machine, and the files."""
     client = ensure_daemon()
