@@ -9,17 +9,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from banger.api.errors import BangerError, Code
+from banger.durations import parse_duration
 from banger.oci.reference import DOCKER_HUB, Registries, canonical_registry, is_registry, split_mirror
 from banger.sizes import EXAMPLES, parse_size
 
 _SIZES = ("memory", "disk_size", "home_size", "reserve_memory", "reserve_disk", "cache_size")
+_TIMES = 'write {key} = "45s", "30m" or "1h30m" in quotes, or a number of seconds without'
 _UIDS = 0xFFFFFFFF  # the last one means no user, chown(2)
 _TYPE_NAMES: dict[type, str] = {tuple: "list of strings", dict: "table"}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Defaults for new VMs and limits of the host. Sizes are in bytes (the file may say "2G"), times in seconds.
+    """Defaults for new VMs and limits of the host. Sizes are in bytes (the file may say "2G"), times in seconds ("1h").
 
     `vcpu` 0 means one where guests are emulated, else two. `debian_mirror` '' means the one in the host's own apt
     configuration. `accelerator` is auto, kvm or tcg, and `vmm` auto, firecracker or qemu. `firecracker` and `jailer`
@@ -83,6 +85,8 @@ def load(path: Path) -> Config:
             raise BangerError(Code.INVALID, f"{path}: unknown key {key!r}", hint=f"known: {', '.join(known)}")
         if key in _SIZES and type(value) is not int:
             values[key] = value = _size(key, value, path)
+        if known[key] is float and type(value) is str:
+            values[key] = value = _time(key, value, path)
         if known[key] is float and type(value) is int:
             values[key] = float(value)
         elif known[key] is tuple and type(value) is list and all(type(item) is str for item in value):
@@ -91,7 +95,7 @@ def load(path: Path) -> Config:
             raise BangerError(
                 Code.INVALID,
                 f"{path}: {key} must be of type {_TYPE_NAMES.get(known[key], known[key].__name__)}, not {value!r}",
-                hint="times are numbers of seconds" if known[key] is float else "",
+                hint=_TIMES.format(key=key) if known[key] is float else "",
             )
         if type(value) in (int, float) and not 0 <= value < math.inf:
             raise BangerError(Code.INVALID, f"{path}: {key} cannot be {value!r}")
@@ -131,6 +135,15 @@ def _size(key: str, value: object, path: Path) -> int:
     except ValueError as error:
         hint = f'{EXAMPLES} in quotes, such as {key} = "2G", or a number of bytes without'
         raise BangerError(Code.INVALID, f"{path}: {key}: {error}", hint=hint) from error
+
+
+def _time(key: str, value: str, path: Path) -> float:
+    if key == "auto_stop" and value == "never":
+        return 0.0
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise BangerError(Code.INVALID, f"{path}: {key}: {error}", hint=_TIMES.format(key=key)) from error
 
 
 def _mirrors(table: Mapping[str, object], path: Path) -> dict[str, tuple[str, ...]]:

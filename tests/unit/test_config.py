@@ -34,6 +34,14 @@ def test_whole_number_serves_for_seconds(tmp_path: Path) -> None:
     assert load(tmp_path / "c").stop_grace == 3.0
 
 
+def test_times_are_written_as_options_take_them(tmp_path: Path) -> None:
+    (tmp_path / "c").write_text('auto_stop = "1h30m"\nstop_grace = "2.5s"\nboot_timeout = "90"')
+    loaded = load(tmp_path / "c")
+    assert (loaded.auto_stop, loaded.stop_grace, loaded.boot_timeout) == (5400.0, 2.5, 90.0)
+    (tmp_path / "c").write_text('auto_stop = "never"')
+    assert load(tmp_path / "c").auto_stop == 0.0
+
+
 def test_sizes_are_written_as_options_take_them(tmp_path: Path) -> None:
     written = {"memory": "2G", "disk_size": "1.5GiB", "home_size": "64M", "reserve_memory": "1g"}
     written |= {"reserve_disk": "4194304", "cache_size": "1T"}
@@ -76,6 +84,8 @@ def test_every_size_in_bytes_can_be_written_so(tmp_path: Path) -> None:
         ('[registry_mirrors]\n"a" = ["b/C"]', "'b/C' is not a mirror of 'a'"),
         ('[registry_mirrors]\n"a" = ["https://user@b"]', "'https://user@b' is not a mirror of 'a'"),
         ("stop_grace = false", "stop_grace must be of type float"),
+        ('auto_stop = "1x"', "auto_stop: '1x' is not a length of time"),
+        ('stop_grace = "never"', "stop_grace: 'never' is not a length of time"),
         ("memory = -1", "memory cannot be -1"),
         ("boot_timeout = inf", "boot_timeout cannot be inf"),
         ("stop_grace = nan", "stop_grace cannot be nan"),
