@@ -10,6 +10,7 @@ from typing import Protocol
 from banger.api.errors import BangerError, Code
 
 VM_KEYS = ("state", "label", "image", "kernel", "name", "id", "driver", "restart")
+VM_STATES = ("created", "starting", "running", "stopping", "stopped", "restarting", "removing", "broken")
 EVENT_KEYS = ("kind", "label", "image", "name", "id")
 
 
@@ -41,6 +42,10 @@ def parse_filters(texts: Iterable[str], keys: Sequence[str]) -> list[Filter]:
                 Code.INVALID,
                 f"{text!r} is not a filter",
                 hint=f"write KEY=VALUE or KEY!=VALUE with one of {', '.join(keys)}; values may hold * and ?",
+            )
+        if key == "state" and not fnmatch.filter(VM_STATES, value):
+            raise BangerError(
+                Code.INVALID, f"{text!r}: {value!r} is no state of a VM", hint=f"there are {', '.join(VM_STATES)}"
             )
         filters.append(Filter(key, value, negated))
     return filters

@@ -45,6 +45,13 @@ def test_matches(filters: list[str], expected: bool) -> None:
     assert matches(Subject(), parse_filters(filters, VM_KEYS)) is expected
 
 
+@pytest.mark.parametrize("text", ["state=nonsense", "state!=Running", "state=x*"])
+def test_states_that_there_are_not(text: str) -> None:
+    with pytest.raises(BangerError, match="is no state of a VM") as caught:
+        parse_filters(["state=stop*", text], VM_KEYS)
+    assert "running, stopping, stopped" in caught.value.hint
+
+
 @pytest.mark.parametrize("text", ["", "state", "state=", "=running", "colour=red", "!=x", "State=running"])
 def test_what_is_no_filter(text: str) -> None:
     with pytest.raises(BangerError, match="is not a filter") as caught:

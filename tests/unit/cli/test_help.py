@@ -84,6 +84,7 @@ def test_help_lists_no_aliases(capsys: pytest.CaptureFixture[str]) -> None:
         (["vm", "rm"], "missing argument 'REF...'", "name VMs, or pick them with --filter or --all"),
         (["vm", "stop", "a", "--all"], "VMs are either named or picked with --filter or --all", "see"),
         (["vm", "list", "--filter", "colour=red"], "--filter: 'colour=red' is not a filter", "write KEY=VALUE"),
+        (["vm", "list", "--filter", "state=up"], "--filter: 'state=up': 'up' is no state", "there are created"),
         (["vm", "events", "--filter", "state=up"], "--filter: 'state=up' is not a filter", "write KEY=VALUE"),
         (["vm", "events", "--no-follow"], "--no-follow needs --since", "for example --since 1h"),
         (["vm", "run", "-l", "a b=c"], "--label: 'a b' is not the name of a label", "for example --label tier=web"),
