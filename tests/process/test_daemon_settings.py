@@ -93,7 +93,7 @@ def test_the_configured_balloon_is_for_new_vms_that_ask_for_none(daemon: DaemonP
     [
         (m.VmSet("one", name="two"), Code.EXISTS, "there is already a VM named 'two'"),
         (m.VmSet("one", name="a/b"), Code.INVALID, "'a/b' is not a valid VM name"),
-        (m.VmSet("one", disk_bytes=GIB // 2), Code.INVALID, "the disk of 'one' has"),
+        (m.VmSet("one", disk_bytes=GIB // 2), Code.INVALID, "the disk of 'one' has 1 GiB and cannot shrink to 512 MiB"),
         (m.VmSet("one", home_bytes=GIB // 2), Code.INVALID, "the home of 'one' has"),
         (m.VmSet("one", disk_bytes=1 << 50), Code.INVALID, "a disk of 1,125,899,906,842,624 bytes is not possible"),
         (m.VmSet("one", vcpu=1000), Code.INVALID, "1000 virtual CPUs"),

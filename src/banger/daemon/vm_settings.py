@@ -146,6 +146,11 @@ def _as_create(request: m.VmSet) -> m.VmCreate:
     )
 
 
+def _size(size: int) -> str:
+    """A disk's size as it was asked for, whole GiB mostly."""
+    return f"{size >> 20} MiB" if size & (1 << 30) - 1 else f"{size >> 30} GiB"
+
+
 def _larger(name: str, request: m.VmSet, directory: Path) -> dict[str, int]:
     """The sizes that disks are to grow to, by setting; raises INVALID for one that would shrink."""
     sizes = {}
@@ -154,7 +159,7 @@ def _larger(name: str, request: m.VmSet, directory: Path) -> dict[str, int]:
         if size and size < now:
             raise BangerError(
                 Code.INVALID,
-                f"the {setting} of {name!r} has {now >> 20} MiB and cannot shrink to {size >> 20} MiB",
+                f"the {setting} of {name!r} has {_size(now)} and cannot shrink to {_size(size)}",
                 hint="create another VM with a smaller one, and copy what you need",
             )
         if size > now:
