@@ -32,7 +32,7 @@ DAEMON = LazyGroup(
 )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, epilog="banger daemon status")
 @json_option
 def status(as_json: bool) -> int:
     """Show whether the daemon runs, and how. Exits 1 when it does not."""
@@ -65,7 +65,7 @@ def status(as_json: bool) -> int:
     return 0
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, epilog="banger daemon start")
 def start() -> None:
     """Start the daemon now rather than with the first command."""
     layout = user_layout()
@@ -76,7 +76,7 @@ def start() -> None:
     print("started the daemon")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, epilog="banger daemon stop")
 def stop() -> None:
     """Stop the daemon; VMs go on."""
     client = Client(user_layout().socket)
@@ -87,7 +87,7 @@ def stop() -> None:
     print("stopped the daemon; VMs go on")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, epilog="banger daemon restart")
 def restart() -> None:
     """Stop the daemon and start it again, with what config.toml says now; VMs go on.
 

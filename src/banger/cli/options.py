@@ -325,9 +325,18 @@ balloon_option = click.option(
     default=None,
     help="Take memory from its guest that this leaves idle, and give it back when the guest needs it.",
 )
-restart_option = click.option(
-    "--restart",
-    type=RESTART,
-    help="Start it again when it fails (its VMM, its kernel, or CMD with another status than 0), or whenever nobody "
-    "has stopped it. 'vm run' takes this with --detach.",
-)
+
+
+def configured(builtin: str, key: str) -> str:
+    """The end of the help of an option that `key` of config.toml decides when it is not given."""
+    return f"  [default: {builtin}, or {key} of config.toml]"
+
+
+def restart_option(more: str = "") -> Callable[[Decorated], Decorated]:
+    """--restart, with the end of its help."""
+    return click.option(
+        "--restart",
+        type=RESTART,
+        help="Start it again when it fails (its VMM, its kernel, or CMD with another status than 0), or whenever "
+        f"nobody has stopped it.{more}",
+    )

@@ -10,7 +10,7 @@ from banger.cli.options import json_option
 from banger.cli.render import print_json
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, epilog="banger version")
 @json_option
 def version(as_json: bool) -> None:
     """Print banger's version."""

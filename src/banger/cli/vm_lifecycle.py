@@ -16,14 +16,18 @@ from banger.cli.connect import ensure_daemon
 from banger.cli.errors import UsageFault
 from banger.cli.lazy import Command
 from banger.cli.many import for_each
-from banger.cli.options import DURATION, filter_option, json_option
+from banger.cli.options import DURATION, configured, filter_option, json_option
 from banger.cli.progress import Display
 from banger.cli.render import note, print_json
 from banger.cli.select import DOWN, pick, select, selection
 from banger.cli.timings import print_timings
 from banger.system import human_size
 
-grace_option = click.option("--grace", type=DURATION, help="How long the guest may take to go down by itself: 2s, 1m.")
+grace_option = click.option(
+    "--grace",
+    type=DURATION,
+    help="How long the guest may take to go down by itself: 2s, 1m." + configured("10s", "stop_grace"),
+)
 
 
 def _is_up(vm: m.VmInfo) -> bool:

@@ -27,6 +27,7 @@ from banger.cli.options import (
     Decorated,
     auto_stop_option,
     balloon_option,
+    configured,
     json_option,
     label_option,
     resolve_env,
@@ -46,10 +47,17 @@ _OPTIONS = (
     ),
     click.option("--kernel", type=KERNEL, help="Kernel to boot instead of the image's own."),
     click.option("--name", type=VM, metavar="NAME", help="Name of the VM; one is made up otherwise."),
-    click.option("--vcpu", type=click.IntRange(min=1), metavar="N", help="Number of processors."),
-    click.option("--memory", type=SIZE, help=f"Memory, {_MIB}."),
-    click.option("--disk-size", type=SIZE, help=f"Disk for everything but /root, {_MIB}."),
-    click.option("--home-size", type=SIZE, help=f"Disk for /root, {_MIB}."),
+    click.option(
+        "--vcpu",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Number of processors." + configured("2, 1 where it is emulated", "vcpu"),
+    ),
+    click.option("--memory", type=SIZE, help=f"Memory, {_MIB}." + configured("1 GiB", "memory")),
+    click.option(
+        "--disk-size", type=SIZE, help=f"Disk for everything but /root, {_MIB}." + configured("16 GiB", "disk_size")
+    ),
+    click.option("--home-size", type=SIZE, help=f"Disk for /root, {_MIB}." + configured("8 GiB", "home_size")),
     click.option(
         "-e",
         "--env",
@@ -61,7 +69,7 @@ _OPTIONS = (
         "-w", "--workdir", default="", metavar="PATH", help="Directory that commands start in; made if missing."
     ),
     click.option("-u", "--user", default="", metavar="NAME[:GROUP]", help="User that commands run as."),
-    click.option("--net", type=click.Choice(["none", "user"]), help="Network of the VM."),
+    click.option("--net", type=click.Choice(["none", "user"]), help="Network of the VM.  [default: user]"),
     click.option(
         "-p",
         "--publish",
@@ -83,7 +91,7 @@ _OPTIONS = (
     click.option("--entrypoint", default=None, metavar="PROGRAM", help="Replace the image's entrypoint."),
     label_option,
     auto_stop_option,
-    restart_option,
+    restart_option(" 'vm run' takes this with --detach.  [default: no]"),
     balloon_option,
     click.option("--stop-signal", type=SIGNAL, help="What 'vm stop' sends to CMD first, instead of the image's."),
     click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]"),

@@ -58,7 +58,7 @@ def _refuse(context: click.Context, option: click.Parameter, value: object) -> N
 @click.option("-p", "--publish", type=PUBLISH, multiple=True, help="Publish one more port.")
 @click.option("--unpublish", type=PUBLISH, multiple=True, help="Publish a port no more; GUEST: all that lead there.")
 @auto_stop_option
-@restart_option
+@restart_option()
 @balloon_option
 @json_option
 def set_vm(

@@ -9,6 +9,7 @@ import pytest
 
 from banger.cli.lazy import ALIASES, LazyGroup
 from banger.cli.main import ROOT, run
+from banger.config import Config
 
 
 def commands(
@@ -47,6 +48,26 @@ def test_examples_name_commands_that_exist() -> None:
             words = line.split("banger ", 1)[1].split() if "banger " in line else []
             if words:
                 assert tuple(words[:2]) in known or tuple(words[:1]) in known, f"{path}: {line}"
+
+
+def test_every_command_shows_an_example() -> None:
+    without = [path for path, _, command in ALL if not isinstance(command, LazyGroup) and not command.epilog]
+    assert without == []
+
+
+@pytest.mark.parametrize("command", ["run", "create"])
+def test_help_tells_what_is_decided_by_the_configuration(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["vm", command, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    config = Config()
+    for key, size in (("memory", config.memory), ("disk_size", config.disk_size), ("home_size", config.home_size)):
+        assert f"[default: {size >> 30} GiB, or {key} of config.toml]" in text
+    assert "[default: 2, 1 where it is emulated, or vcpu of config.toml]" in text
+    assert "[default: user]" in text
+    assert "[default: no]" in text
+    assert run(["vm", "stop", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"[default: {config.stop_grace:g}s, or stop_grace of config.toml]" in text
 
 
 def test_help_lists_no_aliases(capsys: pytest.CaptureFixture[str]) -> None:
