@@ -103,6 +103,9 @@ def test_firecracker_that_ended_while_no_daemon_was_there(
     assert shown(daemon, "one").reason == reason
     assert (tried in daemon.log) == (reason == REBOOTED)
     assert daemon.log.count("took over 0 running VMs, found 1 ended\n") == 1
+    with daemon.client.open(op.VM_EVENTS, m.VmEvents(["one"], ["kind=stopped"], 3600, False)) as stream:
+        told = [message["result"] for message in stream.messages() if isinstance(message, dict) and "missed" in message]
+    assert [event["details"] for event in told if isinstance(event, dict)] == [{"reason": reason}]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"id": 5}', b"\xff", b"[" * 100_000, None])

@@ -79,7 +79,7 @@ class Daemon:
         self._images = ImageService(layout, config, self._workers, publication, table, self._kernels)
         launcher = Launcher(layout, config, self._workers, network, drivers, table, events)
         self._lifecycle = Lifecycle(layout, config, self._store, self._workers, launcher, table, events)
-        self._recovery = Recovery(layout, self._store, self._workers, table, self._lifecycle)
+        self._recovery = Recovery(layout, self._store, self._workers, table, self._lifecycle, events)
         self._vms = VmService(
             *(layout, config, self._store, self._workers, publication, network, table, self._lifecycle, self._images),
             events,

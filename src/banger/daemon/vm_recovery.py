@@ -12,6 +12,7 @@ from pathlib import Path
 from banger import system
 from banger.api.errors import BangerError
 from banger.daemon import vm_disk
+from banger.daemon.events import Events
 from banger.daemon.guest_link import GuestLink
 from banger.daemon.jobs import Workers
 from banger.daemon.vm import Vm
@@ -46,12 +47,21 @@ _REASONS = {
 class Recovery:
     """Finds the VMs of earlier daemons."""
 
-    def __init__(self, layout: Layout, store: Store, workers: Workers, table: VmTable, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        store: Store,
+        workers: Workers,
+        table: VmTable,
+        lifecycle: Lifecycle,
+        events: Events,
+    ) -> None:
         self._layout = layout
         self._store = store
         self._workers = workers
         self._table = table
         self._lifecycle = lifecycle
+        self._events = events
         self._launcher = lifecycle.launcher
 
     async def run(self) -> None:
@@ -142,8 +152,10 @@ class Recovery:
 
     def _settled(self, vm: Vm, state: str, reason: str) -> None:
         _log.warning("the VM %r is %s: %s", vm.name, state, reason)
+        kind = "start-failed" if vm.state == STARTING else "stopped"
         with despite_full_disk():
             self._lifecycle.put(vm, state=state, reason=reason)
+        self._events.publish(kind, vm.record, reason=reason)
 
     def _find_stray(self, vm: Vm, directory: Path) -> Processes | None:
         """The VMM of a VM that the last daemon had not written down yet when it ended."""
