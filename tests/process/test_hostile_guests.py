@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -37,12 +38,12 @@ class Hostile:
         self.daemon = daemon
         self._count = 0
 
-    def create(self, behaviour: str, name: str = "") -> m.VmInfo:
+    def create(self, behaviour: str, name: str = "", restart: str = "no") -> m.VmInfo:
         """A VM, not yet started."""
         self._count += 1
         kind = "silent" if behaviour in STARTS else "vm"
         name = name or ("good" if behaviour == "honest" else f"{kind}{self._count}")
-        create = m.VmCreate(image="tiny", name=name, net="none", balloon=True)
+        create = m.VmCreate(image="tiny", name=name, net="none", balloon=True, restart=restart)
         vm = self.daemon.client.call(op.VM_CREATE, create)
         hostile_vmm.choose(self.daemon.environment, vm.id, behaviour)
         return vm
@@ -107,7 +108,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
 
 
 def test_a_vmm_that_hangs_holds_up_no_start_of_the_daemon(hostile: Hostile) -> None:
-    with hostile.started("honest", hostile.create("honest", "hangs")):
+    with hostile.started("honest", hostile.create("honest", "hangs", restart="always")):
         pid = hostile.daemon.client.call(op.VM_SHOW, m.VmRef("hangs")).pid
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -123,6 +124,12 @@ def test_a_vmm_that_hangs_holds_up_no_start_of_the_daemon(hostile: Hostile) -> N
             assert time.monotonic() < deadline, hostile.daemon.log
             time.sleep(0.05)
         assert hostile.daemon.client.call(op.VM_SHOW, m.VmRef("hangs")).pid == pid
+        # who looks after VMs that run hears of it, and nobody has taken it for one that is to be started again
+        events = m.VmEvents(vms=["hangs"], since=10 * TIMEOUT, follow=False)
+        with hostile.daemon.client.open(op.VM_EVENTS, events) as stream:
+            said = [message for message in stream.messages() if isinstance(message, dict)]
+        assert '"taken-over"' in json.dumps(said)
+        assert '"restarting"' not in json.dumps(said)
 
 
 def answers(hostile: Hostile, name: str) -> bool:

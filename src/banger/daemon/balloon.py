@@ -147,7 +147,7 @@ class Balloons:
     def _on_event(self, event: m.VmEvent) -> None:
         if event.kind == "removed":
             self._leave(event.id)
-        elif event.kind in ("started", "changed", "stopped"):
+        elif event.kind in ("started", "taken-over", "changed", "stopped"):
             self._consider(self._table.find(event.id))
 
     def _consider(self, vm: Vm, adopted: bool = False) -> None:

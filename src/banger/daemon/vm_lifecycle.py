@@ -407,10 +407,7 @@ class Lifecycle:
 
     def spawn(self, work: Coroutine[None, None, None]) -> None:
         """Do work in the background for as long as the daemon runs."""
-        self.keep(asyncio.create_task(work))
-
-    def keep(self, task: asyncio.Task[None]) -> None:
-        """Let a task go on in the background, for as long as the daemon runs."""
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -70,16 +70,23 @@ class Recovery:
         self._table.load(map(self._known_driver, load(self._layout, self._store)))
         keys = await self._keys_of_adopted()
         ran = [vm for vm in self._table if vm.state in (RUNNING, STOPPING)]
-        tasks = [asyncio.create_task(self._settle(vm, keys)) for vm in self._table if vm.state != BROKEN]
+        tasks = {asyncio.create_task(self._settle(vm, keys)): vm for vm in self._table if vm.state != BROKEN}
         if tasks:
             # a VMM that hangs, or pretends to, holds up nobody but whoever wants something of its VM
             await asyncio.wait(tasks, timeout=_PATIENCE)
-        for task in tasks:
-            if task.done():
-                task.result()
+        late = [task for task in tasks if not task.done()]
+        for task, vm in tasks.items():
+            if task in late:
+                self._lifecycle.spawn(self._settle_late(vm, task))
             else:
-                self._lifecycle.keep(task)
-        self._tell(ran, sum(not task.done() for task in tasks))
+                task.result()
+        self._tell(ran, len(late))
+
+    async def _settle_late(self, vm: Vm, task: asyncio.Task[None]) -> None:
+        """Tell those who look after VMs that run of one that was taken over after they had begun."""
+        await task
+        if vm.link is not None:
+            self._events.publish("taken-over", vm.record)
 
     def _tell(self, ran: Sequence[Vm], unsettled: int) -> None:
         """Log what became of the VMs that ran under the last daemon; of some that may not be known yet."""
@@ -108,7 +115,7 @@ class Recovery:
         directory = self._layout.vm(vm.record.id)
         if self._is_settled(vm, directory):
             return
-        system.sweep_staging(directory)
+        await self._workers.run(lambda job: system.sweep_staging(directory))
         processes = vm_disk.read_processes(directory) or self._find_stray(vm, directory)
         process = None if processes is None else Watched.find(processes.vmm)
         ended = processes is not None and process is None and vm.state == RUNNING

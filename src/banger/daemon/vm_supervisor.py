@@ -38,7 +38,8 @@ class Supervisor:
         """Start the VMs that are to run and do not, and look after all of them from now on."""
         self._events.listen(self._on_event)
         for vm in self._table:
-            self._consider(vm)
+            if not vm.lock.locked():  # what becomes of the others is still to be found out, and told
+                self._consider(vm)
         self._watching = asyncio.create_task(self._watch_untouched())
 
     async def close(self) -> None:
