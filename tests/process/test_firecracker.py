@@ -202,6 +202,8 @@ def test_a_crash_is_noticed(tmp_path: Path, config: Config, kernel: Path, number
 
     async def test() -> None:
         async with launched(config, directory, machine()) as (vmm, recorder):
+            # its handler of signals takes the lock of the metrics, which are first written right after the start
+            await vmm.api.describe_instance()
             vmm.process.signal(number)
             await vmm.process.ended.wait()
             await recorder.ended.wait()
