@@ -114,7 +114,7 @@ class Launcher:
             vmm,
             lambda timeout: driver.connect_agent(directory, timeout),
             record.name,
-            vm_plan.guest_config(record, keys, lambda disk: driver.disk_serial(disk, directory)),
+            vm_plan.guest_config(record, keys, vmm.disk_serial),
             self._config.boot_timeout,
             lambda: self._events.publish("rebooted", self._table.find(record.id).record),
         )

@@ -73,6 +73,9 @@ class Vmm(Protocol):
         Raises BangerError, with the ports as they were, when one of them cannot be had.
         """
 
+    def disk_serial(self, disk: Disk) -> str:
+        """What the guest sees as the serial of a disk."""
+
     async def resize_disk(self, disk: Disk, size: int) -> bool:
         """Let the guest see that the file of a disk has grown to `size` bytes; False when only a new VMM can."""
 
@@ -134,6 +137,3 @@ class Driver(Protocol):
 
     async def connect_agent(self, directory: Path, timeout: float) -> socket.socket:
         """A connection that carries the guest protocol, within `timeout` seconds. Raises SessionLost."""
-
-    def disk_serial(self, disk: Disk, directory: Path) -> str:
-        """What the guest sees as the serial of a disk."""

@@ -438,5 +438,5 @@ def _without_none(value: Json) -> Json:
 
 def drive_serial(path: Path) -> str:
     """What a guest sees as the serial of a drive: device and inode of its file (build_device_id in Firecracker)."""
-    status = path.stat()
+    status = path.lstat()
     return f"{status.st_dev}{status.st_rdev}{status.st_ino}"[:20]  # VIRTIO_BLK_ID_BYTES

@@ -253,6 +253,9 @@ class QemuVmm:
                 hint="publish another one",
             )
 
+    def disk_serial(self, disk: Disk) -> str:
+        return disk.serial
+
     async def resize_disk(self, disk: Disk, size: int) -> bool:
         arguments: dict[str, Json] = {"node-name": disk.id, "size": size}
         await self._qmp.execute("block_resize", **arguments)
@@ -337,9 +340,6 @@ class QemuDriver:
             return connect_unix(directory / AGENT_SOCKET, timeout=0)  # never blocks: it fails when the backlog is full
         except OSError as error:
             raise SessionLost(f"cannot connect to the guest's agent: {error.strerror}") from error
-
-    def disk_serial(self, disk: Disk, directory: Path) -> str:
-        return disk.serial
 
     def find_stray(self, directory: Path) -> ProcessId | None:
         # the socket is there before the process is, so that what has none needs no search
