@@ -351,6 +351,11 @@ def human_size(size: int) -> str:
     return f"{value:.1f} TB"
 
 
+def counted(count: int, noun: str) -> str:
+    """So many of something that takes an s: 1 layer, 2 layers."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def nearest(name: str, candidates: list[str]) -> str:
     """The candidate that a mistyped name most likely meant, or ''."""
     import difflib

@@ -125,7 +125,7 @@ def test_restart_policies(host: Host) -> None:
     host.ok("vm", "run", "-d", "--name", "fails", "--restart", "on-failure:1", "--", "sh", "-c", "exit 3")
     for state in ("exited", "stopped"):  # a run that comes back is the end of neither
         assert host.ok("vm", "wait", "fails", "--for", state) == (
-            "fails is stopped: its main command ended with status 3; given up after 1 restarts (exit status 3)\n"
+            "fails is stopped: its main command ended with status 3; given up after 1 restart (exit status 3)\n"
         )
     seen = kinds(host, "fails")
     assert (seen.count("exited"), seen.count("restarting"), seen.count("gave-up")) == (2, 1, 1)

@@ -17,6 +17,7 @@ from banger.cli.many import for_each
 from banger.cli.options import FileName, NameType, json_option
 from banger.cli.progress import Display
 from banger.cli.render import age, plain, print_json, print_table
+from banger.system import counted
 
 _KEY_LIMIT = 4096  # characters
 _KEY_HINT = "give the .pub file that 'minisign -G' wrote, or the line in it that starts with RW"
@@ -97,9 +98,10 @@ def catalog_commands(noun: str, calls: Calls) -> tuple[click.Command, click.Comm
         if as_json:
             print_json(added)
             return
-        count = f"1 {noun}" if added.entries == 1 else f"{added.entries} {noun}s"
         unsigned = f"not signed: whoever can change it decides which {noun}s you boot"
-        print(plain(f"added {added.name}: {count}, {'signed' if added.public_key else unsigned}"))
+        print(
+            plain(f"added {added.name}: {counted(added.entries, noun)}, {'signed' if added.public_key else unsigned}")
+        )
 
     @click.command(
         "list",

@@ -13,7 +13,7 @@ from banger.cli.lazy import Command, Entry, LazyGroup
 from banger.cli.options import SIZE, json_option
 from banger.cli.progress import Display
 from banger.cli.render import age, plain, print_json, print_table
-from banger.system import human_size
+from banger.system import counted, human_size
 
 CACHE_GROUP = LazyGroup(
     "cache",
@@ -79,7 +79,7 @@ def prune(keep: int | None, as_json: bool) -> None:
     if as_json:
         print_json(pruned)
         return
-    print(f"removed {_layers(pruned.blobs)}, {human_size(pruned.freed_bytes)}")
+    print(f"removed {counted(pruned.blobs, 'layer')}, {human_size(pruned.freed_bytes)}")
 
 
 @click.command(cls=Command, epilog="banger image cache verify")
@@ -94,9 +94,5 @@ def verify(as_json: bool) -> int:
         for digest in verified.removed:
             print(plain(f"{digest} was damaged and is removed"))
         whole = verified.blobs - len(verified.removed)
-        print(f"{_layers(whole)} {'is as it' if whole == 1 else 'are as they'} should be")
+        print(f"{counted(whole, 'layer')} {'is as it' if whole == 1 else 'are as they'} should be")
     return 1 if verified.removed else 0
-
-
-def _layers(count: int) -> str:
-    return "1 layer" if count == 1 else f"{count} layers"

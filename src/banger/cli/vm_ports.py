@@ -10,6 +10,7 @@ from banger.cli.connect import ensure_daemon
 from banger.cli.lazy import Command
 from banger.cli.options import VM, json_option
 from banger.cli.render import note, print_json, print_table
+from banger.system import counted
 
 
 @click.command(
@@ -68,7 +69,7 @@ def _advice(found: m.VmPorts) -> list[str]:
             f"not published: {_list(unpublished)}; for example: banger vm set {found.name} -p {unpublished[0]}"
         )
     if found.unprobed:
-        lines.append(f"not asked what they speak, since there are so many: {found.unprobed} ports")
+        lines.append(f"not asked what they speak, since there are so many: {counted(found.unprobed, 'port')}")
     return lines
 
 

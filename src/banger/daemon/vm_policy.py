@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from banger.api.errors import BangerError, Code
 from banger.store.records import VmRecord
+from banger.system import counted
 
 _FIRST_DELAY, _LONGEST_DELAY = 1.0, 60.0
 RAN_WELL = 60.0  # seconds after which a VM has a clean slate
@@ -54,6 +55,11 @@ def gave_up(record: VmRecord) -> bool:
     """Whether a VM has failed as often in a row as its policy allows."""
     limit = parse_restart(record.restart).limit
     return 0 < limit <= record.restarts
+
+
+def given_up(record: VmRecord) -> str:
+    """Half a sentence on how often a VM that `gave_up` was tried."""
+    return f"given up after {counted(record.restarts, 'restart')}"
 
 
 def delay(restarts: int) -> float:

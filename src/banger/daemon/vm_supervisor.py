@@ -98,7 +98,7 @@ class Supervisor:
         record = vm.record
         if record.wanted and record.failed and vm_policy.gave_up(record):
             vm.restarting = False
-            reason = f"{record.reason}; given up after {record.restarts} restarts"
+            reason = f"{record.reason}; {vm_policy.given_up(record)}"
             self._lifecycle.write(vm, dataclasses.replace(record, wanted=False, reason=reason))
             self._events.publish("gave-up", vm.record, restarts=record.restarts)
 

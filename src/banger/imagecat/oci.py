@@ -205,7 +205,8 @@ def _check_layers(layers: Sequence[Descriptor], diff_ids: Sequence[str], label: 
             )
     if len(diff_ids) != len(layers):
         raise BangerError(
-            Code.CORRUPT, f"{label} has {len(layers)} layers, its configuration speaks of {len(diff_ids)}"
+            Code.CORRUPT,
+            f"{label} has {system.counted(len(layers), 'layer')}, its configuration speaks of {len(diff_ids)}",
         )
     if not layers:
         raise BangerError(Code.CORRUPT, f"{label} has no layers: there is nothing in it")

@@ -25,6 +25,7 @@ from banger.oci.manifest import (
 )
 from banger.oci.platform import Platform
 from banger.oci.reference import same_name
+from banger.system import counted
 
 _MANIFEST = "manifest.json"
 _CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
@@ -70,7 +71,8 @@ class DockerArchiveSource:
         if len(names) != len(diff_ids) or len(names) > LAYERS_MAX:
             raise BangerError(
                 Code.CORRUPT,
-                f"{self._label} has {len(names)} layers, and its config has {len(diff_ids)}; {LAYERS_MAX} are possible",
+                f"{self._label} has {counted(len(names), 'layer')}, and its config has {len(diff_ids)}; "
+                f"{LAYERS_MAX} are possible",
             )
         digest = digest_of(body)
         self._extents[digest] = self._files.extent(name)

@@ -52,3 +52,8 @@ def test_end_of_the_main_command(restart: str, status: int, expected: bool) -> N
 def test_delays_grow_up_to_a_minute() -> None:
     delays = [vm_policy.delay(restarts) for restarts in (*range(8), 10_000)]
     assert delays == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+@pytest.mark.parametrize(("restarts", "said"), [(1, "given up after 1 restart"), (2, "given up after 2 restarts")])
+def test_how_often_it_was_tried(restarts: int, said: str) -> None:
+    assert vm_policy.given_up(record(restart="on-failure:2", restarts=restarts)) == said
