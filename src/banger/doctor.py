@@ -18,7 +18,7 @@ from banger.system import human_size
 from banger.vmm import programs
 from banger.vmm.choice import choose
 from banger.vmm.confinement import what_is_missing
-from banger.vmm.detect import detect, group_of, host_arch
+from banger.vmm.detect import detect, group_of, host_arch, kvm_fix
 
 _PACKAGES_FIX = "install it: {}"
 
@@ -46,7 +46,7 @@ def _acceleration() -> Check:
     found = detect()
     if found.name == "kvm":
         return Check("acceleration", "ok", f"KVM: {found.reason}")
-    fix = "enable hardware virtualization (in the firmware, or nested virtualization in the VM that this host is)"
+    fix = kvm_fix()
     if "may not be opened" in found.reason:
         fix = f"sudo usermod -aG {group_of(Path('/dev/kvm'))} $USER, then log in again"
     return Check("acceleration", "warn", f"{found.reason}; they start in seconds instead of milliseconds", fix)

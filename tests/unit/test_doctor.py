@@ -11,7 +11,7 @@ import pytest
 from banger import doctor, hostpackages
 from banger.hostpackages import Purpose
 from banger.vmm import cgroups
-from banger.vmm.detect import detect, host_arch
+from banger.vmm.detect import detect, host_arch, kvm_fix
 
 INTEL = "processor : 0\nflags\t\t: fpu vme sse vmx ssse3\n"
 AMD = "flags : fpu svm\n"
@@ -36,6 +36,15 @@ def test_without_the_device_guests_are_emulated(tmp_path: Path) -> None:
     found = detect(tmp_path / "kvm")
     assert found.name == "tcg"
     assert "does not exist" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [(INTEL, "modprobe kvm_intel"), (AMD, "modprobe kvm_amd"), (PLAIN, "in the firmware"), ("", "in the firmware")],
+)
+def test_what_is_to_be_done_without_the_device(tmp_path: Path, text: str, fix: str) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert fix in kvm_fix(tmp_path / "cpuinfo")
 
 
 @amd64_only

@@ -83,7 +83,7 @@ def reason_unusable(device: Path = Path("/dev/net/tun"), limit: Path = _NAMESPAC
     if shutil.which("pasta") is None:
         return "pasta is not installed"
     if not device.exists():
-        return f"{device} does not exist"
+        return f"{device} does not exist (as root: modprobe tun)"
     if not os.access(device, os.R_OK | os.W_OK):
         return f"{device} may not be opened by this user"
     if limit.exists() and limit.read_text().strip() == "0":

@@ -102,7 +102,7 @@ def require_kvm(kvm: Path = KVM) -> None:
         raise BangerError(
             Code.UNSUPPORTED,
             f"Firecracker needs KVM, and {kvm} does not exist",
-            hint="enable hardware virtualization, or use --vmm qemu",
+            hint=f"{detect.kvm_fix()}; or use --vmm qemu",
         )
     if not os.access(kvm, os.R_OK | os.W_OK):
         group = detect.group_of(kvm)

@@ -16,6 +16,7 @@ from banger.vmm.ask import ask
 
 _ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 _EMULATORS = {"amd64": "qemu-system-x86_64", "arm64": "qemu-system-aarch64"}
+_MODULES = {"vmx": "kvm_intel", "svm": "kvm_amd"}  # flags of x86 CPUs, and what makes a /dev/kvm of them
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,30 @@ def detect(kvm: Path = Path("/dev/kvm"), cpuinfo: Path = Path("/proc/cpuinfo")) 
     """
     if not kvm.exists():
         return Acceleration("tcg", f"{kvm} does not exist, so guests are emulated")
-    if host_arch() == "amd64":
-        flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
-        if flags is None or not {"vmx", "svm"} & set(flags[1].split()):
-            return Acceleration(
-                "tcg",
-                f"{kvm} is here but cannot run ordinary guests: the CPU shows neither vmx nor svm; guests are emulated",
-            )
+    if host_arch() == "amd64" and not _MODULES.keys() & _cpu_flags(cpuinfo):
+        return Acceleration(
+            "tcg",
+            f"{kvm} is here but cannot run ordinary guests: the CPU shows neither vmx nor svm; guests are emulated",
+        )
     if not os.access(kvm, os.R_OK | os.W_OK):
         return Acceleration("tcg", f"{kvm} may not be opened by this user (it belongs to group {group_of(kvm)})")
     return Acceleration("kvm", f"{kvm} works")
+
+
+def kvm_fix(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What to do on a host without a KVM that works.
+
+    The kernel shows neither vmx nor svm where the firmware has switched virtualization off.
+    """
+    modules = [module for flag, module in _MODULES.items() if flag in _cpu_flags(cpuinfo)]
+    if modules:
+        return f"load KVM as root: modprobe {modules[0]}"
+    return "enable hardware virtualization (in the firmware, or nested virtualization in the VM that this host is)"
+
+
+def _cpu_flags(cpuinfo: Path) -> set[str]:
+    flags = re.search(r"^flags\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
+    return set(flags[1].split()) if flags else set()
 
 
 def group_of(path: Path) -> str:

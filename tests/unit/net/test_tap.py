@@ -14,7 +14,7 @@ def test_what_a_host_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     device, limit = tmp_path / "tun", tmp_path / "limit"
     assert tap.reason_unusable(device, limit) == "pasta is not installed"
     (tmp_path / "pasta").touch(mode=0o755)
-    assert tap.reason_unusable(device, limit) == f"{device} does not exist"
+    assert tap.reason_unusable(device, limit) == f"{device} does not exist (as root: modprobe tun)"
     device.touch()
     monkeypatch.setattr("os.access", lambda path, mode: path != device)
     assert tap.reason_unusable(device, limit) == f"{device} may not be opened by this user"

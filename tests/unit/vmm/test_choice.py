@@ -160,8 +160,9 @@ def test_a_kernel_without_an_entry(kvm: Path, tmp_path: Path) -> None:
 
 
 def test_without_the_device(tmp_path: Path) -> None:
-    with pytest.raises(BangerError, match=rf"Firecracker needs KVM, and {tmp_path}/kvm does not exist"):
+    with pytest.raises(BangerError, match=rf"Firecracker needs KVM, and {tmp_path}/kvm does not exist") as caught:
         require_firecracker(Config(), kvm=tmp_path / "kvm")
+    assert caught.value.hint == f"{detect.kvm_fix()}; or use --vmm qemu"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another group")
