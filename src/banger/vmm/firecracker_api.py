@@ -18,13 +18,12 @@ from typing import TypeVar
 from banger.api import http1
 from banger.api.codec import Json, decode, encode
 from banger.api.errors import BangerError, Code
-from banger.guest.agent import printable
 from banger.system import connect_unix
+from banger.vmm.words import own_words
 
 _CALL_SECONDS = 30.0
 _SNAPSHOT_SECONDS = 600.0
 _REPLY_LIMIT = 1 << 20  # bytes; a configuration is some kilobytes
-_FAULT_LIMIT = 400  # characters of its own words that users see
 
 Reply = TypeVar("Reply")
 
@@ -358,7 +357,7 @@ class FirecrackerApi:
         try:
             return decode(kind, reply)
         except ValueError as error:
-            why = str(error)[:_FAULT_LIMIT]
+            why = own_words(error)
             raise BangerError(Code.GUEST, f"Firecracker's answer to GET {target} makes no sense: {why}") from error
 
     async def _send(self, method: str, target: str, body: object, seconds: float | None = None) -> None:
@@ -425,7 +424,7 @@ async def _response(reader: asyncio.StreamReader) -> tuple[int, Json]:
 def _fault(reply: Json) -> str:
     """Firecracker's own words on one line."""
     message = reply.get("fault_message") if isinstance(reply, dict) else None
-    return printable(" ".join(str(message or "without a reason")[:_FAULT_LIMIT].split()))
+    return own_words(message or "without a reason")
 
 
 def _without_none(value: Json) -> Json:

@@ -24,6 +24,7 @@ from banger.vmm.confinement import Confinement, confine
 from banger.vmm.driver import CONSOLE, LOG, MESSAGES, NETWORK, POWERED_OFF, Published
 from banger.vmm.machine import Disk, Forward, Machine, Nic
 from banger.vmm.qmp import Qmp
+from banger.vmm.words import own_words
 
 _log = logging.getLogger(__name__)
 
@@ -179,7 +180,7 @@ class QemuVmm:
         except TimeoutError as error:
             raise BangerError(Code.GUEST, f"QEMU did not answer for {_QMP_SECONDS:g} s") from error
 
-        if (await self._qmp.execute("query-status"))["status"] == "io-error":  # since a time without a daemon
+        if (await self._qmp.execute("query-status")).get("status") == "io-error":  # since a time without a daemon
             self._resume_later()
 
     @property
@@ -203,7 +204,7 @@ class QemuVmm:
                 await asyncio.sleep(_RESUME_SECONDS)
                 await self._qmp.execute("cont")
                 await asyncio.sleep(_RESUME_SECONDS)
-                status = (await self._qmp.execute("query-status"))["status"]
+                status = (await self._qmp.execute("query-status")).get("status")
         self._resuming = None
 
     async def set_reboot(self, allowed: bool) -> None:
@@ -249,7 +250,7 @@ class QemuVmm:
         if said and wanted:
             raise BangerError(
                 Code.EXHAUSTED,
-                f"port {forward.host_port} on {forward.address} cannot be published: {said.strip()}",
+                f"port {forward.host_port} on {forward.address} cannot be published: {own_words(said)}",
                 hint="publish another one",
             )
 
@@ -389,7 +390,7 @@ class QemuDriver:
             if not isinstance(error, BangerError | OSError):
                 raise
             said = await _last_words(directory / "vmm.log", streams[MESSAGES])
-            tail = [line for line in said if ": info: " not in line][-3:]
+            tail = [own_words(line) for line in said if ": info: " not in line][-3:]
             raise BangerError(
                 Code.UNSUPPORTED,
                 f"QEMU did not start: {' / '.join(tail) or error}",

@@ -11,6 +11,7 @@ from pathlib import Path
 from banger.api.codec import Json
 from banger.api.errors import BangerError, Code
 from banger.system import connect_unix
+from banger.vmm.words import own_words
 
 _LINE_LIMIT = 1 << 20
 
@@ -49,7 +50,7 @@ class Qmp:
         self._writer.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
         message = await reply
         if "error" in message:
-            raise BangerError(Code.GUEST, f"QEMU refused {command}: {message['error']}")
+            raise BangerError(Code.GUEST, f"QEMU refused {command}: {_fault(message['error'])}")
         return message["return"]
 
     def close(self) -> None:
@@ -85,3 +86,8 @@ class Qmp:
             waiting = self._replies.pop(0)
             if not waiting.done():
                 waiting.set_result(message)
+
+
+def _fault(error: Json) -> str:
+    """QEMU's own words."""
+    return own_words(error.get("desc") or error if isinstance(error, dict) else error)

@@ -27,6 +27,7 @@ from banger.vmm.machine import Disk, Forward, Machine, Nic
 
 TIMEOUT = 60.0
 MEMORY = 128 << 20
+HOSTILE = "\x1b[2J\n\u202e" + "x" * 500_000
 UID = 0x70000321 if os.getuid() == 0 else -1
 
 pytestmark = [
@@ -373,6 +374,7 @@ class FakeQemu:
         self.left: object = MEMORY
         self.memory: object = MEMORY
         self.asked: list[int] = []
+        self.answers: dict[str, dict[str, object]] = {}
 
     @contextlib.asynccontextmanager
     async def controlled(self) -> AsyncIterator[qemu.QemuVmm]:
@@ -406,7 +408,8 @@ class FakeQemu:
                 "query-balloon": {"actual": self.left},
                 "query-memory-size-summary": {"base-memory": self.memory},
             }
-            writer.write(json.dumps({"return": answers.get(command["execute"], {})}).encode() + b"\n")
+            answer = self.answers.get(command["execute"]) or {"return": answers.get(command["execute"], {})}
+            writer.write(json.dumps(answer).encode() + b"\n")
         writer.close()
         await writer.wait_closed()
         self._served.set()
@@ -474,5 +477,26 @@ def test_a_balloon_that_makes_no_sense(tmp_path: Path, left: object) -> None:
         async with asyncio.timeout(TIMEOUT), qemu_.controlled() as vmm:
             with pytest.raises(BangerError, match=r"QEMU says that base-memory is"):
                 await vmm.set_balloon(0)
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("error", [{"desc": HOSTILE}, {"desc": {HOSTILE: 1}}, {}, [HOSTILE], HOSTILE])
+def test_what_a_qemu_that_was_taken_over_says_is_short_and_harmless(tmp_path: Path, error: object) -> None:
+    qemu_ = FakeQemu(tmp_path)
+    qemu_.answers = {"query-status": {"return": 5}, "balloon": {"error": error}}
+    forward = Forward("127.0.0.1", 8080, 80)
+    nic = Nic("net0", "52:54:00:00:00:01", ["10.0.2.15/24"], "", [], "publish", 5)
+
+    async def test() -> None:
+        async with asyncio.timeout(TIMEOUT), qemu_.controlled() as vmm:
+            with pytest.raises(BangerError, match=r"^QEMU refused balloon: ") as refused:
+                await vmm.set_balloon(64 << 20)
+            qemu_.answers["human-monitor-command"] = {"return": HOSTILE}
+            with pytest.raises(BangerError, match=r"8080 on 127\.0\.0\.1 cannot be published: ") as unpublished:
+                await vmm._forward(nic, forward, wanted=True)
+            for caught in (refused.value, unpublished.value):
+                assert caught.message.isprintable()
+                assert len(caught.message) < 2500  # 400 characters, escaped
 
     asyncio.run(test())
