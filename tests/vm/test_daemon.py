@@ -75,6 +75,9 @@ def test_the_console_and_followed_logs(host: Host) -> None:
     console = host.spawn("vm", "logs", "--console", "-f", "talks")
     assert console.stdout is not None
     assert any(b"end" in line for line in iter(console.stdout.readline, b""))
+    host.ok("vm", "restart", "talks")
+    assert [follower.stdout.readline() for _ in range(20)][-1] == b"20\n"
+    assert any(b"end" in line for line in iter(console.stdout.readline, b""))
     host.ok("vm", "stop", "talks")
     for process in (follower, console):
         process.communicate(timeout=60)

@@ -122,11 +122,15 @@ def test_restart_policies(host: Host) -> None:
     assert host.vm("always").state == "stopped"
     host.ok("vm", "rm", "always")
 
-    host.ok("vm", "run", "-d", "--name", "fails", "--restart", "on-failure:1", "--", "sh", "-c", "exit 3")
+    script = "echo again; sleep 2; exit 3"
+    host.ok("vm", "run", "-d", "--name", "fails", "--restart", "on-failure:1", "--", "sh", "-c", script)
+    follower = host.spawn("vm", "logs", "-f", "fails")
     for state in ("exited", "stopped"):  # a run that comes back is the end of neither
         assert host.ok("vm", "wait", "fails", "--for", state) == (
             "fails is stopped: its main command ended with status 3; given up after 1 restart (exit status 3)\n"
         )
+    assert follower.communicate(timeout=TIMEOUT)[0] == b"again\n" * 2  # and no longer than it is tried
+    assert follower.returncode == 0
     seen = kinds(host, "fails")
     assert (seen.count("exited"), seen.count("restarting"), seen.count("gave-up")) == (2, 1, 1)
     host.ok("vm", "rm", "fails")

@@ -117,7 +117,7 @@ def show(ref: str, as_json: bool) -> None:
 )
 @click.argument("ref", type=VM, metavar="REF")
 @click.option("--console", is_flag=True, help="What the kernel printed instead: errors and panics; it boots quietly.")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, also over restarts.")
 @click.option("-n", "--tail", type=click.IntRange(min=0), metavar="LINES", help="Only that many lines from the end.")
 def logs(ref: str, console: bool, follow: bool, tail: int | None) -> int:
     """Print the output of a VM's main command, that of its earlier starts first, or its console since the last start.

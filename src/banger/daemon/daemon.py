@@ -248,7 +248,7 @@ class Daemon:
         vm = self._vms.find(request.vm)
         directory = self._layout.vm(vm.record.id)
         path = directory / ("console.log" if request.console else "main.log")
-        follow = (lambda: vm.link is not None) if request.follow else None
+        follow = (lambda: vm.goes_on) if request.follow else None
         await _send_log(peer, path, not request.console, request.tail, follow)
 
     async def _daemon_logs(self, request: m.DaemonLogs, peer: Peer) -> None:

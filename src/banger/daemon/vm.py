@@ -58,6 +58,11 @@ class Vm:
         """The record's, or RESTARTING."""
         return RESTARTING if self.restarting and self.record.state == STOPPED else self.record.state
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it runs, or may in a moment: its policy will start it, or something is being done to it."""
+        return self.link is not None or self.restarting or self.lock.locked()
+
     def look(self, directory: Path) -> tuple[int, dict[str, int]]:
         """What it takes on disk, as `vm_disk.look` has it: looked at anew only while it runs and when it has changed.
 
