@@ -129,7 +129,7 @@ def _state(layout: Layout, settings: Config) -> list[Check]:
         ensure_runtime(layout.runtime)
         free = shutil.disk_usage(layout.state).free
         status = "ok" if free > 4 << 30 else "warn" if free > settings.reserve_disk else "fail"
-        fix = "" if status == "ok" else "free some space: images and VMs need a few GB"
+        fix = "" if status == "ok" else "free some space: images and VMs need a few GiB"
         checks.append(Check("state directory", status, f"{layout.state}, {human_size(free)} free", fix))
     except BangerError as error:
         checks.append(Check("state directory", "fail", error.message, error.hint))

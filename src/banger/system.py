@@ -342,13 +342,13 @@ def allocated_bytes(path: Path) -> int:
 
 
 def human_size(size: int) -> str:
-    """A size for people, in decimal units: 146 MB."""
+    """A size for people, in the units that they ask for one in: 146 MiB, 1.5 GiB."""
     value = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1023.95 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{value:.1f}".removesuffix(".0") + f" {unit}"
 
 
 def counted(count: int, noun: str) -> str:

@@ -195,7 +195,7 @@ def test_tables_show_no_control_characters(banger: Banger) -> None:
     header, line = result.stdout.decode().splitlines()
     assert header.split() == ["NAME", "STATE", "IMAGE", "VCPU", "MEMORY", "USED", "PORTS", "CREATED", "UP"]
     assert line.startswith(
-        "web    running   deb\\x1b[31mian   2      1 GiB    1.5 MB   127.0.0.1:8080:80, [::1]:8081:81"
+        "web    running   deb\\x1b[31mian   2      1 GiB    1.4 MiB   127.0.0.1:8080:80, [::1]:8081:81"
     )
     assert (result.returncode, result.stderr) == (0, b"")
 

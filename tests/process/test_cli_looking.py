@@ -150,10 +150,10 @@ def test_a_table_of_two_measurements(banger: Banger) -> None:
             *("NET IN / OUT", "READ / WRITTEN", "PROCS"),
         ],
         [
-            *("web", "150.0%", "36 MiB / 500 MiB", "64 MiB", "40.0%", "240 MiB", "1.5 MB"),
-            *("1.0 kB / 2.0 kB", "3.0 kB / 4.0 MB", "7"),
+            *("web", "150.0%", "36 MiB / 500 MiB", "64 MiB", "40.0%", "240 MiB", "1.4 MiB"),
+            *("1001 B / 2 KiB", "2.9 KiB / 3.8 MiB", "7"),
         ],
-        ["hung", "-", "-", "-", "40.0%", "240 MiB", "1.5 MB", "-", "-", "-"],
+        ["hung", "-", "-", "-", "40.0%", "240 MiB", "1.4 MiB", "-", "-", "-"],
     ]
     assert result.stderr == b"hung: the guest does not \\x1b[2Janswer\n"
     assert [request for _, request in banger.server.requests] == [m.VmStatsRequest()] * 2

@@ -244,8 +244,8 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path, entry: Path, name: 
 
 
 def test_limits(tmp_path: Path, entry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("banger.imagecat.export.TAR_LIMIT", 100_000)
-    with pytest.raises(BangerError, match="has more than 100 kB of files"):
+    monkeypatch.setattr("banger.imagecat.export.TAR_LIMIT", 100 << 10)
+    with pytest.raises(BangerError, match="has more than 100 KiB of files"):
         export(entry, tmp_path / "layout")
     monkeypatch.setattr("banger.disk.space.RESERVE", 1 << 60)
     monkeypatch.setattr("banger.imagecat.export.TAR_LIMIT", 1 << 40)

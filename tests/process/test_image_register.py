@@ -259,7 +259,7 @@ def test_register_by_command(daemon: DaemonProcess, rootfs: Path, tmp_path: Path
         *("image", "register", "tiny", "--rootfs", "rootfs.img", "--work-seed", "seed.img", "--kernel-ref", "mine"),
         cwd=tmp_path,
     )
-    assert said == f"registered tiny: Tiny 1 {host_arch()}, 67 MB\n"
+    assert said == f"registered tiny: Tiny 1 {host_arch()}, 64 MiB\n"
     image = json.loads(banger(daemon, "image", "show", "tiny", "--json"))
     assert (image["managed"], image["source"]) == (False, str(rootfs))
     assert image["work_seed"] == str(tmp_path / "seed.img")

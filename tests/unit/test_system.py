@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import random
+import re
 import signal
 import socket
 import stat
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from banger import system
 from banger.api.errors import BangerError, Code
+from banger.sizes import parse_size
 
 NOBODY = 65534
 SHM = Path("/dev/shm")
@@ -380,7 +382,15 @@ def test_bad_names(name: str) -> None:
 def test_human_size_is_short(size: int) -> None:
     text = system.human_size(size)
     assert len(text) <= 12
-    assert text.split()[1] in ("B", "kB", "MB", "GB", "TB")
+    number, unit = text.split()
+    assert unit in ("B", "KiB", "MiB", "GiB", "TiB")
+    assert float(number) < 1024 or unit == "TiB"
+
+
+@pytest.mark.parametrize("text", ["100B", "3K", "512M", "1000M", "1.5G", "2G", "12.5GiB", "16G", "2T"])
+def test_sizes_read_back_as_they_were_asked_for(text: str) -> None:
+    number, unit = re.split(r"(?<=[0-9])(?=[A-Z])", text)
+    assert system.human_size(parse_size(text)) == f"{number} {unit.removesuffix('iB') + 'iB' * (unit != 'B')}"
 
 
 def test_nearest_name() -> None:

@@ -14,7 +14,7 @@ from banger.cli.lazy import Command, Entry, LazyGroup
 from banger.cli.many import for_each
 from banger.cli.options import IMAGE, KERNEL, LOCAL_PATH, PULLABLE_IMAGE, json_option
 from banger.cli.progress import Display
-from banger.cli.render import age, plain, print_fields, print_json, print_table, shorten
+from banger.cli.render import age, known_size, plain, print_fields, print_json, print_table, shorten
 from banger.system import human_size
 
 _DISTRO_WIDTH = 20  # so that lists fit into 100 columns
@@ -75,7 +75,7 @@ def list_images(available: bool, as_json: bool) -> None:
                     entry.arch,
                     entry.distro,
                     entry.kind,
-                    human_size(entry.size_bytes) if entry.size_bytes else "",
+                    known_size(entry.size_bytes),
                     entry.description,
                 ]
                 for entry in catalog.entries
@@ -94,7 +94,7 @@ def list_images(available: bool, as_json: bool) -> None:
                 image.name,
                 image.arch,
                 shorten(image.distro.partition(" (")[0], _DISTRO_WIDTH),
-                human_size(image.size_bytes) if image.size_bytes else "",
+                known_size(image.size_bytes),
                 age(image.imported_at),
                 "its own" if image.own_kernel else image.kernel_ref,
                 "" if image.managed else "no",

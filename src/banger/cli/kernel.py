@@ -11,7 +11,7 @@ from banger.cli.lazy import Command, Entry, LazyGroup
 from banger.cli.many import for_each
 from banger.cli.options import ARCHITECTURES, KERNEL, KERNEL_SOURCE, NEW_FILE, PULLABLE_KERNEL, json_option
 from banger.cli.progress import Display
-from banger.cli.render import age, note, plain, print_fields, print_json, print_table
+from banger.cli.render import age, known_size, note, plain, print_fields, print_json, print_table
 from banger.system import human_size
 
 KERNEL_GROUP = LazyGroup(
@@ -65,7 +65,7 @@ def list_kernels(available: bool, as_json: bool) -> None:
                     entry.arch,
                     entry.distro,
                     entry.kernel_version,
-                    human_size(entry.size_bytes) if entry.size_bytes else "",
+                    known_size(entry.size_bytes),
                     entry.description,
                 ]
                 for entry in catalog.entries

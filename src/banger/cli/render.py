@@ -105,14 +105,9 @@ def note(message: str) -> None:
     print(plain(message), file=sys.stderr)
 
 
-def binary_size(size: int) -> str:
-    """A memory or disk size as it was asked for: 512 MiB, 1.5 GiB; '' for none."""
-    if size <= 0:
-        return ""
-    for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if size >= scale:
-            return f"{size / scale:.1f}".removesuffix(".0") + f" {unit}"
-    return f"{size} B"
+def known_size(size: int) -> str:
+    """A size for people; '' for none, or one that is not known."""
+    return human_size(size) if size > 0 else ""
 
 
 def percent(value: float | None) -> str:
@@ -121,7 +116,7 @@ def percent(value: float | None) -> str:
 
 
 def amount(step: Progress) -> str:
-    """How far a step has come: 3.1 MB of 12 MB; '' when it does not tell."""
+    """How far a step has come: 3.1 MiB of 12 MiB; '' when it does not tell."""
     if step.done is None:
         return ""
     if step.unit == "bytes":

@@ -12,7 +12,7 @@ from banger.api import operations as op
 from banger.cli.connect import ensure_daemon
 from banger.cli.lazy import Command
 from banger.cli.options import VM, filter_option, json_option
-from banger.cli.render import age, binary_size, print_fields, print_json, print_table
+from banger.cli.render import age, known_size, print_fields, print_json, print_table
 from banger.cli.select import pick
 from banger.durations import format_duration
 from banger.system import human_size
@@ -80,9 +80,9 @@ def show(ref: str, as_json: bool) -> None:
             ("machine", " ".join(filter(None, (vm.driver, vm.accelerator, vm.machine, vm.arch)))),
             ("because", vm.driver_reason),
             ("vcpu", str(vm.vcpu)),
-            ("memory", binary_size(vm.memory_bytes)),
-            ("disk", f"{binary_size(vm.disk_bytes)}, {human_size(vm.used_bytes)} used with home"),
-            ("home", binary_size(vm.home_bytes)),
+            ("memory", human_size(vm.memory_bytes)),
+            ("disk", f"{human_size(vm.disk_bytes)}, {human_size(vm.used_bytes)} used with home"),
+            ("home", known_size(vm.home_bytes)),
             ("init", vm.init),
             ("net", vm.net),
             *(("port", format_port(port)) for port in vm.ports),
@@ -122,7 +122,7 @@ def show(ref: str, as_json: bool) -> None:
 def logs(ref: str, console: bool, follow: bool, tail: int | None) -> int:
     """Print the output of a VM's main command, that of its earlier starts first, or its console since the last start.
 
-    Up to 16 MB of output are kept; beyond 8 MB the oldest are lost.
+    Up to 16 MiB of output are kept; beyond 8 MiB the oldest are lost.
     """
     from banger.cli.terminal import copy_output
 
@@ -146,7 +146,7 @@ def print_vms(all_states: bool, filters: Sequence[str], labels: Sequence[str], a
             vm.state,
             vm.image,
             str(vm.vcpu),
-            binary_size(vm.memory_bytes),
+            human_size(vm.memory_bytes),
             human_size(vm.used_bytes),
             ", ".join(map(format_port, vm.ports)),
             age(vm.created_at),
@@ -161,7 +161,7 @@ def print_vms(all_states: bool, filters: Sequence[str], labels: Sequence[str], a
 def _pending(vm: m.VmInfo) -> list[str]:
     """What its next start brings, with the values."""
     later = [f"vcpu {vm.next_vcpu}"] if vm.next_vcpu else []
-    later += [f"memory {binary_size(vm.next_memory_bytes)}"] if vm.next_memory_bytes else []
+    later += [f"memory {human_size(vm.next_memory_bytes)}"] if vm.next_memory_bytes else []
     if vm.next_ports is not None:
         later += [f"port {format_port(port)}" for port in vm.next_ports if port not in vm.ports]
         later += [f"no port {format_port(port)}" for port in vm.ports if port not in vm.next_ports]

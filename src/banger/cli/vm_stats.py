@@ -19,7 +19,7 @@ from banger.cli.connect import ensure_daemon
 from banger.cli.lazy import Command
 from banger.cli.live import rounds, screen, watch_options
 from banger.cli.options import VM
-from banger.cli.render import binary_size, note, percent, table_lines
+from banger.cli.render import known_size, note, percent, table_lines
 from banger.system import human_size
 
 _HEADERS = (
@@ -114,7 +114,7 @@ def _memory(vm: m.VmUsage) -> str:
     # balloons that deflate when memory is short take nothing from what a guest calls its own: to it they use it
     balloon = (vm.host.balloon_bytes or 0) if vm.host is not None else 0
     used = max(0, vm.guest.memory_bytes - vm.guest.memory_available_bytes - balloon)
-    return f"{binary_size(used) or '0 B'} / {binary_size(vm.guest.memory_bytes)}"
+    return f"{human_size(used)} / {human_size(vm.guest.memory_bytes)}"
 
 
 def _guest_cells(guest: m.GuestUsage | None) -> list[str]:
@@ -131,9 +131,9 @@ def _host_cells(host: m.HostUsage | None, cpu_percent: float | None) -> list[str
     if host is None:
         return [""] * 4
     return [
-        binary_size(host.balloon_bytes or 0),
+        known_size(host.balloon_bytes or 0),
         percent(cpu_percent),
-        binary_size(host.vmm_memory_bytes + host.helpers_memory_bytes),
+        known_size(host.vmm_memory_bytes + host.helpers_memory_bytes),
         human_size(host.disk_bytes),
     ]
 

@@ -19,7 +19,7 @@ from banger.cli.connect import ensure_daemon
 from banger.cli.lazy import Command
 from banger.cli.live import rounds, screen, watch_options
 from banger.cli.options import VM
-from banger.cli.render import binary_size, note, percent, table_lines
+from banger.cli.render import known_size, note, percent, table_lines
 
 _HEADERS = ("PID", "USER", "STATE", "CPU", "MEMORY", "TIME", "COMMAND")
 _Percents = Mapping[int, float]
@@ -107,7 +107,7 @@ def _lines(found: m.VmProcesses, percents: _Percents, sort: str, cut: bool = Fal
             process.user,
             process.state,
             percent(percents.get(process.pid)),
-            binary_size(process.memory_bytes),
+            known_size(process.memory_bytes),
             _processor_time(process.cpu_seconds),
             process.command or f"[{process.name}]",
         ]

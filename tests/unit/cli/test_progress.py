@@ -5,21 +5,21 @@ import pytest
 from banger.cli.progress import Display, _pace
 from banger.job import Progress
 
-MB = 1_000_000
+MIB = 1 << 20
 
 
 @pytest.mark.parametrize(
     ("done", "total", "elapsed", "expected"),
     [
-        (30 * MB, 90 * MB, 2.0, ", 10 MB/s, 6s left"),
-        (30 * MB, None, 2.0, ", 10 MB/s"),
-        (30 * MB, 90 * MB, 0.1, ""),  # too early to tell
-        (10 * MB, 90 * MB, 2.0, ""),  # nothing since it was begun
+        (30 * MIB, 90 * MIB, 2.0, ", 10 MiB/s, 6s left"),
+        (30 * MIB, None, 2.0, ", 10 MiB/s"),
+        (30 * MIB, 90 * MIB, 0.1, ""),  # too early to tell
+        (10 * MIB, 90 * MIB, 2.0, ""),  # nothing since it was begun
     ],
 )
 def test_pace(done: int, total: int | None, elapsed: float, expected: str) -> None:
     step = Progress("download", "edge", done, total)
-    assert _pace(step, 100 + elapsed, started=100, begun_at=10 * MB) == expected
+    assert _pace(step, 100 + elapsed, started=100, begun_at=10 * MIB) == expected
 
 
 def test_pace_of_what_is_not_bytes() -> None:
@@ -31,7 +31,7 @@ def test_the_rate_is_that_of_the_stage_and_not_of_the_file_of_the_moment() -> No
     display._terminal = True
     with display:
         for done in range(3):
-            display.show("exporting edge", Progress("compress", f"modules/{done}.ko", done * MB, 90 * MB))
+            display.show("exporting edge", Progress("compress", f"modules/{done}.ko", done * MIB, 90 * MIB))
         first, begun_at = display._starts["exporting edge"]
         display.show("exporting edge", Progress("install", "edge"))
         assert (begun_at, display._starts["exporting edge"][0] > first) == (0, True)
