@@ -6,7 +6,8 @@
  * - pax records appear only where ustar cannot say it: long names, large numbers, times with fractions, attributes,
  *   holes (GNU.sparse 1.0).
  * - Sockets are left out, and so is what vanishes during the walk. What cannot be read is a failure. A file that
- *   shrinks meanwhile is filled up with zeros, one that grows is cut at the size it had.
+ *   shrinks meanwhile is filled up with zeros, one that grows is cut at the size it had. Files that do not say their
+ *   size, as in /proc and /sys, are read to their end, up to UNSIZED_MAX.
  * - Other file systems are included, but of kernel interfaces like /proc and /sys only the mount point.
  */
 #include <dirent.h>

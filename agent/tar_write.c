@@ -8,7 +8,10 @@
 
 #include "tar.h"
 
-enum { SENDFILE_MIN = 128 * 1024 }; /* smaller data is copied through the buffer, together with its headers */
+enum {
+    SENDFILE_MIN = 128 * 1024, /* smaller data is copied through the buffer, together with its headers */
+    UNSIZED_MAX = 1024 * 1024, /* bytes of a file that does not say how many it has */
+};
 
 int writer_failed(struct tar_writer *writer, const char *what) {
     int code = errno;
@@ -209,7 +212,45 @@ static void make_map(struct tar_writer *writer) {
     buffer_append(&writer->map, (const char[TAR_BLOCK]){0}, -writer->map.length % TAR_BLOCK);
 }
 
+/* Whether the size of a file tells what can be read from it: those of /proc have none, those of /sys have a page. */
+static bool has_size(const struct stat *status) {
+    return status->st_size > 0 && (status->st_blocks > 0 || status->st_size > sysconf(_SC_PAGESIZE));
+}
+
+/* Reads a file to its end into writer->map. */
+static int read_unsized(struct tar_writer *writer, int fd, const struct stat *status) {
+    uint8_t piece[4096];
+    writer->map.length = 0;
+    while (writer->map.length <= UNSIZED_MAX && !writer->map.failed) {
+        ssize_t count = read(fd, piece, sizeof piece);
+        if (count < 0 && errno == EINTR)
+            continue;
+        if (count < 0)
+            return writer_failed(writer, "read");
+        if (count == 0)
+            return 0;
+        buffer_append(&writer->map, piece, (size_t)count);
+    }
+    struct stat now;
+    if (writer->map.failed || (fstat(fd, &now) == 0 && now.st_size > status->st_size))
+        return 0; /* told by writer_member, or a file that grows */
+    return fail(writer->failure, EFBIG, "%s does not say its size and has more than %d bytes", SHOW(writer->name),
+                UNSIZED_MAX);
+}
+
+static int write_unsized(struct tar_writer *writer, struct tar_header *header, int fd, const struct stat *status) {
+    int code = read_unsized(writer, fd, status);
+    writer_octal(writer, header->size, sizeof header->size, writer->map.length, "size");
+    if (!code)
+        code = writer_member(writer, header);
+    if (!code)
+        code = emit(writer, writer->map.data, writer->map.length);
+    return code ? code : pad(writer, writer->map.length);
+}
+
 int writer_file(struct tar_writer *writer, struct tar_header *header, int fd, const struct stat *status) {
+    if (!has_size(status))
+        return write_unsized(writer, header, fd, status);
     uint64_t size = (uint64_t)status->st_size, stored = size;
     int code = find_extents(writer, fd, status);
     if (code)

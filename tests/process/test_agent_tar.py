@@ -21,6 +21,7 @@ from tests.process.agent_tar import (
     CONTENTS,
     FOLLOW,
     SANITIZERS,
+    Failure,
     as_root,
     compile_agent,
     create,
@@ -32,6 +33,7 @@ from tests.process.agent_tar import (
 )
 
 XATTRS = ["--xattrs", "--xattrs-include=*"]
+ENV = {f"B{number}": "y" * 100_000 for number in range(11)}  # more than the agent reads of a file without a size
 GNU_FORMATS = {
     "gnu": ["--format=gnu"],
     "gnu-sparse": ["--format=gnu", "-S"],
@@ -286,6 +288,28 @@ def test_cannot_create(agent: Path, tree: Path, path: str, flags: int, code: int
     assert failure is not None
     assert failure.code == code
     assert Path(path).name in failure.message
+
+
+@pytest.mark.parametrize("name", ["/proc/cpuinfo", "/proc/self/cmdline", "/sys/kernel/mm/transparent_hugepage/enabled"])
+def test_what_files_of_the_kernel_hold(agent: Path, name: str) -> None:
+    """They say that they have no size, or a page whatever they hold."""
+    with tarfile.open(fileobj=io.BytesIO(create(agent, name))) as archive:
+        (entry,) = archive
+        content = archive.extractfile(entry)
+        assert content is not None
+        said = content.read()
+    if name == "/proc/cpuinfo":
+        assert said.startswith(b"processor")
+        assert said.endswith(b"\n")
+    elif name.startswith("/sys"):
+        assert said == Path(name).read_bytes()
+    else:
+        assert said == b"\0".join([os.fsencode(agent), b"create", os.fsencode(name), b"0", b""])
+
+
+def test_a_large_file_without_a_size_is_refused(agent: Path) -> None:
+    run = subprocess.run([agent, "create", "/proc/self/environ", "0"], capture_output=True, check=False, env=ENV)
+    assert failure_of(run) == Failure(errno.EFBIG, "environ does not say its size and has more than 1048576 bytes")
 
 
 @pytest.mark.parametrize("change", ["shrink", "grow"])

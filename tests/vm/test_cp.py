@@ -71,6 +71,14 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
+def test_what_files_of_the_kernel_hold(host: Host, guest: str, tmp_path: Path) -> None:
+    for name in ("/proc/version", "/proc/sys/kernel/random/boot_id", "/sys/class/net/lo/address"):
+        host.ok("vm", "cp", f"{guest}:{name}", str(tmp_path))
+        assert (tmp_path / Path(name).name).read_text() == in_guest(host, guest, f"cat {name}")
+    error = host.fails(1, "vm", "cp", f"{guest}:/proc/kallsyms", str(tmp_path))
+    assert "kallsyms does not say its size and has more than 1048576 bytes" in error
+
+
 def test_a_file_to_a_new_name_and_into_a_directory(host: Host, guest: str, place: str, tmp_path: Path) -> None:
     source = tmp_path / "notes"
     source.write_bytes(os.urandom(5_000_003))
