@@ -16,7 +16,7 @@ from banger.cli.lazy import Command, Entry, LazyGroup
 from banger.cli.many import for_each
 from banger.cli.options import FileName, NameType, json_option
 from banger.cli.progress import Display
-from banger.cli.render import age, plain, print_json, print_table
+from banger.cli.render import age, plain, print_json, print_lines, table_lines
 from banger.system import counted
 
 _KEY_LIMIT = 4096  # characters
@@ -156,21 +156,23 @@ def _print(noun: str, catalogs: m.CatalogList, as_json: bool) -> None:
     if as_json:
         print_json(catalogs)
         return
-    print_table(
-        ["NAME", f"{noun.upper()}S", "SIGNED", "UPDATED", "FETCHED", "LOCATION", "PROBLEM"],
-        [
+    print_lines(
+        table_lines(
+            ["NAME", f"{noun.upper()}S", "SIGNED", "UPDATED", "FETCHED", "LOCATION", "PROBLEM"],
             [
-                catalog.name,
-                str(catalog.entries),
-                "yes" if catalog.public_key else "",
-                age(catalog.updated),
-                age(catalog.refreshed_at),
-                catalog.location or "comes with banger",
-                catalog.problem,
-            ]
-            for catalog in catalogs.catalogs
-        ],
-        optional=("PROBLEM",),
+                [
+                    catalog.name,
+                    str(catalog.entries),
+                    "yes" if catalog.public_key else "",
+                    age(catalog.updated),
+                    age(catalog.refreshed_at),
+                    catalog.location or "comes with banger",
+                    catalog.problem,
+                ]
+                for catalog in catalogs.catalogs
+            ],
+            optional=("PROBLEM",),
+        )
     )
 
 

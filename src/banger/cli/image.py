@@ -14,7 +14,7 @@ from banger.cli.lazy import Command, Entry, LazyGroup
 from banger.cli.many import for_each
 from banger.cli.options import IMAGE, KERNEL, LOCAL_PATH, PULLABLE_IMAGE, json_option
 from banger.cli.progress import Display
-from banger.cli.render import age, known_size, plain, print_fields, print_json, print_table, shorten
+from banger.cli.render import age, known_size, plain, print_fields, print_json, print_lines, shorten, table_lines
 from banger.system import human_size
 
 _DISTRO_WIDTH = 20  # so that lists fit into 100 columns
@@ -65,44 +65,48 @@ def list_images(available: bool, as_json: bool) -> None:
         if as_json:
             print_json(catalog)
             return
-        print_table(
-            ["NAME", "CATALOG", "STATE", "ARCH", "DISTRO", "KIND", "SIZE", "DESCRIPTION"],
-            [
+        print_lines(
+            table_lines(
+                ["NAME", "CATALOG", "STATE", "ARCH", "DISTRO", "KIND", "SIZE", "DESCRIPTION"],
                 [
-                    entry.name,
-                    entry.origin,
-                    entry.state,
-                    entry.arch,
-                    entry.distro,
-                    entry.kind,
-                    known_size(entry.size_bytes),
-                    entry.description,
-                ]
-                for entry in catalog.entries
-            ],
-            cut=True,
+                    [
+                        entry.name,
+                        entry.origin,
+                        entry.state,
+                        entry.arch,
+                        entry.distro,
+                        entry.kind,
+                        known_size(entry.size_bytes),
+                        entry.description,
+                    ]
+                    for entry in catalog.entries
+                ],
+                cut=True,
+            )
         )
         return
     local = client.call(op.IMAGE_LIST, m.Empty())
     if as_json:
         print_json(local)
         return
-    print_table(
-        ["NAME", "ARCH", "DISTRO", "SIZE", "IMPORTED", "KERNEL", "MANAGED", "PROBLEM"],
-        [
+    print_lines(
+        table_lines(
+            ["NAME", "ARCH", "DISTRO", "SIZE", "IMPORTED", "KERNEL", "MANAGED", "PROBLEM"],
             [
-                image.name,
-                image.arch,
-                shorten(image.distro.partition(" (")[0], _DISTRO_WIDTH),
-                known_size(image.size_bytes),
-                age(image.imported_at),
-                "its own" if image.own_kernel else image.kernel_ref,
-                "" if image.managed else "no",
-                image.problem and f"broken: {image.problem}",
-            ]
-            for image in local.images
-        ],
-        optional=("KERNEL", "MANAGED", "PROBLEM"),
+                [
+                    image.name,
+                    image.arch,
+                    shorten(image.distro.partition(" (")[0], _DISTRO_WIDTH),
+                    known_size(image.size_bytes),
+                    age(image.imported_at),
+                    "its own" if image.own_kernel else image.kernel_ref,
+                    "" if image.managed else "no",
+                    image.problem and f"broken: {image.problem}",
+                ]
+                for image in local.images
+            ],
+            optional=("KERNEL", "MANAGED", "PROBLEM"),
+        )
     )
 
 

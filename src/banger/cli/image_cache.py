@@ -12,7 +12,7 @@ from banger.cli.connect import ensure_daemon
 from banger.cli.lazy import Command, Entry, LazyGroup
 from banger.cli.options import SIZE, json_option
 from banger.cli.progress import Display
-from banger.cli.render import age, plain, print_json, print_table
+from banger.cli.render import age, plain, print_json, print_lines, table_lines
 from banger.system import counted, human_size
 
 CACHE_GROUP = LazyGroup(
@@ -48,19 +48,21 @@ def list_blobs(as_json: bool) -> None:
     if as_json:
         print_json(listed)
         return
-    print_table(
-        ["DIGEST", "SIZE", "USED", "IMAGES", "STATE"],
-        [
+    print_lines(
+        table_lines(
+            ["DIGEST", "SIZE", "USED", "IMAGES", "STATE"],
             [
-                blob.digest.removeprefix("sha256:")[:12],
-                human_size(blob.size_bytes),
-                age(datetime.fromtimestamp(blob.used_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")),
-                ", ".join(blob.images[:3]) + (f" and {len(blob.images) - 3} more" if len(blob.images) > 3 else ""),
-                "in use" if blob.in_use else "",
-            ]
-            for blob in listed.blobs
-        ],
-        optional=("STATE",),
+                [
+                    blob.digest.removeprefix("sha256:")[:12],
+                    human_size(blob.size_bytes),
+                    age(datetime.fromtimestamp(blob.used_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")),
+                    ", ".join(blob.images[:3]) + (f" and {len(blob.images) - 3} more" if len(blob.images) > 3 else ""),
+                    "in use" if blob.in_use else "",
+                ]
+                for blob in listed.blobs
+            ],
+            optional=("STATE",),
+        )
     )
 
 

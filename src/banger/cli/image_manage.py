@@ -16,7 +16,7 @@ from banger.cli.lazy import Command
 from banger.cli.many import for_each
 from banger.cli.options import IMAGE, NEW_PATH, json_option
 from banger.cli.progress import Display
-from banger.cli.render import age, note, plain, print_json, print_table, shorten
+from banger.cli.render import age, note, plain, print_json, print_lines, shorten, table_lines
 from banger.system import human_size
 
 _STEP_WIDTH, _COMMENT_WIDTH = 56, 20  # so that a history fits into 100 columns
@@ -73,18 +73,20 @@ def history(name: str, no_trunc: bool, as_json: bool) -> None:
     if as_json:
         print_json(made)
         return
-    print_table(
-        ["CREATED", "SIZE", "CREATED BY", "COMMENT"],
-        [
+    print_lines(
+        table_lines(
+            ["CREATED", "SIZE", "CREATED BY", "COMMENT"],
             [
-                age(step.created),
-                human_size(step.size_bytes),
-                step.created_by if no_trunc else shorten(step.created_by, _STEP_WIDTH),
-                step.comment if no_trunc else shorten(step.comment, _COMMENT_WIDTH),
-            ]
-            for step in made.steps
-        ],
-        optional=("COMMENT",),
+                [
+                    age(step.created),
+                    human_size(step.size_bytes),
+                    step.created_by if no_trunc else shorten(step.created_by, _STEP_WIDTH),
+                    step.comment if no_trunc else shorten(step.comment, _COMMENT_WIDTH),
+                ]
+                for step in made.steps
+            ],
+            optional=("COMMENT",),
+        )
     )
 
 

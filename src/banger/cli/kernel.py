@@ -11,7 +11,7 @@ from banger.cli.lazy import Command, Entry, LazyGroup
 from banger.cli.many import for_each
 from banger.cli.options import ARCHITECTURES, KERNEL, KERNEL_SOURCE, NEW_FILE, PULLABLE_KERNEL, json_option
 from banger.cli.progress import Display
-from banger.cli.render import age, known_size, note, plain, print_fields, print_json, print_table
+from banger.cli.render import age, known_size, note, plain, print_fields, print_json, print_lines, table_lines
 from banger.system import human_size
 
 KERNEL_GROUP = LazyGroup(
@@ -55,43 +55,47 @@ def list_kernels(available: bool, as_json: bool) -> None:
         if as_json:
             print_json(catalog)
             return
-        print_table(
-            ["NAME", "CATALOG", "STATE", "ARCH", "DISTRO", "VERSION", "SIZE", "DESCRIPTION"],
-            [
+        print_lines(
+            table_lines(
+                ["NAME", "CATALOG", "STATE", "ARCH", "DISTRO", "VERSION", "SIZE", "DESCRIPTION"],
                 [
-                    entry.name,
-                    entry.origin,
-                    entry.state,
-                    entry.arch,
-                    entry.distro,
-                    entry.kernel_version,
-                    known_size(entry.size_bytes),
-                    entry.description,
-                ]
-                for entry in catalog.entries
-            ],
-            cut=True,
+                    [
+                        entry.name,
+                        entry.origin,
+                        entry.state,
+                        entry.arch,
+                        entry.distro,
+                        entry.kernel_version,
+                        known_size(entry.size_bytes),
+                        entry.description,
+                    ]
+                    for entry in catalog.entries
+                ],
+                cut=True,
+            )
         )
         return
     local = client.call(op.KERNEL_LIST, m.Empty())
     if as_json:
         print_json(local)
         return
-    print_table(
-        ["NAME", "VERSION", "ARCH", "DISTRO", "SIZE", "IMPORTED", "PROBLEM"],
-        [
+    print_lines(
+        table_lines(
+            ["NAME", "VERSION", "ARCH", "DISTRO", "SIZE", "IMPORTED", "PROBLEM"],
             [
-                kernel.name,
-                kernel.kernel_version,
-                kernel.arch,
-                kernel.distro,
-                human_size(kernel.size_bytes),
-                age(kernel.imported_at),
-                kernel.problem and f"broken: {kernel.problem}",
-            ]
-            for kernel in local.kernels
-        ],
-        optional=("PROBLEM",),
+                [
+                    kernel.name,
+                    kernel.kernel_version,
+                    kernel.arch,
+                    kernel.distro,
+                    human_size(kernel.size_bytes),
+                    age(kernel.imported_at),
+                    kernel.problem and f"broken: {kernel.problem}",
+                ]
+                for kernel in local.kernels
+            ],
+            optional=("PROBLEM",),
+        )
     )
 
 

@@ -16,7 +16,7 @@ from banger.cli.connect import ensure_daemon
 from banger.cli.lazy import Command, Entry, LazyGroup
 from banger.cli.many import for_each
 from banger.cli.options import RUNNING, json_option
-from banger.cli.render import amount, duration, plain, print_json, print_table
+from banger.cli.render import amount, duration, plain, print_json, print_lines, table_lines
 from banger.job import Progress
 
 OPERATION = LazyGroup(
@@ -57,7 +57,7 @@ def list_operations(as_json: bool) -> None:
         ]
         for each in found.operations
     ]
-    print_table(["ID", "OPERATION", "SUBJECT", "STATE", "TIME", "STAGE", "PROGRESS"], rows, ("PROGRESS",))
+    print_lines(table_lines(["ID", "OPERATION", "SUBJECT", "STATE", "TIME", "STAGE", "PROGRESS"], rows, ("PROGRESS",)))
 
 
 @click.command(

@@ -33,23 +33,6 @@ def shorten(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1].rstrip(" …") + "…"
 
 
-def print_table(
-    headers: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    optional: Collection[str] = (),
-    cut: bool = False,
-    narrow: Sequence[str] = (),
-    least: Sequence[str] = (),
-) -> None:
-    """Print aligned columns; an empty cell shows as '-', an `optional` column only when something is in it.
-
-    With `cut` the lines end at the edge of a terminal instead of going on in the next ones: first the `least` columns
-    are left out, one after the other, and then the `narrow` ones made so, as far as that is necessary.
-    """
-    for line in table_lines(headers, rows, optional, cut and sys.stdout.isatty(), narrow, least):
-        print(line)
-
-
 def table_lines(
     headers: Sequence[str],
     rows: Sequence[Sequence[str]],
@@ -58,7 +41,12 @@ def table_lines(
     narrow: Sequence[str] = (),
     least: Sequence[str] = (),
 ) -> list[str]:
-    """The lines of a table as `print_table` prints it; with `cut` as on a terminal."""
+    """The lines of a table: an empty cell shows as '-', an `optional` column only when something is in it.
+
+    With `cut` the lines end at the edge of a terminal instead of going on in the next ones: first the `least` columns
+    are left out, one after the other, and then the `narrow` ones made so, as far as that is necessary.
+    """
+    cut = cut and sys.stdout.isatty()
     kept = [column for column, name in enumerate(headers) if name not in optional or any(row[column] for row in rows)]
     lines = [[*headers], *([plain(cell) or "-" for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
@@ -85,6 +73,12 @@ def _columns() -> int:
     import shutil
 
     return shutil.get_terminal_size().columns
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines that are fit for a terminal, such as those of a table."""
+    for line in lines:
+        print(line)
 
 
 def print_fields(fields: Iterable[tuple[str, str]]) -> None:

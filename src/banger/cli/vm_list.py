@@ -12,7 +12,7 @@ from banger.api import operations as op
 from banger.cli.connect import ensure_daemon
 from banger.cli.lazy import Command
 from banger.cli.options import VM, filter_option, json_option
-from banger.cli.render import age, known_size, print_fields, print_json, print_table
+from banger.cli.render import age, known_size, print_fields, print_json, print_lines, table_lines
 from banger.cli.select import pick
 from banger.durations import format_duration
 from banger.system import human_size
@@ -155,7 +155,7 @@ def print_vms(all_states: bool, filters: Sequence[str], labels: Sequence[str], a
         ]
         for vm in shown
     ]
-    print_table(headers, rows, optional=("PORTS", "UP", "REASON"), cut=True, narrow=("PORTS", "IMAGE"))
+    print_lines(table_lines(headers, rows, optional=("PORTS", "UP", "REASON"), cut=True, narrow=("PORTS", "IMAGE")))
 
 
 def _pending(vm: m.VmInfo) -> list[str]:

@@ -9,7 +9,7 @@ from banger.api import operations as op
 from banger.cli.connect import ensure_daemon
 from banger.cli.lazy import Command
 from banger.cli.options import VM, json_option
-from banger.cli.render import note, print_json, print_table
+from banger.cli.render import note, print_json, print_lines, table_lines
 from banger.system import counted
 
 
@@ -42,7 +42,7 @@ def ports(ref: str, no_probe: bool, as_json: bool) -> None:
     if not rows:
         note(f"nothing listens in {found.name}")
         return
-    print_table(["PORT", "ADDRESS", "PROCESS", "SPEAKS", "ON THE HOST"], rows)
+    print_lines(table_lines(["PORT", "ADDRESS", "PROCESS", "SPEAKS", "ON THE HOST"], rows))
     for line in _advice(found):
         note(line)
 

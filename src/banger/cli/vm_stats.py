@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import time
 from datetime import UTC, datetime
 
@@ -19,7 +18,7 @@ from banger.cli.connect import ensure_daemon
 from banger.cli.lazy import Command
 from banger.cli.live import rounds, screen, watch_options
 from banger.cli.options import VM
-from banger.cli.render import known_size, note, percent, table_lines
+from banger.cli.render import known_size, note, percent, print_lines, table_lines
 from banger.system import human_size
 
 _HEADERS = (
@@ -58,7 +57,7 @@ def stats(refs: tuple[str, ...], watch: bool, interval: float, as_json: bool) ->
     if as_json:
         print(json.dumps(_document(before, now), indent=2))
         return
-    print(*_lines(before, now), sep="\n")
+    print_lines(_lines(before, now))
     for vm in now.values():
         if vm.guest is None and vm.host is not None:
             note(f"{vm.name}: {vm.guest_error}")
@@ -105,7 +104,7 @@ def _lines(before: _Measured, now: _Measured) -> list[str]:
         ]
         for key, vm in now.items()
     ]
-    return table_lines(_HEADERS, rows, _OPTIONAL, cut=sys.stdout.isatty(), least=_LEAST)
+    return table_lines(_HEADERS, rows, _OPTIONAL, cut=True, least=_LEAST)
 
 
 def _memory(vm: m.VmUsage) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from banger.cli.connect import ensure_daemon
 from banger.cli.lazy import Command
 from banger.cli.live import rounds, screen, watch_options
 from banger.cli.options import VM
-from banger.cli.render import known_size, note, percent, table_lines
+from banger.cli.render import known_size, note, percent, print_lines, table_lines
 
 _HEADERS = ("PID", "USER", "STATE", "CPU", "MEMORY", "TIME", "COMMAND")
 _Percents = Mapping[int, float]
@@ -66,7 +65,7 @@ def top(ref: str, with_kernel: bool, sort: str, watch: bool, interval: float, as
     if as_json:
         print(json.dumps(_document(now, percents, sort), indent=2))
         return
-    print(*_lines(now, percents, sort, cut=sys.stdout.isatty()), sep="\n")
+    print_lines(_lines(now, percents, sort))
     if now.truncated:
         note(f"{now.name} has more processes than these {len(now.processes)}")
 
@@ -100,7 +99,7 @@ def _document(found: m.VmProcesses, percents: _Percents, sort: str) -> Json:
     return {"time": now, "name": found.name, "processes": processes, "truncated": found.truncated}
 
 
-def _lines(found: m.VmProcesses, percents: _Percents, sort: str, cut: bool = False) -> list[str]:
+def _lines(found: m.VmProcesses, percents: _Percents, sort: str) -> list[str]:
     rows = [
         [
             str(process.pid),
@@ -113,7 +112,7 @@ def _lines(found: m.VmProcesses, percents: _Percents, sort: str, cut: bool = Fal
         ]
         for process in _sorted(found, percents, sort)
     ]
-    return table_lines(_HEADERS, rows, cut=cut)
+    return table_lines(_HEADERS, rows, cut=True)
 
 
 def _processor_time(seconds: float) -> str:

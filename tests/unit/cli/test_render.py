@@ -24,7 +24,9 @@ def test_escapes_show_what_was_there() -> None:
 
 
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:
-    render.print_table(["NAME", "SIZE", "NOTE"], [["long-name", "", ""], ["b", "2\x1b", ""]], optional=("NOTE",))
+    render.print_lines(
+        render.table_lines(["NAME", "SIZE", "NOTE"], [["long-name", "", ""], ["b", "2\x1b", ""]], optional=("NOTE",))
+    )
     assert capsys.readouterr().out.splitlines() == ["NAME        SIZE", "long-name   -", "b           2\\x1b"]
 
 
@@ -33,10 +35,10 @@ def test_a_table_ends_at_the_edge_of_a_terminal(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     rows = [["debian", "a machine to work on"], ["x", "short"]]
-    render.print_table(["NAME", "DESCRIPTION"], rows, cut=True)
+    render.print_lines(render.table_lines(["NAME", "DESCRIPTION"], rows, cut=True))
     assert "debian   a machine to work on" in capsys.readouterr().out
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    render.print_table(["NAME", "DESCRIPTION"], rows, cut=True)
+    render.print_lines(render.table_lines(["NAME", "DESCRIPTION"], rows, cut=True))
     assert capsys.readouterr().out.splitlines() == ["NAME     DESCRIPTION", "debian   a machine…", "x        short"]
 
 
@@ -53,6 +55,7 @@ def test_a_table_ends_at_the_edge_of_a_terminal(
 def test_a_narrow_terminal_gets_less(columns: int, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     headers, rows = ["NAME", "PORTS", "USED", "REASON"], [["a", "8080:80, 8443:443", "1.5 MiB", "powered off"]]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     shown = render.table_lines(headers, rows, (), True, narrow=["PORTS"], least=["USED"])
     assert all(len(line) <= columns for line in shown)
     assert shown == lines
