@@ -153,6 +153,10 @@ class DaemonProcess:
         own = None if self._process is None else identify(self._process.pid)
         return {process for process in found if process != own and identify(process.pid) == process}
 
+    def nothing_runs(self) -> bool:
+        """Whether all that it started has ended, or does so by itself: helpers end a moment after their VMM."""
+        return wait_ended(self.processes()) and not self.processes()
+
     def end(self) -> list[str]:
         """Stop the daemon, kill the VMMs that it left, and the rest if it does not end with them; what was wrong."""
         problems = []

@@ -36,7 +36,7 @@ from banger.vmm.driver import CONSOLE, POWERED_OFF, REBOOTED
 from banger.vmm.firecracker import FirecrackerDriver, FirecrackerVmm
 from banger.vmm.firecracker_api import FirecrackerApi
 from banger.vmm.machine import Disk, Machine
-from tests.daemons import TIMEOUT, DaemonProcess, debian_kernel, running_daemon, wait_ended
+from tests.daemons import TIMEOUT, DaemonProcess, debian_kernel, running_daemon
 from tests.firecracker import FirecrackerBinaries
 from tests.images import minimal_image
 from tests.leaks import LeakChecker
@@ -526,7 +526,7 @@ def test_a_vm_of_the_daemon(daemon: DaemonProcess) -> None:
     assert errors[0].code is Code.DAEMON
     daemon.start()
     assert daemon.client.call(op.VM_SHOW, m.VmRef("one")).state in ("created", "stopped")
-    assert daemon.processes() == set()
+    assert daemon.nothing_runs()
     # a removal by force does not wait for the boot
     thread, errors = start(daemon, "one")
     daemon.client.call(op.VM_DELETE, m.VmRemove("one", force=True))
@@ -570,7 +570,7 @@ def test_a_network_of_its_own(daemon: DaemonProcess) -> None:
     daemon.client.call(op.VM_KILL, m.VmRef("net"))
     thread.join(TIMEOUT)
     assert errors[0].code is Code.CANCELLED
-    assert wait_ended(daemon.processes(), TIMEOUT)
+    assert daemon.nothing_runs()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), TIMEOUT)
 
@@ -645,4 +645,4 @@ def test_twenty_at_once(daemon: DaemonProcess) -> None:
         daemon.client.call(op.VM_DELETE, m.VmRemove(name, force=True))
     for thread, _ in starts:
         thread.join(TIMEOUT)
-    assert wait_ended(daemon.processes(), TIMEOUT)
+    assert daemon.nothing_runs()

@@ -198,7 +198,7 @@ def test_a_guest_that_cannot_boot_shows_its_console(host: Host) -> None:
     error = host.fails(1, "vm", "start", "damaged")
     assert "banger-image" in error
     assert host.vm("damaged").state == "stopped"
-    assert not host.daemon.processes()
+    assert host.daemon.nothing_runs()
     host.ok("vm", "rm", "damaged")
 
 
@@ -210,5 +210,5 @@ def test_a_kernel_that_panics_shows_its_console(host: Host) -> None:
     error = host.fails(1, "vm", "start", "panics")
     assert "went down" in error
     assert "Kernel panic" in error
-    assert not host.daemon.processes()
+    assert host.daemon.nothing_runs()
     host.ok("vm", "rm", "panics")
