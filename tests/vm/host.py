@@ -18,6 +18,8 @@ from pathlib import Path
 
 from banger.api import models as m
 from banger.api import operations as op
+from banger.daemon import vm_disk
+from banger.process import ProcessId
 from tests.daemons import TIMEOUT, DaemonProcess
 
 BANGER = [sys.executable, "-m", "banger.cli"]
@@ -108,13 +110,23 @@ class Host:
         self.wait_for(lambda: bool(self.vm(name).warnings))
         return self.vm(name).warnings
 
-    def wait_there(self, name: str, state: str) -> None:
-        """Wait until a VM has come into being and is in a state."""
+    def wait_there(self, name: str) -> None:
+        """Wait until a VM has come into being."""
         deadline = time.monotonic() + TIMEOUT
         while name not in self.names():
             assert time.monotonic() < deadline, f"{name} has not come"
             time.sleep(0.02)
-        self.wait_state(name, state)
+
+    def hold_start(self, name: str) -> ProcessId:
+        """Stop the VMM of a VM as soon as a start has one: the start goes on once it is continued; returns it."""
+        directory = self.daemon.layout.vm(self.vm(name).id)
+        deadline = time.monotonic() + TIMEOUT
+        while (processes := vm_disk.read_processes(directory)) is None:
+            assert time.monotonic() < deadline, f"{name} has no VMM"
+            time.sleep(0.005)
+        os.kill(processes.vmm.pid, signal.SIGSTOP)
+        assert self.vm(name).state == "starting"
+        return processes.vmm
 
     def wait_gone(self, name: str) -> None:
         """Wait until there is no such VM."""

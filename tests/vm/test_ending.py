@@ -1,5 +1,7 @@
 """Ending a VM while it starts: the start is cancelled and not awaited, and nothing is left of it."""
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -22,7 +24,7 @@ def test_a_start_under_way_is_cancelled(host: Host, command: tuple[str, ...], st
     checker = LeakChecker(host.daemon)
     host.ok("vm", "create", "--name", "brief")
     starting = host.spawn("vm", "start", "brief")
-    host.wait_for(lambda: host.vm("brief").state == "starting")
+    host.hold_start("brief")
     waiting = host.spawn("vm", "start", "brief")
     began = time.monotonic()
     host.ok("vm", *command, "brief")
@@ -42,8 +44,9 @@ def test_a_start_under_way_is_cancelled(host: Host, command: tuple[str, ...], st
 def test_removal_without_force_does_not_wait_for_a_start(host: Host) -> None:
     host.ok("vm", "create", "--name", "kept")
     starting = host.spawn("vm", "start", "kept")
-    host.wait_for(lambda: host.vm("kept").state == "starting")
+    vmm = host.hold_start("kept")
     assert "the VM 'kept' is starting" in host.fails(1, "vm", "rm", "kept")
+    os.kill(vmm.pid, signal.SIGCONT)
     starting.communicate(timeout=2 * TIMEOUT)
     assert starting.returncode == 0
     host.ok("vm", "rm", "--force", "kept")
@@ -59,7 +62,7 @@ def test_memory_that_was_promised_is_not_promised_again(host: Host) -> None:
     for name in ("first", "second"):
         host.ok("vm", "create", "--name", name, "--memory", size)
     starting = host.spawn("vm", "start", "first")
-    host.wait_for(lambda: host.vm("first").state == "starting")
+    host.hold_start("first")
     error = host.fails(1, "vm", "start", "second")
     assert "of which" in error
     assert "go to VMs that are being started" in error

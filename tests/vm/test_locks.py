@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from banger.api import models as m
 from banger.api import operations as op
 from banger.api.client import Client
 from banger.api.errors import BangerError, Code
-from banger.daemon import vm_disk
 from tests.daemons import TIMEOUT, running_daemon
 from tests.leaks import LeakChecker
 from tests.vm.host import Host
@@ -41,13 +39,9 @@ def busy(tmp_path: Path, kernel: Path, image: Path) -> Iterator[Host]:
 def test_a_vm_that_hangs_holds_up_no_other(busy: Host) -> None:
     checker = LeakChecker(busy.daemon)
     client = busy.daemon.client
-    stuck = client.call(op.VM_CREATE, m.VmCreate(name="stuck"))
+    client.call(op.VM_CREATE, m.VmCreate(name="stuck"))
     starting = busy.spawn("vm", "start", "stuck")
-    deadline = time.monotonic() + TIMEOUT
-    while (processes := vm_disk.read_processes(busy.daemon.layout.vm(stuck.id))) is None:
-        assert time.monotonic() < deadline, "no VMM was started"
-    vmm = processes.vmm
-    os.kill(vmm.pid, signal.SIGSTOP)  # the daemon now waits for the guest
+    vmm = busy.hold_start("stuck")  # the daemon now waits for the guest
     _whole_life(client, "one")
     assert busy.vm("stuck").state == "starting"
     os.kill(vmm.pid, signal.SIGCONT)
