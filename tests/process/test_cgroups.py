@@ -4,6 +4,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -39,7 +40,10 @@ sys.stdin.readline()
 def vm_id() -> Iterator[str]:
     name = f"test-{secrets.token_hex(6)}"
     yield name
-    assert cgroups.remove(name), "something still runs in the group"
+    deadline = time.monotonic() + TIMEOUT
+    while not cgroups.remove(name):  # who has closed all its files may not have left it yet
+        assert time.monotonic() < deadline, "something still runs in the group"
+        time.sleep(0.01)
     assert cgroups.find(name) is None
 
 

@@ -119,8 +119,12 @@ def test_others_who_wait_for_the_same_are_not_cancelled(daemon: DaemonProcess, s
     first = Client(lambda: daemon.client.call(op.KERNEL_PULL, request))
     (wanted,) = under_way(daemon)
     second = Client(lambda: daemon.client.call(op.KERNEL_PULL, request))
-    under_way(daemon, 2)
     assert server.half_sent.wait(TIMEOUT)
+    # before that the second may not have joined the download of the first
+    deadline = time.monotonic() + TIMEOUT
+    while {operation.stage for operation in under_way(daemon, 2)} != {"download"}:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     assert daemon.client.call(op.OPERATION_CANCEL, m.OperationRef(wanted.id)).state == "cancelled"
     assert first.failed().code is Code.CANCELLED
     assert not server.abandoned.is_set()

@@ -19,7 +19,7 @@ from banger.api.errors import BangerError, Code
 from banger.daemon import vm_disk
 from banger.imagecat.manifest import ImageConfig, read_local, write_local
 from banger.vmm.detect import host_arch
-from tests.daemons import DaemonProcess, running_daemon
+from tests.daemons import DaemonProcess, end, running_daemon
 from tests.tiny import tiny_entries, tiny_rootfs
 
 GIB = 1 << 30
@@ -343,7 +343,7 @@ def test_create_killed_midway_leaves_nothing(tmp_path: Path, entries: list[Path]
         thread.join()
         (tools / "mke2fs").unlink()
         for process in daemon.processes():
-            os.kill(process.pid, 9)
+            end(process)
         daemon.start()
         assert list(daemon.layout.vms.iterdir()) == []
         assert create(daemon, name="one").name == "one"

@@ -189,7 +189,7 @@ def test_download_stops_when_the_last_waiter_leaves(daemon: DaemonProcess, serve
         subprocess.Popen(command, env=daemon.environment, stdout=quiet, stderr=quiet) as second,
     ):
         assert server.half_sent.wait(TIMEOUT)
-        wait_until(lambda: daemon.client.call(op.DAEMON_STATUS, m.Empty()).busy >= 2)
+        wait_until(lambda: both_download(daemon))
         first.kill()
         first.wait(TIMEOUT)
         wait_until(lambda: daemon.client.call(op.DAEMON_STATUS, m.Empty()).busy == 1)
@@ -200,6 +200,12 @@ def test_download_stops_when_the_last_waiter_leaves(daemon: DaemonProcess, serve
     wait_until(lambda: daemon.client.call(op.DAEMON_STATUS, m.Empty()).busy == 0)
     assert left_behind(daemon) == []
     assert not (daemon.layout.kernels / "edge").exists()
+
+
+def both_download(daemon: DaemonProcess) -> bool:
+    """Whether two pulls have come so far that the download, which is one, is theirs; before that they look it up."""
+    operations = daemon.client.call(op.OPERATION_LIST, m.Empty()).operations
+    return [operation.stage for operation in operations] == ["download"] * 2
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -225,7 +231,7 @@ def test_failure_is_shared(daemon: DaemonProcess, server: BundleServer) -> None:
     threads = [threading.Thread(target=waiter) for _ in range(2)]
     for thread in threads:
         thread.start()
-    wait_until(lambda: daemon.client.call(op.DAEMON_STATUS, m.Empty()).busy >= 2)
+    wait_until(lambda: both_download(daemon))
     server.gate.set()
     for thread in threads:
         thread.join(TIMEOUT)
@@ -249,7 +255,7 @@ def test_forced_pull_does_not_fail_with_one_that_it_joined(daemon: DaemonProcess
     threads[0].start()
     assert server.half_sent.wait(TIMEOUT)
     threads[1].start()
-    wait_until(lambda: daemon.client.call(op.DAEMON_STATUS, m.Empty()).busy >= 2)
+    wait_until(lambda: both_download(daemon))
     server.hold = False
     pull(daemon, m.KernelPull(other.name, save_as="edge", sha256=other.sha256))
     server.gate.set()

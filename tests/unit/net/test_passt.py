@@ -16,20 +16,12 @@ import pytest
 
 from banger.api.errors import BangerError, Code
 from banger.net import passt
+from tests.descriptors import open_files
 
 TIMEOUT = 30.0
 UID = 0x70000123 if os.getuid() == 0 else -1
 
 pytestmark = pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed")
-
-
-def _open_files(pid: int) -> set[str]:
-    """What the descriptors of a process lead to, but for those that it closes meanwhile."""
-    found: set[str] = set()
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found.add(str(entry.readlink()))
-    return found
 
 
 def test_runs_confined_until_the_vmm_closes_its_end(tmp_path: Path) -> None:
@@ -52,7 +44,7 @@ def test_runs_confined_until_the_vmm_closes_its_end(tmp_path: Path) -> None:
             assert re.search(r"^Max file size +262144 +262144 ", limits, re.MULTILINE)
             assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
             # it listens nowhere: published ports do not go through it
-            sockets = _open_files(pid) if os.getuid() == 0 else set()
+            sockets = open_files(pid) if os.getuid() == 0 else set()
             listening = [
                 line.split()[9]
                 for table in ("tcp", "tcp6")

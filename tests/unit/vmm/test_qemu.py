@@ -24,6 +24,7 @@ from banger.vmm import cgroups, confined, qemu
 from banger.vmm.detect import emulator, host_arch
 from banger.vmm.driver import CONSOLE, LOG, MESSAGES, NETWORK
 from banger.vmm.machine import Disk, Forward, Machine, Nic
+from tests.descriptors import open_files
 
 TIMEOUT = 60.0
 MEMORY = 128 << 20
@@ -256,7 +257,7 @@ def test_qemu_has_no_more_than_it_was_handed(tmp_path: Path) -> None:
 
 def _check_confined(process: Path, directory: Path) -> None:
     own = Path("/proc/self")
-    files = {str(link.readlink()) for link in (process / "fd").iterdir()}
+    files = open_files(int(process.name))
     ours = {str(directory / name) for name in ("kernel", "boot.cpio", "rootfs", "overlay.ext4", "messages.pipe")}
     assert ours <= files
     rest = {name for name in files - ours if not re.match(r"(socket|anon_inode|/memfd):", name)}
