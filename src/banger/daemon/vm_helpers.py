@@ -52,9 +52,11 @@ class Helpers:
         self._processes = processes
         self._events = events
         found: Mapping[str, ProcessId | None] = {NETWORK_HELPER: processes.network, RECORDER: processes.recorder}
-        self._tasks = [
-            asyncio.create_task(self._keep(kind, identity)) for kind, identity in found.items() if identity is not None
-        ]
+        self._tasks = {
+            kind: asyncio.create_task(self._keep(kind, identity))
+            for kind, identity in found.items()
+            if identity is not None
+        }
 
     @property
     def identities(self) -> list[ProcessId]:
@@ -63,14 +65,14 @@ class Helpers:
 
     async def close(self) -> None:
         """Stop watching; they go on."""
-        for task in self._tasks:
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def recorded(self) -> None:
         """Wait until what a VMM that has ended said last is written down."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=2 * _VMM_SECONDS)
+        if RECORDER in self._tasks:
+            await asyncio.wait([self._tasks[RECORDER]], timeout=2 * _VMM_SECONDS)
 
     async def _keep(self, kind: str, identity: ProcessId) -> None:
         process = Watched.find(identity)

@@ -249,6 +249,8 @@ class Lifecycle:
             with despite_full_disk():
                 vm.record = dataclasses.replace(vm.record, wanted=wanted)
                 self._intend(vm, STOPPING, reason)
+        elif vm.helpers is not None:
+            await vm.helpers.recorded()
         await self._close(vm, force)
         self._ended(vm, reason, wanted, failed)
 
