@@ -47,7 +47,7 @@ def test_a_recorder_that_dies_is_started_again(host: Host) -> None:
     assert warning.startswith("lost: some of its console and logs; the recorder ended at ")
     send(host, "noted", "two")
     host.wait_output("one\ntwo\n", "vm", "logs", "noted")
-    assert host.run("vm", "logs", "--console", "noted").stdout.decode().endswith("two\r\n")
+    host.wait_for(lambda: host.run("vm", "logs", "--console", "noted").stdout.endswith(b"two\r\n"))
     # and while the daemon is away
     host.daemon.kill()
     end_recorder(directory)

@@ -1,5 +1,6 @@
 """Home disks and the SSH key in real guests: the home of the image's user, sshd, and machines older than the key."""
 
+import contextlib
 import shutil
 import socket
 import subprocess
@@ -81,8 +82,11 @@ def ssh(host: Host, port: int, key: Path, command: str) -> subprocess.CompletedP
     """Run a command over SSH, once sshd answers."""
     deadline = time.monotonic() + TIMEOUT
     while True:
-        with socket.create_connection(("127.0.0.1", port)) as client:
-            client.settimeout(TIMEOUT)
+        # a connection that the guest refuses may be reset
+        with (
+            contextlib.suppress(ConnectionResetError),
+            socket.create_connection(("127.0.0.1", port), TIMEOUT) as client,
+        ):
             if client.recv(4) == b"SSH-":
                 break
         assert time.monotonic() < deadline, "sshd does not answer"

@@ -7,7 +7,8 @@ import socket
 import time
 
 from banger.api import models as m
-from tests.daemons import TIMEOUT
+from banger.process import identify
+from tests.daemons import TIMEOUT, wait_ended
 from tests.vm.host import Host
 
 GIB = 1 << 30
@@ -112,9 +113,11 @@ def test_restart_policies(host: Host) -> None:
     host.wait_state("always", "running")
     assert host.vm("always").restarts == 1
     # also when the daemon was away; an explicit stop sticks
-    pid = host.vm("always").pid
+    process = identify(host.vm("always").pid)
+    assert process is not None
     host.daemon.stop()
-    os.kill(pid, signal.SIGKILL)
+    os.kill(process.pid, signal.SIGKILL)
+    assert wait_ended([process])
     host.daemon.start()
     host.wait_state("always", "running")
     host.ok("vm", "stop", "always")

@@ -51,7 +51,12 @@ while end not in heard:
     data = session.recv(65536)
     assert data, "the agent hung up"
     heard += data
-print(json.dumps([base64.b64encode(heard).decode(), base64.b64encode(log.recv(65536)).decode()]))
+logged = b""
+while not logged.endswith(b"over vsock\\n"):
+    data = log.recv(65536)
+    assert data, "the log has ended"
+    logged += data
+print(json.dumps([base64.b64encode(part).decode() for part in (heard, logged)]))
 """
 
 
