@@ -26,8 +26,9 @@ _PACKAGES_FIX = "install it: {}"
 def run_checks() -> list[Check]:
     """All checks, in the order in which they matter."""
     configuration, settings = _configuration(user_layout())
-    checks = [_architecture(), _acceleration(), configuration, _vmm(settings), *_jailer(settings), _agent()]
-    checks += _packages()
+    vmm, driver = _vmm(settings)
+    checks = [_architecture(), _acceleration(), configuration, vmm, *_jailer(settings), _agent()]
+    checks += _packages(driver)
     checks += [_network(), _confinement()]
     checks += _state(user_layout(), settings)
     checks += _database(user_layout())
@@ -63,13 +64,13 @@ def _configuration(layout: Layout) -> tuple[Check, Config]:
     return Check("configuration", "ok", f"{layout.config_file}{'' if there else ' does not exist: defaults'}"), settings
 
 
-def _vmm(settings: Config) -> Check:
-    """Which VMM new VMs get; one that is configured but cannot be had fails."""
+def _vmm(settings: Config) -> tuple[Check, str]:
+    """Which VMM new VMs get, and its name; one that is configured but cannot be had fails."""
     try:
         choice = choose(settings, net="user")
-        return Check("VMM", "ok", f"{choice.driver}: {choice.reason}")
+        return Check("VMM", "ok", f"{choice.driver}: {choice.reason}"), choice.driver
     except BangerError as error:
-        return Check("VMM", "fail", error.message, error.hint)
+        return Check("VMM", "fail", error.message, error.hint), ""
 
 
 def _jailer(settings: Config) -> list[Check]:
@@ -95,7 +96,8 @@ def _agent() -> Check:
         return Check("guest agent", "fail", error.message, error.hint)
 
 
-def _packages() -> list[Check]:
+def _packages(driver: str) -> list[Check]:
+    """What is not installed fails, unless it is of another VMM than the one that new VMs get."""
     checks = []
     release = hostpackages.read_os_release()
     for tool in hostpackages.tools(Purpose.RUN):
@@ -103,6 +105,7 @@ def _packages() -> list[Check]:
             checks.append(Check(tool.name, "ok", tool.why))
             continue
         needed = tool.need is Need.REQUIRED or (tool.need is Need.UNPRIVILEGED and os.getuid() != 0)
+        needed = needed and (not tool.vmm or not driver or tool.vmm == driver)
         command = hostpackages.install_command([tool], release)
         checks.append(Check(tool.name, "fail" if needed else "warn", f"not installed ({tool.why})", command))
     return checks

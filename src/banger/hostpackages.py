@@ -62,6 +62,7 @@ class HostTool:
     files: tuple[str, ...] = ()
     module: str = ""
     arch: str = ""
+    vmm: str = ""
 
     def present(self) -> bool:
         """Whether this host has it."""
@@ -94,6 +95,7 @@ def load() -> list[HostTool]:
             files=tuple(table.get("files", ())),
             module=table.get("module", ""),
             arch=table.get("arch", ""),
+            vmm=table.get("vmm", ""),
         )
         for name, table in tables.items()
     ]

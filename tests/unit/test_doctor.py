@@ -11,7 +11,8 @@ import pytest
 from banger import doctor, hostpackages
 from banger.hostpackages import Purpose
 from banger.vmm import cgroups
-from banger.vmm.detect import detect, host_arch, kvm_fix
+from banger.vmm.choice import Choice
+from banger.vmm.detect import detect, emulator, host_arch, kvm_fix
 
 INTEL = "processor : 0\nflags\t\t: fpu vme sse vmx ssse3\n"
 AMD = "flags : fpu svm\n"
@@ -97,6 +98,15 @@ def test_what_is_missing_comes_with_its_fix(tmp_path: Path, monkeypatch: pytest.
     assert [check.name for check in doctor.run_checks() if "memry" in check.message] == ["configuration"]
     assert checks["configuration"].status == "fail"
     assert "known: " in checks["configuration"].fix
+
+
+@pytest.mark.parametrize(("driver", "status"), [("qemu", "fail"), ("firecracker", "warn")])
+def test_qemu_is_needed_where_it_is_the_vmm(monkeypatch: pytest.MonkeyPatch, driver: str, status: str) -> None:
+    monkeypatch.setattr(doctor, "choose", lambda settings, net: Choice(driver, "kvm", "it was asked for"))
+    monkeypatch.setattr(hostpackages, "missing", list)
+    checks = {check.name: check for check in doctor.run_checks()}
+    assert checks[emulator(host_arch())].status == status
+    assert checks["mke2fs"].status == "fail"
 
 
 def test_what_vmms_cannot_be_kept_from_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
