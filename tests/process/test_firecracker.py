@@ -402,18 +402,24 @@ def test_the_handshake_of_vsock(tmp_path: Path) -> None:
     run(test)
 
 
+RESET = b"[vm:main] Firecracker exiting successfully. exit_code=0\n"
+
+
 @pytest.mark.parametrize(
-    ("said", "reason"),
+    ("said", "logged", "reason", "halted"),
     [
-        (b"", ""),
-        (b"[ 1.0] reboot: Restarting system\r\n", REBOOTED),
-        (b"banger: " + POWER_OFF_NOTICE.encode() + b"\r\n[ 1.0] reboot: Restarting system\r\n", POWERED_OFF),
-        (b"[ 1.0] reboot: System halted\r\n", POWERED_OFF),
-        (b"Kernel panic - not syncing: test\r\n[ 1.0] reboot: Restarting system", "the guest's kernel panicked"),
+        (b"", b"", "", False),
+        (b"", RESET, REBOOTED, False),
+        (b"[ 1.0] reboot: Restarting system\r\n", RESET, REBOOTED, False),
+        (b"banger: " + POWER_OFF_NOTICE.encode() + b"\r\n[ 1.0] reboot: Restarting system", RESET, POWERED_OFF, False),
+        (b"[ 1.0] reboot: System halted\r\n", b"", POWERED_OFF, True),
+        (b"[ 1.0] reboot: Power down\r\n", b"", POWERED_OFF, True),
+        (b"Kernel panic - not syncing: test\r\n", RESET, "the guest's kernel panicked", False),
     ],
 )
-def test_why_a_guest_ended(tmp_path: Path, said: bytes, reason: str) -> None:
+def test_why_a_guest_ended(tmp_path: Path, said: bytes, logged: bytes, reason: str, halted: bool) -> None:
     (tmp_path / "console.log").write_bytes(b"x" * 10000 + said)
+    (tmp_path / "vmm.log").write_bytes(b"x" * 10000 + logged)
 
     async def test() -> None:
         own = identify(os.getpid())
@@ -421,7 +427,7 @@ def test_why_a_guest_ended(tmp_path: Path, said: bytes, reason: str) -> None:
         assert process is not None
         vmm = FirecrackerVmm(process, FirecrackerApi(tmp_path), tmp_path)
         assert vmm.stop_reason == reason
-        assert vmm.halted == (b"System halted" in said)
+        assert vmm.halted == halted
         vmm.release()
 
     run(test)

@@ -55,8 +55,10 @@ _START_SECONDS, _STEP_SECONDS = 20.0, 0.002
 _AGENT_STEP_SECONDS = 0.02
 _BALLOON_SECONDS = 3600  # between the guest's own statistics; without any, what the balloon holds is not told either
 _MAX_MEMORY = 1 << 52  # bytes: what no machine has
-_HALTED = b"reboot: System halted"  # kernel/reboot.c of Linux
-_LAST_WORDS = 4096  # bytes of the console that tell why a guest ended
+# kernel/reboot.c of Linux; after the second one, which the magic SysRq key leads to, it only seems to go on
+_HALTED = (b"reboot: System halted", b"reboot: Power down")
+_RESET = b"Firecracker exiting successfully"
+_LAST_WORDS = 4096  # bytes of a log that tell why a guest ended
 
 
 def hardware(arch: str, accelerator: str) -> tuple[str, str, str, str]:
@@ -65,18 +67,24 @@ def hardware(arch: str, accelerator: str) -> tuple[str, str, str, str]:
 
 
 def _stop_reason(directory: Path) -> str:
-    """Firecracker ends when its guest resets, and says no more; the guest's last words do."""
-    said = _last_words(directory)
-    if POWER_OFF_NOTICE.encode() in said or _HALTED in said:
+    """Firecracker ends when its guest resets, whatever for; the guest's last words tell that."""
+    said = _last_words(directory / "console.log")
+    if POWER_OFF_NOTICE.encode() in said or _is_halted(said):
         return POWERED_OFF
     if b"Kernel panic" in said:
         return "the guest's kernel panicked"
-    return REBOOTED if b"reboot: Restarting system" in said else ""
+    # one that resets at once, by SysRq or a triple fault, says nothing
+    has_reset = b"reboot: Restarting system" in said or _RESET in _last_words(directory / "vmm.log")
+    return REBOOTED if has_reset else ""
 
 
-def _last_words(directory: Path) -> bytes:
+def _is_halted(said: bytes) -> bool:
+    return any(words in said for words in _HALTED)
+
+
+def _last_words(log: Path) -> bytes:
     try:
-        with open(directory / "console.log", "rb") as stream:
+        with open(log, "rb") as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - _LAST_WORDS))
             return stream.read()
     except OSError:
@@ -98,7 +106,7 @@ class FirecrackerVmm:
     @property
     def halted(self) -> bool:
         """A kernel that has nothing to switch the power off with halts, whichever of both it is asked for."""
-        return _HALTED in _last_words(self._directory)
+        return _is_halted(_last_words(self._directory / "console.log"))
 
     @property
     def paused(self) -> bool:
