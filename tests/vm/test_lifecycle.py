@@ -10,6 +10,7 @@ import pytest
 from banger import system
 from banger.api import models as m
 from banger.api import operations as op
+from tests.daemons import TIMEOUT
 from tests.vm.host import Host
 
 
@@ -79,6 +80,27 @@ def test_a_guest_that_reboots_is_started_again(host: Host, guest: str) -> None:
     assert client.call(op.VM_SHOW, m.VmRef(guest)).state == "running"
     # what configures it is sent again
     assert host.ok("vm", "exec", guest, "--", "cat", "/proc/sys/kernel/hostname").strip() == guest
+
+
+def test_a_command_waits_for_a_start_that_is_under_way(host: Host) -> None:
+    host.ok("vm", "create", "--name", "soon")
+    start = host.spawn("vm", "start", "soon")
+    vmm = host.hold_start("soon")
+    command = host.spawn("vm", "exec", "soon", "--", "echo", "here")
+    host.wait_for(lambda: host.daemon.client.call(op.DAEMON_STATUS, m.Empty()).busy >= 2)
+    os.kill(vmm.pid, signal.SIGCONT)
+    assert command.communicate(timeout=TIMEOUT) == (b"here\n", b"")
+    start.communicate(timeout=TIMEOUT)
+    # one that is ended instead is told of
+    host.ok("vm", "stop", "soon")
+    start = host.spawn("vm", "start", "soon")
+    host.hold_start("soon")
+    command = host.spawn("vm", "exec", "soon", "--", "echo", "here")
+    host.wait_for(lambda: host.daemon.client.call(op.DAEMON_STATUS, m.Empty()).busy >= 2)
+    host.ok("vm", "kill", "soon")
+    assert b"the VM 'soon' is stopped, not running" in command.communicate(timeout=TIMEOUT)[1]
+    start.communicate(timeout=TIMEOUT)
+    host.ok("vm", "rm", "soon")
 
 
 @pytest.mark.parametrize(("key", "reason"), [("o", "the guest powered off"), ("c", "the guest's kernel panicked")])

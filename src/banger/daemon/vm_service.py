@@ -27,7 +27,7 @@ from banger.kernelcat import manifest as kernels
 from banger.kernelcat.manifest import KernelManifest
 from banger.paths import Layout
 from banger.store.database import Store, despite_full_disk
-from banger.store.records import CREATING
+from banger.store.records import CREATING, STARTING
 from banger.vmm.choice import Choice, choose
 from banger.vmm.detect import host_arch
 
@@ -176,7 +176,10 @@ class VmService:
         return await self._lifecycle.prune()
 
     async def agent(self, vm: Vm) -> Agent:
-        """The agent of a running VM; raises WRONG_STATE unless it runs."""
+        """The agent of a running VM, or of one that is being started; raises WRONG_STATE unless it runs then."""
+        if vm.state == STARTING:  # as one on Firecracker whose guest reboots
+            async with vm.lock:
+                self._table.require(vm)
         if vm.link is None or vm.state != "running":
             raise BangerError(
                 Code.WRONG_STATE, f"the VM {vm.name!r} is {vm.state}, not running", hint=f"banger vm start {vm.name}"
