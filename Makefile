@@ -34,7 +34,8 @@ run: $(VENV)/installed
 test: test-host lint
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# Guests on Firecracker alone; a part of `make test` too, which skips them where KVM runs no guests.
+# Guests on Firecracker alone; a part of `make test` too, which runs them inside of an emulated guest that has KVM
+# where this host's KVM runs none.
 test-kvm: test-host $(VENV)/installed
 	$(BIN)/pytest -m "kvm and not soak"
 

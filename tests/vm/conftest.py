@@ -1,5 +1,6 @@
 """Fixtures of the guest tests: one daemon a module, with kernel and images that all modules share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,18 +8,25 @@ import pytest
 
 from tests.daemons import debian_kernel, running_daemon
 from tests.images import cached_image, minimal_image
-from tests.vm.host import IMAGE, Host
+from tests.vm.host import IMAGE, KERNEL, Host
+
+# a state that holds kernel and image, where they can neither be pulled nor built: test_nested says so
+_GIVEN = os.environ.get("BANGER_TEST_STATE", "")
 
 
 @pytest.fixture(scope="session")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The kernel debian-cloud, pulled once."""
+    if _GIVEN:
+        return Path(_GIVEN, "kernels", KERNEL)
     return debian_kernel(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def image() -> Path:
     """The image debian-bookworm-minimal, built once."""
+    if _GIVEN:
+        return Path(_GIVEN, "images", IMAGE)
     return minimal_image() / IMAGE
 
 

@@ -14,6 +14,7 @@ from banger.api import operations as op
 from banger.vmm import detect
 from tests.daemons import TIMEOUT, running_daemon
 from tests.vm.host import IMAGE, Host
+from tests.vm.test_balloon import MIB, wait_given
 
 DRIVERS = ["qemu", pytest.param("firecracker", marks=pytest.mark.kvm)]
 
@@ -34,12 +35,16 @@ def driven(
         yield Host(daemon)
 
 
+def test_a_command_runs(driven: Host) -> None:
+    assert driven.ok("vm", "run", "--rm", "--", "echo", "hello") == "hello\n"
+
+
 def test_the_whole_life_of_a_vm(driven: Host, tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    assert driven.ok("vm", "run", "--rm", "--", "echo", "hello") == "hello\n"
-    driven.ok("vm", "run", "-d", "--name", "life", "-p", f"{port}:80", "--", "sh", "-c", "echo begun; sleep infinity")
+    begin = ("sh", "-c", "echo begun; sleep infinity")
+    driven.ok("vm", "run", "-d", "--name", "life", "-p", f"{port}:80", "--balloon", "--", *begin)
     vm = driven.vm("life")
     assert vm.driver == driven.daemon.client.call(op.DAEMON_STATUS, m.Empty()).driver.split()[0]
     assert vm.driver_reason
@@ -58,6 +63,11 @@ def test_the_whole_life_of_a_vm(driven: Host, tmp_path: Path) -> None:
     deadline = time.monotonic() + TIMEOUT
     while _read(port) != b"served\n":
         assert time.monotonic() < deadline, "the published port does not answer"
+    # a disk grows at once, and what an idle guest has read is given back
+    assert driven.ok("vm", "set", "life", "--disk-size", "20G") == "life: disk: changed\n"
+    assert int(driven.ok("vm", "exec", "life", "--", "stat", "-f", "-c", "%b", "/")) * 4096 > 19 << 30
+    driven.ok("vm", "exec", "life", "--", "sh", "-c", "head -c 80M /dev/zero > /srv/big; cat /srv/big > /dev/null")
+    wait_given(driven, "life", 16 * MIB, 200 * MIB)
     # the daemon comes and goes
     driven.daemon.restart()
     assert driven.ok("vm", "exec", "life", "--", "cat", "/proc/sys/kernel/hostname") == "life\n"
