@@ -125,7 +125,9 @@ class Host:
             assert time.monotonic() < deadline, f"{name} has no VMM"
             time.sleep(0.005)
         os.kill(processes.vmm.pid, signal.SIGSTOP)
-        assert self.vm(name).state == "starting"
+        if (state := self.vm(name).state) != "starting":
+            os.kill(processes.vmm.pid, signal.SIGCONT)
+            raise AssertionError(f"{name} is {state} already")
         return processes.vmm
 
     def wait_gone(self, name: str) -> None:

@@ -88,9 +88,15 @@ def test_a_command_waits_for_a_start_that_is_under_way(host: Host) -> None:
     vmm = host.hold_start("soon")
     command = host.spawn("vm", "exec", "soon", "--", "echo", "here")
     host.wait_for(lambda: host.daemon.client.call(op.DAEMON_STATUS, m.Empty()).busy >= 2)
+    late = host.spawn("vm", "exec", "-d", "soon", "--", "touch", "/srv/late")
+    host.wait_for(lambda: host.daemon.client.call(op.DAEMON_STATUS, m.Empty()).busy >= 3)
+    late.kill()
+    late.communicate()
+    host.wait_for(lambda: host.daemon.client.call(op.DAEMON_STATUS, m.Empty()).busy == 2)
     os.kill(vmm.pid, signal.SIGCONT)
     assert command.communicate(timeout=TIMEOUT) == (b"here\n", b"")
     start.communicate(timeout=TIMEOUT)
+    assert host.run("vm", "exec", "soon", "--", "ls", "/srv/late").returncode != 0
     # one that is ended instead is told of
     host.ok("vm", "stop", "soon")
     start = host.spawn("vm", "start", "soon")

@@ -25,7 +25,7 @@ from banger.api.models.base import complete_models
 from banger.api.operations import CALLS, STREAMS, Call, Stream
 from banger.daemon.bodies import MAX_BODY, BoundedBodies
 from banger.daemon.jobs import Report
-from banger.daemon.streams import End, Input, Peer, Resize, Signal
+from banger.daemon.streams import ClientGone, End, Input, Peer, Resize, Signal
 from banger.job import Progress
 from banger.store.database import disk_is_full
 
@@ -155,6 +155,8 @@ async def outcome(work: Awaitable[object]) -> object:
     error = task.exception()
     if error is None:
         return task.result()
+    if isinstance(error, ClientGone):
+        return None
     if isinstance(error, BangerError):
         return error
     if disk_is_full(error):

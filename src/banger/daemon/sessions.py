@@ -18,7 +18,7 @@ from banger.daemon.streams import Channel, ClientGone, Peer, carry, finish, repo
 from banger.daemon.vm import Stages, Vm
 from banger.daemon.vm_lifecycle import Lifecycle
 from banger.daemon.vm_service import Catalogs, VmService
-from banger.guest.agent import ExecRequest, guest_errors
+from banger.guest.agent import Agent, ExecRequest, guest_errors
 from banger.guest.session import Exit, SessionLost
 from banger.job import Progress
 from banger.store.records import REMOVING, RUNNING
@@ -82,6 +82,7 @@ class Sessions:
     async def _open_exec(self, vm: Vm, argv: list[str], request: m.VmRun, log: bool) -> Channel:
         return await self._exec(
             vm,
+            await self._vms.agent(vm),
             ExecRequest(
                 argv=tuple(argv),
                 env=vm_plan.environment(request.env),
@@ -93,8 +94,7 @@ class Sessions:
             ),
         )
 
-    async def _exec(self, vm: Vm, request: ExecRequest) -> Channel:
-        agent = await self._vms.agent(vm)
+    async def _exec(self, vm: Vm, agent: Agent, request: ExecRequest) -> Channel:
         with guest_errors(_what_fails(request.argv, vm), argv=request.argv):
             return await agent.exec(request)
 
@@ -110,20 +110,20 @@ class Sessions:
         )
         if request.detach:
             vm.touch()
-            agent = await self._vms.agent(vm)
+            agent = await self._agent(vm, peer)
             with guest_errors(_what_fails(request.argv, vm), argv=request.argv):
                 await agent.spawn(command)
             await peer.send_event("started", result={})
             await peer.send_event("exit", signalled=False, value=0)
             return
         with vm.in_use():
-            channel = await self._exec(vm, command)
+            channel = await self._exec(vm, await self._agent(vm, peer), command)
             await self._carry(vm, peer, channel, command.terminal is not None, vm.refuse_paused)
 
     async def write_tree(self, request: m.TreeWrite, peer: Peer) -> None:
         """Extract a tar stream in a running VM."""
         vm = self._vms.find(request.vm)
-        agent = await self._vms.agent(vm)
+        agent = await self._agent(vm, peer)
         with vm.in_use():
             with guest_errors(f"cannot write {vm.name}:{request.path}"):
                 channel = await agent.write_tree(request.path, request.user or None)
@@ -132,7 +132,7 @@ class Sessions:
     async def read_tree(self, request: m.TreeRead, peer: Peer) -> None:
         """Read a tree of a running VM as a tar stream."""
         vm = self._vms.find(request.vm)
-        agent = await self._vms.agent(vm)
+        agent = await self._agent(vm, peer)
         with vm.in_use():
             with guest_errors(f"cannot read {vm.name}:{request.path}"):
                 channel = await agent.read_tree(request.path, follow=request.follow, contents=request.contents)
@@ -143,6 +143,10 @@ class Sessions:
         vm = self._vms.find(request.vm)
         with vm.in_use():
             await self._carry(vm, peer, await Console.connect(vm, self._vms.directory(vm)))
+
+    async def _agent(self, vm: Vm, peer: Peer) -> Agent:
+        """The agent of a VM, which may have to be waited for. Raises ClientGone when the client leaves meanwhile."""
+        return await _unless_gone(peer, lambda report: self._vms.agent(vm))
 
     async def _carry(
         self, vm: Vm, peer: Peer, channel: Channel, terminal: bool = False, check: Callable[[], None] = lambda: None

@@ -177,7 +177,8 @@ class VmService:
 
     async def agent(self, vm: Vm) -> Agent:
         """The agent of a running VM, or of one that is being started; raises WRONG_STATE unless it runs then."""
-        if vm.state == STARTING:  # as one on Firecracker whose guest reboots
+        # one on Firecracker whose guest reboots has no VMM for a moment, and is then started
+        if vm.state == STARTING or (vm.link is not None and not vm.link.vmm.process.alive):
             async with vm.lock:
                 self._table.require(vm)
         if vm.link is None or vm.state != "running":

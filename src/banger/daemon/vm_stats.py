@@ -20,6 +20,7 @@ from banger.daemon.vm_service import VmService
 from banger.daemon.vm_table import VmTable
 from banger.guest.agent import Agent, Stats, guest_errors
 from banger.process import ProcessId, taken
+from banger.store.records import STARTING
 from banger.vmm import cgroups
 
 _SECONDS = 2.0  # that all guests and VMMs together have to answer in
@@ -102,6 +103,8 @@ class VmStats:
         return _Processes(vm.record.id, self._vms.directory(vm), vm.link.vmm.process.identity, helpers)
 
     async def _guest_stats(self, vm: Vm) -> Stats | str:
+        if vm.state == STARTING:
+            return "it is being started"
         try:
             agent = await self._vms.agent(vm)
             with guest_errors("no answer"):
