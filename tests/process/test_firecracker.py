@@ -413,7 +413,6 @@ RESET = b"[vm:main] Firecracker exiting successfully. exit_code=0\n"
         (b"[ 1.0] reboot: Restarting system\r\n", RESET, REBOOTED, False),
         (b"banger: " + POWER_OFF_NOTICE.encode() + b"\r\n[ 1.0] reboot: Restarting system", RESET, POWERED_OFF, False),
         (b"[ 1.0] reboot: System halted\r\n", b"", POWERED_OFF, True),
-        (b"[ 1.0] reboot: Power down\r\n", b"", POWERED_OFF, True),
         (b"Kernel panic - not syncing: test\r\n", RESET, "the guest's kernel panicked", False),
     ],
 )

@@ -37,6 +37,7 @@ from banger.vmm.firecracker_api import (
 )
 from banger.vmm.jailer import Jail, JailFile
 from banger.vmm.machine import Disk, Forward, Machine
+from banger.vmm.words import own_words
 
 # What a running VMM has in the directory `run` of its VM, in its jail too; guests connect to `<vsock>_<port>`.
 RUN = "run"
@@ -55,8 +56,7 @@ _START_SECONDS, _STEP_SECONDS = 20.0, 0.002
 _AGENT_STEP_SECONDS = 0.02
 _BALLOON_SECONDS = 3600  # between the guest's own statistics; without any, what the balloon holds is not told either
 _MAX_MEMORY = 1 << 52  # bytes: what no machine has
-# kernel/reboot.c of Linux; after the second one, which the magic SysRq key leads to, it only seems to go on
-_HALTED = (b"reboot: System halted", b"reboot: Power down")
+_HALTED = b"reboot: System halted"  # kernel/reboot.c of Linux
 _RESET = b"Firecracker exiting successfully"
 _LAST_WORDS = 4096  # bytes of a log that tell why a guest ended
 
@@ -69,17 +69,13 @@ def hardware(arch: str, accelerator: str) -> tuple[str, str, str, str]:
 def _stop_reason(directory: Path) -> str:
     """Firecracker ends when its guest resets, whatever for; the guest's last words tell that."""
     said = _last_words(directory / "console.log")
-    if POWER_OFF_NOTICE.encode() in said or _is_halted(said):
+    if POWER_OFF_NOTICE.encode() in said or _HALTED in said:
         return POWERED_OFF
     if b"Kernel panic" in said:
         return "the guest's kernel panicked"
     # one that resets at once, by SysRq or a triple fault, says nothing
     has_reset = b"reboot: Restarting system" in said or _RESET in _last_words(directory / "vmm.log")
     return REBOOTED if has_reset else ""
-
-
-def _is_halted(said: bytes) -> bool:
-    return any(words in said for words in _HALTED)
 
 
 def _last_words(log: Path) -> bytes:
@@ -106,7 +102,7 @@ class FirecrackerVmm:
     @property
     def halted(self) -> bool:
         """A kernel that has nothing to switch the power off with halts, whichever of both it is asked for."""
-        return _is_halted(_last_words(self._directory / "console.log"))
+        return _HALTED in _last_words(self._directory / "console.log")
 
     @property
     def paused(self) -> bool:
@@ -209,7 +205,8 @@ class FirecrackerDriver:
             await process.ended.wait()
             if not isinstance(error, BangerError):
                 raise
-            said = (directory / jailer.LOG).read_text(errors="replace").strip().splitlines()[-3:]
+            lines = (directory / jailer.LOG).read_text(errors="replace").strip().splitlines()
+            said = [own_words(line) for line in lines[-3:]]
             raise BangerError(
                 Code.UNSUPPORTED,
                 f"Firecracker did not start: {' / '.join([error.message, *said])}",
