@@ -214,7 +214,7 @@ def test_disk_reserve_is_kept(tmp_path: Path, entries: list[Path]) -> None:
     with running_daemon(tmp_path, entries=entries, config=f"reserve_disk = {1 << 60}") as daemon:
         error = refused(daemon)
         assert error.code is Code.EXHAUSTED
-        assert re.search(r"only \d+ [GT]B are free in .*/vms", error.message)
+        assert re.search(r"only [0-9.]+ [GT]iB are free in .*/vms", error.message)
 
 
 def test_hundred_vms_cost_their_metadata_only(daemon: DaemonProcess) -> None:
