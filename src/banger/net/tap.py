@@ -122,8 +122,10 @@ async def start(log: Path, uid: int, forwards: Sequence[Forward]) -> TapNetwork:
     Raises BangerError(EXHAUSTED) for a published port that is in use, UNSUPPORTED where there can be no such network,
     MISSING_TOOL without pasta.
     """
-    if shutil.which("pasta") is None:
+    program = shutil.which("pasta")
+    if program is None:
         raise missing_tool("pasta")
+    pasta = _pasta(program, await asyncio.to_thread(passt.logging_options, program))
     with contextlib.ExitStack() as stack:
         listening = [stack.enter_context(publish.listen(forward)) for forward in forwards]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -137,7 +139,7 @@ async def start(log: Path, uid: int, forwards: Sequence[Forward]) -> TapNetwork:
         argv = [
             *("prlimit", "--core=0", f"--fsize={passt.LOG_SIZE}"),
             *(sys.executable, "-I", "-S", tap_helper.__file__),
-            *(str(theirs.fileno()), str(uid), json.dumps(_pasta()), json.dumps(targets)),
+            *(str(theirs.fileno()), str(uid), json.dumps(pasta), json.dumps(targets)),
         ]
         with open(log, "wb") as messages:
             process = spawn(argv, [theirs.fileno(), *(end.fileno() for end in listening)], messages.fileno())
@@ -162,12 +164,12 @@ async def start(log: Path, uid: int, forwards: Sequence[Forward]) -> TapNetwork:
         )
 
 
-def _pasta() -> list[str]:
+def _pasta(program: str, logging_options: list[str]) -> list[str]:
     return [
-        "pasta",
+        program,
         "--foreground",
         "--quiet",
-        "--stderr",
+        *logging_options,
         "--no-map-gw",
         "--address", passt.GUEST_ADDRESS,
         "--netmask", str(passt.PREFIX),
