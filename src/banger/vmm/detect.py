@@ -86,12 +86,22 @@ def versioned_machine(arch: str, alias: str) -> str:
 
     Raises BangerError: MISSING_TOOL without QEMU, UNSUPPORTED when it cannot be run.
     """
+    match = re.search(rf"^{re.escape(alias)}\s.*\(alias of (\S+)\)$", _ask_emulator(arch, "-machine"), re.MULTILINE)
+    return match[1] if match else alias
+
+
+def cpu_flags(arch: str) -> set[str]:
+    """The CPUID flags that QEMU can switch on and off. Blocks and raises as versioned_machine does."""
+    _, _, flags = _ask_emulator(arch, "-cpu").partition("\nRecognized CPUID flags:\n")
+    return set(flags.split())
+
+
+def _ask_emulator(arch: str, option: str) -> str:
+    """QEMU's list of what it takes for an option."""
     path = shutil.which(emulator(arch))
     if path is None:
         raise missing_tool(emulator(arch))
     try:
-        listing = ask(path, "-machine", "help")
+        return ask(path, option, "help")
     except (OSError, subprocess.SubprocessError) as error:
         raise BangerError(Code.UNSUPPORTED, f"{path} cannot be run: {error}", hint="run 'banger doctor'") from error
-    match = re.search(rf"^{re.escape(alias)}\s.*\(alias of (\S+)\)$", listing, re.MULTILINE)
-    return match[1] if match else alias

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -55,6 +56,9 @@ _MACHINES = {
     ("arm64", "tcg"): ("virt", "gic-version=3"),
     ("arm64", "kvm"): ("virt", "gic-version=host"),
 }
+# With erms the kernel copies and clears memory by `rep movsb`, which TCG does byte by byte: see docs/performance.md.
+# The others are for short strings, and mean nothing without it: with fsrm alone Linux' memmove never ends.
+_STRING_FLAGS = ("fsrm", "fzrm", "fsrs", "fsrc")
 _RESUME_SECONDS = 1.0
 # what a control group lets QEMU have besides the guest's memory and its processors' threads
 _OVERHEAD = 512 << 20  # bytes
@@ -71,11 +75,25 @@ _QMP_SECONDS = 20.0  # a QEMU that has not answered by then is stopped or stuck
 def hardware(arch: str, accelerator: str) -> tuple[str, str, str, str]:
     """Machine type (versioned), CPU model, firmware and kernel command line for a new VM."""
     alias, _ = _MACHINES[arch, accelerator]
-    # la57 makes the kernel switch paging modes at boot; no guest here needs 57-bit addresses. With erms the kernel
-    # copies and clears memory by `rep movsb`, which TCG does byte by byte: see docs/performance.md.
+    # la57 makes the kernel switch paging modes at boot; no guest here needs 57-bit addresses
     cpu = "host" if accelerator == "kvm" else "max,la57=off,erms=off" if arch == "amd64" else "max"
     firmware = "qboot.rom" if alias == "q35" else ""
-    return detect.versioned_machine(arch, alias), cpu, firmware, _COMMAND_LINES[arch, accelerator]
+    machine = detect.versioned_machine(arch, alias)
+    return machine, without_string_flags(cpu, arch), firmware, _COMMAND_LINES[arch, accelerator]
+
+
+def without_string_flags(cpu: str, arch: str) -> str:
+    """A CPU model, without all of _STRING_FLAGS that this QEMU knows if it is without erms.
+
+    A VM from before QEMU had one of them needs that as well: `max` is what the QEMU at hand can do. Blocks when QEMU
+    was not asked before.
+    """
+    model, *settings = cpu.split(",")
+    if "erms=off" not in settings:
+        return cpu
+    known = detect.cpu_flags(arch)
+    off = [f"{flag}=off" for flag in _STRING_FLAGS if flag in known and f"{flag}=off" not in settings]
+    return ",".join([model, *settings, *off])
 
 
 def command_line(
@@ -366,6 +384,8 @@ class QemuDriver:
     async def launch(
         self, machine: Machine, directory: Path, streams: Mapping[str, int], taps: Namespaces | None = None
     ) -> QemuVmm:
+        cpu = await asyncio.to_thread(without_string_flags, machine.cpu, machine.arch)
+        machine = dataclasses.replace(machine, cpu=cpu)
         with contextlib.ExitStack() as stack:
             qmp = stack.enter_context(bind_unix(directory / QMP_SOCKET))
             agent = stack.enter_context(bind_unix(directory / AGENT_SOCKET))
