@@ -45,6 +45,7 @@ soak: test-host $(VENV)/installed
 	BANGER_SOAK_SEED=$$seed $(BIN)/pytest -m soak
 
 lint: $(VENV)/installed
+	$(BIN)/python scripts/build_agent.py --lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(TYPED)

@@ -397,7 +397,7 @@ int reader_next(struct tar_reader *reader, bool *end) {
     *end = false;
     while (!code) {
         struct tar_header header;
-        uint64_t size;
+        uint64_t size = 0; /* of an extended header or a label */
         code = need(reader, TAR_BLOCK);
         if (code)
             return code;

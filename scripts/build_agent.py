@@ -1,12 +1,18 @@
-"""Compile the guest agent, agent/*.c, into the package: `make agent` and every wheel and editable install do this."""
+"""Compile the guest agent, agent/*.c, into the package: `make agent` and every wheel and editable install do this.
+
+build_agent.py [ARCH]    compile it for amd64 or arm64, without a word about warnings: compilers learn new ones
+build_agent.py --lint    compile it with every compiler at hand, and fail for any warning
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 _ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -16,9 +22,6 @@ _FLAGS = [
     "-std=c11",
     "-D_GNU_SOURCE",
     "-O2",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
     "-fPIE",
     "-static-pie",
     "-fstack-protector-strong",
@@ -28,7 +31,8 @@ _FLAGS = [
     "-Wl,-z,relro,-z,now",
     "-s",
 ]
-# zig links statically for musl by itself, and warns of -static-pie, which -Werror would make fatal
+_WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+# zig links statically for musl by itself, and warns of -static-pie
 _ZIG_FLAGS = [flag for flag in _FLAGS if flag != "-static-pie"] + ["-static"]
 
 
@@ -66,11 +70,7 @@ def build(root: Path, arch: str) -> Path:
         return target
 
     compiler = system_compiler(arch)
-    if compiler is not None:
-        command = [*compiler, *_FLAGS]
-    else:
-        zig = [sys.executable, "-m", "ziglang", "cc", "-target", f"{_MACHINES[arch]}-linux-musl"]
-        command = [*zig, *_ZIG_FLAGS]
+    command = [*compiler, *_FLAGS] if compiler is not None else _zig(arch)
     target.parent.mkdir(exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -83,5 +83,31 @@ def build(root: Path, arch: str) -> Path:
     return target
 
 
+def _zig(arch: str) -> list[str]:
+    return [sys.executable, "-m", "ziglang", "cc", "-target", f"{_MACHINES[arch]}-linux-musl", *_ZIG_FLAGS]
+
+
+def compilers() -> list[list[str]]:
+    """The command lines of all C compilers at hand, each once, with the flags of the agent that ships."""
+    named = [os.environ.get("CC", "cc"), "gcc", "clang"]
+    programs = {os.path.realpath(path): name for name in reversed(named) if (path := shutil.which(name))}
+    found = [[name, *_FLAGS] for name in programs.values()]
+    return [*found, *([_zig(host_arch())] if importlib.util.find_spec("ziglang") else [])]
+
+
+def lint(root: Path) -> None:
+    """Compile the agent with every compiler at hand; SystemExit for any warning, which the compiler has said."""
+    sources = sorted((root / "agent").glob("*.c"))
+    with tempfile.TemporaryDirectory() as directory:
+        for command in compilers():
+            checked = [*command, *_WARNINGS, "-o", f"{directory}/agent", *map(str, sources)]
+            if subprocess.run(checked).returncode != 0:
+                raise SystemExit(f"the guest agent does not compile without warnings: {shlex.join(command)}")
+
+
 if __name__ == "__main__":
-    build(Path(__file__).resolve().parent.parent, sys.argv[1] if len(sys.argv) > 1 else host_arch())
+    source_tree = Path(__file__).resolve().parent.parent
+    if sys.argv[1:] == ["--lint"]:
+        lint(source_tree)
+    else:
+        build(source_tree, sys.argv[1] if len(sys.argv) > 1 else host_arch())

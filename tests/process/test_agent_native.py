@@ -21,8 +21,11 @@ def make(directory: Path, *argv: str) -> str:
 
 
 @pytest.mark.timeout(300)
-def test_the_tests_in_c(tmp_path: Path) -> None:
-    output = make(tmp_path, "test")
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_the_tests_in_c(tmp_path: Path, compiler: str) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    output = make(tmp_path, "test", f"CC={compiler}")
     ran = re.findall(rf"^{tmp_path}/(test_\w+)$", output, re.MULTILINE)
     assert sorted(ran) == sorted(source.stem for source in (AGENT / "tests").glob("test_*.c"))
 

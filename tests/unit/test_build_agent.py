@@ -24,8 +24,8 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def build(tree: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, tree / "scripts/build_agent.py"], capture_output=True, text=True)
+def build(tree: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, tree / "scripts/build_agent.py", *options], capture_output=True, text=True)
 
 
 def built(tree: Path) -> list[Path]:
@@ -74,3 +74,30 @@ def test_an_empty_agent_directory_is_named(tree: Path) -> None:
     assert failed.returncode == 1
     assert f"{tree / 'agent'} holds no C sources" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_warnings_stop_the_lint_and_no_build(tree: Path) -> None:
+    assert build(tree, "--lint").returncode == 0
+    source = tree / "agent/main.c"
+    source.write_text("int main(void) { int unused; return 42; }\n")
+    failed = build(tree, "--lint")
+    assert failed.returncode == 1
+    assert "unused" in failed.stderr
+    assert "does not compile without warnings" in failed.stderr
+    assert built(tree) == []
+    done = build(tree)
+    assert done.returncode == 0
+    assert done.stderr == done.stdout == ""
+    assert subprocess.run(built(tree)).returncode == 42
+
+
+def test_the_lint_uses_every_compiler_at_hand(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("mine", "gcc", "clang"):
+        (tools / name).write_text(f"#!/bin/sh\necho {name} >>{tools}/ran\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    monkeypatch.setenv("CC", "mine")
+    assert build(tree, "--lint").returncode == 0
+    assert sorted((tools / "ran").read_text().split()) == ["clang", "gcc", "mine"]
