@@ -10,7 +10,7 @@ import importlib.util
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -29,6 +29,18 @@ class Need(StrEnum):
 
     REQUIRED = "required"
     UNPRIVILEGED = "unprivileged"  # required of everybody but root
+
+
+class Use(StrEnum):
+    """Work of banger's that takes tools of the host; what several kinds of it take together is asked for at once."""
+
+    VM = "vm"  # to start VMs
+    NETWORK = "network"  # of VMs
+    DISK = "disk"  # to make the disks of VMs
+    IMAGE = "image"  # to pull images
+    DEBIAN_IMAGE = "debian-image"  # to build them of Debian's packages, besides
+    KERNEL = "kernel"
+    DEBIAN_KERNEL = "debian-kernel"
 
 
 # values of ID and ID_LIKE in os-release(5)
@@ -52,7 +64,10 @@ _ADMIN_DIRECTORIES = "/usr/local/sbin:/usr/sbin:/sbin"
 
 @dataclass(frozen=True)
 class HostTool:
-    """One tool: how to find it and, by package manager (apt, dnf, pacman), the package that contains it."""
+    """One tool: how to find it and, by package manager (apt, dnf, pacman), the package that contains it.
+
+    `also` are other commands that come in the same packages.
+    """
 
     name: str
     why: str
@@ -63,6 +78,8 @@ class HostTool:
     module: str = ""
     arch: str = ""
     vmm: str = ""
+    uses: tuple[Use, ...] = ()
+    also: tuple[str, ...] = ()
 
     def present(self) -> bool:
         """Whether this host has it."""
@@ -96,6 +113,8 @@ def load() -> list[HostTool]:
             module=table.get("module", ""),
             arch=table.get("arch", ""),
             vmm=table.get("vmm", ""),
+            uses=tuple(Use(use) for use in table.get("uses", ())),
+            also=tuple(table.get("also", ())),
         )
         for name, table in tables.items()
     ]
@@ -113,6 +132,15 @@ def required(purpose: Purpose) -> list[HostTool]:
     """What this user cannot do without for a purpose and those before it."""
     needs = {Need.REQUIRED} if os.geteuid() == 0 else {Need.REQUIRED, Need.UNPRIVILEGED}
     return [tool for tool in tools(purpose) if tool.need in needs]
+
+
+def needed(uses: Collection[Use], vmm: str = "") -> list[HostTool]:
+    """What this user cannot do without for some work, with VMs that run on `vmm` ('': whichever)."""
+    return [
+        tool
+        for tool in required(Purpose.RUN)
+        if any(use in uses for use in tool.uses) and (not vmm or tool.vmm in ("", vmm))
+    ]
 
 
 def missing(wanted: Iterable[HostTool]) -> list[HostTool]:
@@ -158,12 +186,11 @@ def install_command(wanted: Iterable[HostTool], os_release: Mapping[str, str]) -
 
 
 def find_tool(name: str) -> HostTool | None:
-    """The tool of that name, or None when banger lists no such tool."""
-    return next((tool for tool in load() if tool.name == name), None)
+    """The tool of that name, or the one that it comes with; None when banger lists no such tool."""
+    return next((tool for tool in load() if name in (tool.name, *tool.also)), None)
 
 
-def package_for(name: str) -> str:
-    """The package of this distribution that brings a tool, or '' when the tool or the distribution is not known."""
-    tool = find_tool(name)
+def package_of(tool: HostTool) -> str:
+    """The package of this distribution that brings a tool, '' for a distribution that banger does not know."""
     manager = package_manager(read_os_release())
-    return tool.packages[manager].removeprefix(_AUR) if tool and manager else ""
+    return tool.packages[manager].removeprefix(_AUR) if manager else ""

@@ -9,13 +9,14 @@ import shlex
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from banger import hostpackages
 from banger.api.errors import BangerError, Code
+from banger.hostpackages import HostTool, Use
 
 _PIPE_SIZE = 1 << 20  # bytes; what users may ask for, proc(5), pipe-max-size
 
@@ -168,14 +169,32 @@ def command_failed(argv: Sequence[str | Path], status: int, stderr: bytes, code:
 def missing_tool(tool: str) -> BangerError:
     """The error for a host tool that is not installed, naming its package and the command that installs it."""
     name = Path(tool).name
-    package = hostpackages.package_for(name)
     known = hostpackages.find_tool(name)
-    command = hostpackages.install_command([known], hostpackages.read_os_release()) if known else ""
+    package = hostpackages.package_of(known) if known else ""
     return BangerError(
         Code.MISSING_TOOL,
         f"the host tool {name!r} is not installed" + (f" (package {package})" if package else ""),
-        hint=f"install it with: {command}" if command else "install it with your distribution's package manager",
+        hint=_how_to_install([known] if known else []),
     )
+
+
+def require_tools(uses: Collection[Use], vmm: str = "") -> None:
+    """Raise one MISSING_TOOL for all host tools that some work takes and this host lacks; `vmm` as for `needed`."""
+    missing = hostpackages.missing(hostpackages.needed(uses, vmm))
+    if len(missing) == 1:
+        raise missing_tool(missing[0].name)
+    if missing:
+        raise BangerError(
+            Code.MISSING_TOOL,
+            f"host tools are not installed: {', '.join(tool.name for tool in missing)}",
+            hint=_how_to_install(missing),
+        )
+
+
+def _how_to_install(tools: Sequence[HostTool]) -> str:
+    command = hostpackages.install_command(tools, hostpackages.read_os_release()) if tools else ""
+    what = "them" if len(tools) > 1 else "it"
+    return f"install {what} with: {command}" if command else f"install {what} with your distribution's package manager"
 
 
 def _kill_group(child: subprocess.Popen[bytes]) -> None:

@@ -21,6 +21,7 @@ from banger.daemon.image_pulls import BundleFetch
 from banger.daemon.image_service import ImageService
 from banger.daemon.jobs import Report, Workers
 from banger.disk.squashfs import Contents
+from banger.hostpackages import Use
 from banger.imagecat import fetch, oci
 from banger.imagecat.catalog import CatalogEntry, revision
 from banger.imagecat.importer import Facts, Publishing, finalize_rootfs, import_image
@@ -69,6 +70,9 @@ class Kernels:
     async def ensure(self, name: str, report: Report, arch: str = "") -> KernelManifest:
         self.asked.append((name, arch))
         return read_kernel(self._directory, name)
+
+    def uses(self, name: str, arch: str = "") -> set[Use]:
+        return set()
 
 
 class Nobody:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 from pathlib import Path
 
 from banger.api.errors import BangerError, Code
 from banger.api.models import PublishedPort
-from banger.job import missing_tool
 from banger.net import passt, publish, tap
 from banger.net.tap import TapNetwork
 from banger.process import Watched
@@ -30,8 +28,6 @@ class HostNetwork:
             return []
         if net != "user":
             raise BangerError(Code.INVALID, f"{net!r} is not a network", hint="use --net user or --net none")
-        if shutil.which("passt") is None:
-            raise missing_tool("passt")
         cidr = f"{passt.GUEST_ADDRESS}/{passt.PREFIX}"
         nics = [Nic("net0", _mac(), [cidr], passt.GATEWAY, [passt.NAMESERVER], "user", slot)]
         if ports:

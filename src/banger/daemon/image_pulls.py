@@ -16,12 +16,14 @@ from banger.catalogs.local import Catalogs
 from banger.config import Config
 from banger.daemon.jobs import Report, Shared, Workers
 from banger.fields import ARCHITECTURES
+from banger.hostpackages import Use
 from banger.imagecat import fetch, oci
 from banger.imagecat import manifest as images
 from banger.imagecat.catalog import CatalogEntry
+from banger.imagecat.debian import check_host
 from banger.imagecat.importer import other_arch
 from banger.imagecat.manifest import ImageManifest
-from banger.job import Job, Progress
+from banger.job import Job, Progress, require_tools
 from banger.kernelcat.manifest import KernelManifest
 from banger.oci.blobs import BlobCache
 from banger.oci.location import Location
@@ -35,6 +37,8 @@ class Kernels(Protocol):
     """Where the kernels of images come from."""
 
     async def ensure(self, name: str, report: Report, arch: str = "") -> KernelManifest: ...
+
+    def uses(self, name: str, arch: str = "") -> set[Use]: ...
 
 
 class BundleFetch(Protocol):
@@ -117,6 +121,17 @@ class ImagePulls:
         there = await self._workers.run(lambda job: self._find_local(name))
         return there or await self.pull(m.ImagePull(name), report)
 
+    def look(self, name: str) -> tuple[ImageManifest | None, CatalogEntry | None]:
+        """The local image that a name or a reference means, else its entry in a catalog if it has one. Blocks."""
+        if there := self._find_local(name):
+            return there, None
+        try:
+            return None, self._resolve(name, Platform.host())
+        except BangerError as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+            return None, None
+
     def _find_local(self, name: str) -> ImageManifest | None:
         if _is_bare(name):
             return self._read_local(system.validate_name(name, "image"))
@@ -166,6 +181,7 @@ class ImagePulls:
         except BangerError as error:
             error.hint = error.hint if request.save_as else "say what it is to be called here: --as NAME"
             raise
+        await self._workers.run(lambda job: self._require_tools({Use.IMAGE}, name, request, platform.architecture))
         environment = Environment(self._layout.cache, self._config.registries)
         if request.kernel_ref and not (self._layout.kernels / request.kernel_ref).exists():
             # no kernel is pulled for an image that cannot be had
@@ -194,6 +210,7 @@ class ImagePulls:
 
     async def _pull_entry(self, request: m.ImagePull, entry: CatalogEntry, report: Report) -> ImageManifest:
         name = system.validate_name(request.save_as, "image")
+        await self._workers.run(lambda job: self._require_tools(fetch.uses(entry.kind), name, request, entry.arch))
         kernel = await self._kernel(name, request.kernel_ref, entry.arch, report)
         slow = ", which takes a minute or more" if entry.kind == "debian" else ""
         report(Progress(FETCHING, f"the image {name}{slow}"))
@@ -211,6 +228,13 @@ class ImagePulls:
             ),
             report,
         )
+
+    def _require_tools(self, uses: set[Use], name: str, request: m.ImagePull, arch: str) -> None:
+        """Raise when this host cannot make an image or its kernel; not for an image that stays as it is."""
+        if request.force or not (self._layout.images / name).exists():
+            require_tools(uses | (self._kernels.uses(request.kernel_ref, arch) if request.kernel_ref else set()))
+            if Use.DEBIAN_IMAGE in uses:
+                check_host(arch)
 
     async def _kernel(self, image: str, name: str, arch: str, report: Report) -> Path | None:
         """The directory of a kernel that an image is to refer to, which is pulled when it is missing."""

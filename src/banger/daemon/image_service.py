@@ -19,13 +19,13 @@ from banger.daemon.catalog_service import CatalogService
 from banger.daemon.image_info import image_info
 from banger.daemon.image_pulls import BundleFetch, ImagePulls, Kernels
 from banger.daemon.jobs import Report, Workers
-from banger.imagecat import configuration, oci
+from banger.hostpackages import Use
+from banger.imagecat import configuration, fetch, oci
 from banger.imagecat import manifest as images
 from banger.imagecat.bundle import bundle_entry, write_image_bundle
 from banger.imagecat.catalog import IMAGES, CatalogEntry, revision
 from banger.imagecat.copies import hold_image, promote_image, tag_image
 from banger.imagecat.export import export_oci
-from banger.imagecat.fetch import fetch_image
 from banger.imagecat.importer import finalize_rootfs, import_image
 from banger.imagecat.manifest import ImageManifest
 from banger.imagecat.register import KernelFiles, register_image
@@ -61,7 +61,7 @@ class ImageService:
         *,
         pull_and_flatten: oci.Flatten = oci.pull_and_flatten,
         finalize_pulled_rootfs: oci.Finalize = finalize_rootfs,
-        bundle_fetch: BundleFetch = fetch_image,
+        bundle_fetch: BundleFetch = fetch.fetch_image,
     ) -> None:
         self._layout = layout
         self._config = config
@@ -305,6 +305,21 @@ class ImageService:
     async def ensure_image(self, name: str, report: Report) -> ImageManifest:
         """The local image that a name or a reference means, pulled when it is missing."""
         return await self._pulls.ensure(name, report)
+
+    async def uses(self, image: str, kernel: str) -> set[Use]:
+        """What having an image and the kernel of its VM here takes of the host: nothing where both are."""
+
+        def work(job: Job) -> set[Use]:
+            there, entry = self._pulls.look(image)
+            uses: set[Use] = set() if there else fetch.uses(entry.kind if entry else "oci")
+            if there and not kernel and images.kernel_of(self._layout.images, self._layout.kernels, there):
+                return uses
+            found = there or entry
+            own = found.kernel_ref if found else ""
+            fetched = {kernel or own or self._config.default_kernel} | ({own} if entry and own else set())
+            return uses.union(*map(self._kernels.uses, fetched))
+
+        return await self._workers.run(work)
 
     async def kernel_for(self, image: ImageManifest, name: str, report: Report) -> tuple[KernelManifest, Path]:
         """The kernel that a VM of `image` boots, and the directory with its files: the one called `name`, else its own.

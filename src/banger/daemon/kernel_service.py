@@ -18,12 +18,13 @@ from banger.config import Config
 from banger.daemon.catalog_service import CatalogService
 from banger.daemon.jobs import Report, Shared, Workers
 from banger.entries import Listing, steadily, sum_file
+from banger.hostpackages import Use
 from banger.imagecat.manifest import images_with_kernel
-from banger.job import Job, Progress
+from banger.job import Job, Progress, require_tools
+from banger.kernelcat import fetch as fetching
 from banger.kernelcat import manifest as kernels
 from banger.kernelcat.bundle import write_bundle
 from banger.kernelcat.catalog import KERNELS, CatalogEntry, annotate
-from banger.kernelcat.fetch import Environment, fetch
 from banger.kernelcat.importer import Claims, import_kernel, refuse_taken
 from banger.kernelcat.manifest import KernelManifest
 from banger.kernelcat.sources import HOST
@@ -131,15 +132,27 @@ class KernelService:
                 error.hint = hint
             raise
 
+    def uses(self, name: str, arch: str = "") -> set[Use]:
+        """What having a kernel here takes of the host: nothing where it is installed, or unknown. Blocks."""
+        if (self._layout.kernels / name).exists():
+            return set()
+        try:
+            return fetching.uses(self._catalogs.find(name, arch or host_arch()).kind)
+        except BangerError as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+            return set()
+
     async def _pull(self, entry: CatalogEntry, name: str, force: bool, report: Report) -> KernelManifest:
         refuse_taken(self._layout.kernels, name, force)
+        await self._workers.run(lambda job: require_tools(fetching.uses(entry.kind)))
         report(Progress(FETCHING, f"the kernel {name}"))
-        environment = Environment(self._layout.cache, self._config.debian_mirror, self._config.registries)
+        environment = fetching.Environment(self._layout.cache, self._config.debian_mirror, self._config.registries)
         while True:
             try:
                 return await self._pulls.run(
                     f"{name} {entry!r}",
-                    lambda job: fetch(
+                    lambda job: fetching.fetch(
                         self._layout.kernels,
                         name,
                         entry,

@@ -20,6 +20,8 @@ from banger.daemon.vm import Stages, Vm
 from banger.daemon.vm_helpers import Helpers, remove_logs, start_recorder
 from banger.daemon.vm_port_check import check_ports
 from banger.daemon.vm_table import VmTable
+from banger.hostpackages import Use
+from banger.job import require_tools
 from banger.paths import Layout
 from banger.process import Watched, boot_id
 from banger.ssh_keys import SshKey, managed_key
@@ -61,6 +63,8 @@ class Launcher:
         """Start the VMM of a VM, with its network and recorder; its guest still has to boot."""
         machine, driver, directory = vm.record.machine, self.driver(vm.record), self._layout.vm(vm.record.id)
         key = await self.key()
+        uses = {Use.VM, Use.NETWORK} if machine.nics else {Use.VM}
+        await self._workers.run(lambda job: require_tools(uses, driver.name))
         await self._workers.run(lambda job: programs.look_up(self._config, driver.name))
         check_ports(vm, vm.record.ports, self._table, is_new=False)
         remove_logs(directory)

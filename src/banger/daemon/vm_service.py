@@ -21,19 +21,24 @@ from banger.daemon.vm_lifecycle import Lifecycle
 from banger.daemon.vm_port_check import check_ports
 from banger.daemon.vm_table import VmTable
 from banger.guest.agent import Agent, guest_errors
+from banger.hostpackages import Use
 from banger.imagecat.manifest import ImageManifest
 from banger.imagecat.seeds import refresh_seed
+from banger.job import Job, require_tools
 from banger.kernelcat import manifest as kernels
 from banger.kernelcat.manifest import KernelManifest
 from banger.paths import Layout
 from banger.store.database import Store, despite_full_disk
 from banger.store.records import CREATING, STARTING
+from banger.vmm import programs
 from banger.vmm.choice import Choice, choose
 from banger.vmm.detect import host_arch
 
 
 class Catalogs(Protocol):
     """Where images and kernels come from."""
+
+    async def uses(self, image: str, kernel: str) -> set[Use]: ...
 
     async def ensure_image(self, name: str, report: Report) -> ImageManifest: ...
 
@@ -99,6 +104,7 @@ class VmService:
         """
         vm_plan.check_request(request)
         self._table.refuse_taken(request.name)
+        await self._check_host(request)
         image = await self._catalogs.ensure_image(request.image or self._config.default_image, report)
         kernel, kernel_dir = await self._catalogs.kernel_for(image, request.kernel, report)
         key = await self._lifecycle.launcher.key()
@@ -187,6 +193,19 @@ class VmService:
             )
         vm.refuse_paused()
         return await vm.link.agent()
+
+    async def _check_host(self, request: m.VmCreate) -> None:
+        """Raise a BangerError with all that this host lacks for a VM before anything is fetched or built for it."""
+        net = request.net or "user"
+        uses = await self._catalogs.uses(request.image or self._config.default_image, request.kernel)
+        uses |= {Use.VM, Use.DISK} if net == "none" else {Use.VM, Use.DISK, Use.NETWORK}
+
+        def work(job: Job) -> None:
+            driver = choose(self._config, request.vmm, None, net, request.vcpu or self._config.vcpu).driver
+            require_tools(uses, driver)
+            programs.look_up(self._config, driver)
+
+        await self._workers.run(work)
 
     def _choose(self, request: m.VmCreate, kernel_dir: Path) -> Choice:
         kernel, vcpu = kernels.kernel_paths(kernel_dir)[0], request.vcpu or self._config.vcpu

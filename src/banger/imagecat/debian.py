@@ -8,7 +8,6 @@ import os
 import platform
 import pwd
 import selectors
-import shutil
 import subprocess
 import tempfile
 import time
@@ -21,10 +20,11 @@ from banger import system
 from banger.api.errors import BangerError, Code
 from banger.catalogs.format import origin_of
 from banger.debian import KEYRING, Mirror
+from banger.hostpackages import Use
 from banger.imagecat.catalog import CatalogEntry, revision
 from banger.imagecat.importer import Publishing, build_image
 from banger.imagecat.manifest import ImageManifest
-from banger.job import Job, command_failed, missing_tool
+from banger.job import Job, command_failed, require_tools
 
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}  # uname -m
 _BINFMT = Path("/proc/sys/fs/binfmt_misc")
@@ -49,7 +49,7 @@ def pull_debian(
     SOURCE_DATE_EPOCH in the environment bounds the time stamps (reproducible-builds.org). Raises MISSING_TOOL or
     UNSUPPORTED when this host or user cannot build it, DOWNLOAD when mmdebstrap fails, and what `build_image` raises.
     """
-    _check_host(entry.arch)
+    check_host(entry.arch)
     return build_image(
         images_dir,
         name or entry.name,
@@ -170,19 +170,13 @@ def _remove(directory: Path, inside: list[str] | None = None) -> None:
         time.sleep(0.05)
 
 
-def _check_host(arch: str) -> None:
+def check_host(arch: str) -> None:
+    """Raise MISSING_TOOL or UNSUPPORTED with all that keeps this host and user from building images for `arch`."""
     if arch not in _MACHINES:
         raise BangerError(
             Code.INVALID, f"{arch!r} is no architecture of banger's images", hint=f"use {' or '.join(_MACHINES)}"
         )
-    if shutil.which("mmdebstrap", path=_environment()["PATH"]) is None:
-        raise missing_tool("mmdebstrap")
-    if not KEYRING.is_file():
-        raise BangerError(
-            Code.MISSING_TOOL,
-            f"Debian's archive keys {KEYRING} are not installed",
-            hint="install the package debian-archive-keyring",
-        )
+    require_tools({Use.DEBIAN_IMAGE})
     machine = _MACHINES[arch]
     if platform.machine() != machine and not (_BINFMT / f"qemu-{machine}").exists():
         raise BangerError(
@@ -196,8 +190,6 @@ def _check_host(arch: str) -> None:
 
 def _check_subordinate_ids() -> None:
     """Without root, mmdebstrap needs a user namespace with many users (subuid(5), newuidmap(1))."""
-    if shutil.which("newuidmap", path=_environment()["PATH"]) is None:
-        raise missing_tool("newuidmap")
     user = pwd.getpwuid(os.geteuid()).pw_name
     for file in (Path("/etc/subuid"), Path("/etc/subgid")):
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from banger import debian
 from banger.api.errors import BangerError, Code
 from banger.catalogs.format import origin_of
+from banger.hostpackages import Use
 from banger.imagecat.bundle import fetch_bundle
 from banger.imagecat.catalog import CatalogEntry, revision
 from banger.imagecat.debian import pull_debian
@@ -34,6 +35,11 @@ class _Target:
     kernel: Path | None
     replace: bool
     publishing: Publishing
+
+
+def uses(kind: str) -> set[Use]:
+    """What making an image of an entry of that kind takes of the host."""
+    return {Use.IMAGE, Use.DEBIAN_IMAGE} if kind == "debian" else {Use.IMAGE}
 
 
 def fetch_image(

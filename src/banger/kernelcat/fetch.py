@@ -11,6 +11,7 @@ from pathlib import Path
 from banger import debian, download, system
 from banger.api.errors import BangerError, Code
 from banger.catalogs.format import origin_of, revision
+from banger.hostpackages import Use
 from banger.job import Job
 from banger.kernelcat.archive import ARCHIVE_LIMIT
 from banger.kernelcat.catalog import CatalogEntry
@@ -37,6 +38,11 @@ class _Target:
     name: str
     replace: bool
     publishing: Publishing
+
+
+def uses(kind: str) -> set[Use]:
+    """What installing a kernel of an entry of that kind takes of the host."""
+    return {Use.KERNEL, Use.DEBIAN_KERNEL} if kind == "deb" else {Use.KERNEL}
 
 
 def fetch(

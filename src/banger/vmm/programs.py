@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from banger.api.errors import BangerError, Code
 from banger.config import Config
 from banger.vmm.ask import ask
+from banger.vmm.detect import emulator, host_arch
 
 # what the API client was written for: before 1.5 it lacks requests, and 2 may change any of them
 OLDEST, NEWEST = (1, 5), (1, 99)
+OLDEST_QEMU = (7, 2)  # has the stream network that passt is connected by
 NO_JAILER = "off"  # what config.jailer says where Firecracker is to stay root
 
 
@@ -46,12 +48,32 @@ def wants_jailer(config: Config) -> bool:
 def look_up(config: Config, driver: str) -> None:
     """Have the programs of a driver asked for their versions before the event loop needs them; blocks.
 
-    Raises as `firecracker` does.
+    Raises as `firecracker` does; UNSUPPORTED for a QEMU that is too old.
     """
     if driver == "firecracker":
         firecracker(config)
         if wants_jailer(config):
             jailer(config)
+    elif driver == "qemu":
+        _check_qemu()
+
+
+def _check_qemu() -> None:
+    """One that is not there, or does not say its version, is for others to complain about."""
+    path = shutil.which(emulator(host_arch()))
+    if path is None:
+        return
+    try:
+        found = re.search(r"version (\d{1,4})\.(\d{1,4})", ask(path, "--version"))
+    except (OSError, subprocess.SubprocessError):
+        return
+    if found and (int(found[1]), int(found[2])) < OLDEST_QEMU:
+        oldest = ".".join(map(str, OLDEST_QEMU))
+        raise BangerError(
+            Code.UNSUPPORTED,
+            f"{path} has version {found[1]}.{found[2]}, and banger works with {oldest} and newer",
+            hint="install a newer QEMU, or a newer release of the distribution",
+        )
 
 
 def _find(name: str, configured: str) -> Program:

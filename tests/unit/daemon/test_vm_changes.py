@@ -1,7 +1,6 @@
 """What `vm.set` makes of a record: for a VM that is stopped, and for one that runs on."""
 
 import dataclasses
-import shutil
 
 import pytest
 
@@ -96,7 +95,6 @@ def test_a_port_that_waits_holds_up_no_other() -> None:
     assert (kept.ports, kept.next_ports) == (before.ports, [m.PublishedPort("127.0.0.1", 22, 22)])
 
 
-@pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed")
 def test_the_first_port_brings_its_nic_along() -> None:
     before = record()
     machine = dataclasses.replace(before.machine, nics=before.machine.nics[:1], forwards=[])
