@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from banger import config, hostpackages
+from banger import config, hostpackages, trials
 from banger.api.errors import BangerError
-from banger.api.models import Check
+from banger.api.models import Check, Doctor
 from banger.config import Config
 from banger.debian import find_mirror
 from banger.guest.binary import agent_binary
-from banger.hostpackages import Need, Purpose
+from banger.hostpackages import HostTool, Need, Purpose
 from banger.paths import Layout, ensure_runtime, user_layout
 from banger.system import human_size
-from banger.vmm import programs
+from banger.vmm import confinement, programs
 from banger.vmm.choice import choose
-from banger.vmm.confinement import what_is_missing
 from banger.vmm.detect import detect, group_of, host_arch, kvm_fix
 
-_PACKAGES_FIX = "install it: {}"
 
-
-def run_checks() -> list[Check]:
-    """All checks, in the order in which they matter."""
+def look() -> Doctor:
+    """All checks that take no more than a look, in the order in which they matter."""
     configuration, settings = _configuration(user_layout())
     vmm, driver = _vmm(settings)
-    checks = [_architecture(), _acceleration(), configuration, vmm, *_jailer(settings), _agent()]
-    checks += _packages(driver)
-    checks += [_network(), _confinement()]
+    packages, install, more = _packages(driver)
+    checks = [_architecture(), _acceleration(), configuration, vmm, *_jailer(settings), _agent(), *packages, _network()]
+    checks += [trials.namespaces_check(), trials.groups_check(confinement.look_for_control_groups())]
     checks += _state(user_layout(), settings)
     checks += _database(user_layout())
     checks.append(_debian(settings))
-    return checks
+    return Doctor(checks, install, more)
+
+
+def examine(report: Callable[[str], None]) -> Doctor:
+    """Look at everything, and try what can be tried; `report` is told what is still being tried. Takes seconds."""
+    looked = look()
+    layout = user_layout()
+    if not layout.state.is_dir():
+        return looked  # its check says why
+    tried = asyncio.run(trials.try_all(layout, _configuration(layout)[1], report))
+    by_name = {check.name: check for check in tried}
+    checks = [by_name.pop(check.name, check) for check in looked.checks]
+    return replace(looked, checks=checks + list(by_name.values()))
 
 
 def _architecture() -> Check:
@@ -65,12 +77,15 @@ def _configuration(layout: Layout) -> tuple[Check, Config]:
 
 
 def _vmm(settings: Config) -> tuple[Check, str]:
-    """Which VMM new VMs get, and its name; one that is configured but cannot be had fails."""
+    """Which VMM new VMs get, and its name; one that is configured but cannot be had fails, and one that is too old."""
+    driver = ""
     try:
         choice = choose(settings, net="user")
-        return Check("VMM", "ok", f"{choice.driver}: {choice.reason}"), choice.driver
+        driver = choice.driver
+        programs.look_up(settings, driver)
     except BangerError as error:
-        return Check("VMM", "fail", error.message, error.hint), ""
+        return Check("VMM", "fail", error.message, error.hint), driver
+    return Check("VMM", "ok", f"{driver}: {choice.reason}"), driver
 
 
 def _jailer(settings: Config) -> list[Check]:
@@ -96,33 +111,36 @@ def _agent() -> Check:
         return Check("guest agent", "fail", error.message, error.hint)
 
 
-def _packages(driver: str) -> list[Check]:
-    """What is not installed fails, unless it is of another VMM than the one that new VMs get."""
+def _packages(driver: str) -> tuple[list[Check], str, str]:
+    """What is not installed, and the commands for what is needed of it and for the rest.
+
+    It fails unless it is of another VMM than the one that new VMs get.
+    """
+    needed = hostpackages.required(Purpose.RUN)
     checks = []
+    lacking: dict[str, list[HostTool]] = {"fail": [], "warn": []}
     release = hostpackages.read_os_release()
     for tool in hostpackages.tools(Purpose.RUN):
         if not hostpackages.missing([tool]):
             checks.append(Check(tool.name, "ok", tool.why))
             continue
-        needed = tool.need is Need.REQUIRED or (tool.need is Need.UNPRIVILEGED and os.getuid() != 0)
-        needed = needed and (not tool.vmm or not driver or tool.vmm == driver)
-        command = hostpackages.install_command([tool], release)
-        checks.append(Check(tool.name, "fail" if needed else "warn", f"not installed ({tool.why})", command))
-    return checks
+        if tool.need is Need.UNPRIVILEGED and tool not in needed:
+            checks.append(Check(tool.name, "ok", "not installed, and root does not need it"))
+            continue
+        status = "fail" if tool in needed and (not tool.vmm or not driver or tool.vmm == driver) else "warn"
+        lacking[status].append(tool)
+        fix = hostpackages.install_command([tool], release) or "install it with your package manager"
+        checks.append(
+            Check(tool.name, status, f"not installed ({tool.why})", fix, hostpackages.package_of(tool) or tool.name)
+        )
+    install, more = (hostpackages.install_command(tools, release) if tools else "" for tools in lacking.values())
+    return checks, install, more
 
 
 def _network() -> Check:
-    if shutil.which("passt"):
-        return Check("user network", "ok", "passt; guests cannot reach the host's 127.0.0.1")
-    return Check("user network", "fail", "without passt guests have no network", "install passt, or use --net none")
-
-
-def _confinement() -> Check:
-    missing = what_is_missing()
-    if not missing:
-        return Check("confinement", "ok", "VMMs see no files, processes or networks but their own, and are limited")
-    fix = "allow user namespaces (sysctl user.max_user_namespaces), and delegate a control group to this user"
-    return Check("confinement", "warn", f"VMMs run {'; '.join(missing)}", fix)
+    if hostpackages.find_command("passt"):
+        return Check(trials.NETWORK, "ok", "passt; guests cannot reach the host's 127.0.0.1")
+    return Check(trials.NETWORK, "fail", "without passt guests have no network", "install passt, or use --net none")
 
 
 def _state(layout: Layout, settings: Config) -> list[Check]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from banger import doctor, hostpackages
-from banger.hostpackages import Purpose
+from banger.hostpackages import Need, Purpose
 from banger.vmm import cgroups
 from banger.vmm.choice import Choice
 from banger.vmm.detect import detect, emulator, host_arch, kvm_fix
@@ -68,7 +68,7 @@ def test_device_of_a_group_without_a_name(tmp_path: Path) -> None:
 def test_checks_of_this_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"):
         monkeypatch.setenv(variable, str(tmp_path))
-    checks = {check.name: check for check in doctor.run_checks()}
+    checks = {check.name: check for check in doctor.look().checks}
     assert checks["architecture"].message == host_arch()
     assert checks["guest agent"].status == "ok"
     assert checks["configuration"].status == "ok"
@@ -89,13 +89,13 @@ def test_what_is_missing_comes_with_its_fix(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "banger/config.toml").write_text("memry = 1")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert shutil.which("passt") is None
-    checks = {check.name: check for check in doctor.run_checks()}
+    checks = {check.name: check for check in doctor.look().checks}
     assert checks["user network"].status == "fail"
     assert "passt" in checks["user network"].fix
     assert checks["state directory"].status == "fail"
     assert "not a private directory" in checks["state directory"].message
     # the configuration has one row; the others go on with defaults
-    assert [check.name for check in doctor.run_checks() if "memry" in check.message] == ["configuration"]
+    assert [check.name for check in doctor.look().checks if "memry" in check.message] == ["configuration"]
     assert checks["configuration"].status == "fail"
     assert "known: " in checks["configuration"].fix
 
@@ -104,19 +104,35 @@ def test_what_is_missing_comes_with_its_fix(tmp_path: Path, monkeypatch: pytest.
 def test_qemu_is_needed_where_it_is_the_vmm(monkeypatch: pytest.MonkeyPatch, driver: str, status: str) -> None:
     monkeypatch.setattr(doctor, "choose", lambda settings, net: Choice(driver, "kvm", "it was asked for"))
     monkeypatch.setattr(hostpackages, "missing", list)
-    checks = {check.name: check for check in doctor.run_checks()}
+    checks = {check.name: check for check in doctor.look().checks}
     assert checks[emulator(host_arch())].status == status
     assert checks["mke2fs"].status == "fail"
 
 
 def test_what_vmms_cannot_be_kept_from_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether namespaces and control groups can be made is up to the host."""
-    checks = {check.name: check for check in doctor.run_checks()}
-    assert checks["confinement"].status in ("ok", "warn")
+    """Whether namespaces and control groups can be made is up to the host; each has a line and a fix of its own."""
+    checks = {check.name: check for check in doctor.look().checks}
+    assert checks["namespaces"].status in ("ok", "warn")
+    assert checks["control groups"].status in ("ok", "warn")
     monkeypatch.setattr(cgroups, "find_tree", lambda: None)
-    checks = {check.name: check for check in doctor.run_checks()}
-    assert checks["confinement"].status == "warn"
-    assert "without limits on memory and processes" in checks["confinement"].message
+    checks = {check.name: check for check in doctor.look().checks}
+    assert checks["control groups"].status == "warn"
+    assert checks["control groups"].message.startswith("VMMs run without limits on memory, processes and processors: ")
+    assert "namespace" not in checks["control groups"].message + checks["control groups"].fix
+
+
+def test_one_command_installs_all_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(hostpackages, "read_os_release", lambda: {"ID": "debian"})
+    found = doctor.look()
+    lacking = {tool.name: tool for tool in hostpackages.missing(hostpackages.tools(Purpose.RUN))}
+    told = {check.name for check in found.checks if check.package}
+    assert {"passt", "mmdebstrap", "tar2sqfs"} <= told <= lacking.keys()
+    assert all(lacking[name].need is Need.UNPRIVILEGED for name in lacking.keys() - told)
+    packages = {lacking[name].packages["apt"] for name in told}
+    assert packages <= {*found.install.split(), *found.install_more.split()}
+    assert found.install.count("apt-get install") == 1
+    assert "passt" in found.install.split()
 
 
 def test_the_jailer_is_told_of_where_firecracker_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +141,7 @@ def test_the_jailer_is_told_of_where_firecracker_is(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
     def told() -> list[tuple[str, str]]:
-        return [(check.status, check.message) for check in doctor.run_checks() if check.name == "jailer"]
+        return [(check.status, check.message) for check in doctor.look().checks if check.name == "jailer"]
 
     def install(name: str) -> None:
         (tmp_path / name).write_text(f"#!/bin/sh\necho {name.capitalize()} v1.12.1\n")

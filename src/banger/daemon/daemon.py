@@ -242,7 +242,7 @@ class Daemon:
         return m.Empty()
 
     async def _doctor(self, request: m.Empty, report: Report) -> m.Doctor:
-        return m.Doctor(await self._workers.run(lambda job: doctor.run_checks()))
+        return await self._workers.run(lambda job: doctor.look())
 
     async def _vm_logs(self, request: m.VmLogs, peer: Peer) -> None:
         vm = self._vms.find(request.vm)

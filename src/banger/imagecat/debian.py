@@ -25,8 +25,13 @@ from banger.imagecat.catalog import CatalogEntry, revision
 from banger.imagecat.importer import Publishing, build_image
 from banger.imagecat.manifest import ImageManifest
 from banger.job import Job, command_failed, require_tools
+from banger.vmm.detect import host_arch
 
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}  # uname -m
+# As root mmdebstrap mounts /proc, /sys and more in the host's own namespace and leaves them there when killed; in a
+# namespace of its own they go with it, and so do all of its processes. Without root it makes one itself.
+_ISOLATED = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+_INSIDE = ("mmdebstrap", "--unshare-helper")  # runs a command in such a namespace
 _BINFMT = Path("/proc/sys/fs/binfmt_misc")
 _LOG_LIMIT = 1 << 20  # bytes
 _REMOVAL_TRIES = 100  # at intervals of 50 ms
@@ -70,11 +75,8 @@ def mmdebstrap_command(entry: CatalogEntry, mirror: Mirror) -> list[str]:
     suites = [(mirror.main, entry.suite)]
     if mirror.security and entry.suite not in _NO_SECURITY_ARCHIVE:
         suites.append((mirror.security, f"{entry.suite}-security"))
-    # As root mmdebstrap mounts /proc, /sys and more in the host's own namespace and leaves them there when killed; in
-    # a namespace of its own they go with it, and so do all of its processes. Without root it makes one itself.
-    isolated = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "mmdebstrap", "--mode=root"]
     return [
-        *(isolated if os.geteuid() == 0 else ["mmdebstrap", "--mode=unshare"]),
+        *([*_ISOLATED, "mmdebstrap", "--mode=root"] if os.geteuid() == 0 else ["mmdebstrap", "--mode=unshare"]),
         "--format=tar",
         f"--architectures={entry.arch}",
         f"--variant={entry.variant}",
@@ -154,7 +156,7 @@ def _build_directory(images_dir: Path, job: Job) -> Iterator[Path]:
         directory.chmod(0o711)
         yield directory
     finally:
-        _remove(directory, ["mmdebstrap", "--unshare-helper", "rm", "--recursive", "--force"])
+        _remove(directory, [*_INSIDE, "rm", "--recursive", "--force"])
 
 
 def _remove(directory: Path, inside: list[str] | None = None) -> None:
@@ -186,6 +188,12 @@ def check_host(arch: str) -> None:
         )
     if os.geteuid() != 0:
         _check_subordinate_ids()
+
+
+def try_namespace(job: Job) -> None:
+    """Run a command that does nothing in the namespaces that mmdebstrap works in; raises what `check_host` does."""
+    check_host(host_arch())
+    job.run([*(_ISOLATED if os.geteuid() == 0 else _INSIDE), "true"], env=_environment(), code=Code.UNSUPPORTED)
 
 
 def _check_subordinate_ids() -> None:

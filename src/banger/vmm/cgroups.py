@@ -17,7 +17,7 @@ from pathlib import Path
 PARENT = "banger"
 _PERIOD = 100_000  # µs in which `cpus` times as much may be used
 _CONTROLLERS = {1: ("memory", "pids", "cpu", "cpuacct"), 2: ("memory", "pids", "cpu")}
-_LIMITS = ("memory", "pids", "cpu")
+LIMITS = ("memory", "pids", "cpu")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Cgroup:
     @property
     def limits(self) -> tuple[str, ...]:
         """What is limited here, of memory, pids and cpu."""
-        return tuple(name for name in _LIMITS if name in self.directories)
+        return tuple(name for name in LIMITS if name in self.directories)
 
     def jailer_arguments(self) -> list[str]:
         """What makes Firecracker's jailer put its process in here before it runs anything."""
@@ -161,7 +161,7 @@ def find_tree(mounts: Path = Path("/proc/self/mounts"), own: Path = Path("/proc/
 
     Version 1 where its memory controller is mounted, since the controllers are then not to be had in version 2.
     """
-    unified, by_controller = _mounted(mounts.read_text())
+    unified, by_controller = mounted(mounts.read_text())
     as_root = os.geteuid() == 0
     if "memory" in by_controller:
         bases = {name: by_controller[name] for name in _CONTROLLERS[1] if name in by_controller}
@@ -174,7 +174,7 @@ def find_tree(mounts: Path = Path("/proc/self/mounts"), own: Path = Path("/proc/
     return Tree(2, dict.fromkeys(_enable(base), base))
 
 
-def _mounted(mounts: str) -> tuple[Path | None, dict[str, Path]]:
+def mounted(mounts: str) -> tuple[Path | None, dict[str, Path]]:
     """The mount point of version 2, and those of version 1 by controller."""
     unified: Path | None = None
     by_controller: dict[str, Path] = {}

@@ -10,7 +10,10 @@ from pathlib import Path
 
 from banger import hostpackages
 from banger.job import missing_tool
-from banger.vmm import cgroups, confined
+from banger.vmm import cgroups, confined, obstacles
+from banger.vmm.obstacles import Obstacle
+
+_TRIAL_MEMORY, _TRIAL_PIDS = 64 << 20, 16  # what a shell is content with
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,37 @@ def confine(argv: Sequence[str], confinement: Confinement) -> list[str]:
     return [sys.executable, "-I", "-S", confined.__file__, *words, "--", program, *argv[1:]]
 
 
-def what_is_missing() -> list[str]:
-    """What this host does not let us take away from VMMs, each as half a sentence."""
+def try_namespaces() -> Obstacle | None:
+    """Confine a program that does nothing; what keeps it from namespaces of its own, if anything. Blocks."""
     options = Confinement(-1, [], network=False, low_ports=False, devices=[], files={})
     done = subprocess.run(
         confine(["/bin/sh", "-c", ":"], options), capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
-    missing = [done.stderr.strip()] if done.stderr else []
-    if cgroups.find_tree() is None:
-        missing.append("without limits on memory and processes: this user may make no control groups")
-    return missing
+    return obstacles.namespaces(done.stderr.strip()) if done.stderr else None
+
+
+def look_for_control_groups() -> Obstacle | None:
+    """What keeps VMMs from limits by the looks of it, if anything."""
+    tree = cgroups.find_tree()
+    return _without([name for name in cgroups.LIMITS if tree is None or name not in tree.bases])
+
+
+def try_control_group(name: str) -> Obstacle | None:
+    """Put a program that does nothing into a group with limits; what keeps it from them, if anything. Blocks."""
+    with subprocess.Popen(["/bin/sh", "-c", "read nothing"], stdin=subprocess.PIPE) as program:
+        try:
+            group = cgroups.create(name, _TRIAL_MEMORY, _TRIAL_PIDS, 1)
+            limits = group.limits if group is not None and group.attach(program.pid) else ()
+            program.communicate()
+        finally:
+            program.kill()
+            program.wait()
+            cgroups.remove(name)
+    return _without([limit for limit in cgroups.LIMITS if limit not in limits])
+
+
+def _without(lacking: list[str]) -> Obstacle | None:
+    return obstacles.control_groups(lacking) if lacking else None
 
 
 def _prefix(program: Path) -> list[Path]:

@@ -70,7 +70,7 @@ def test_fields_leave_out_what_has_no_value(capsys: pytest.CaptureFixture[str]) 
 def test_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     render.print_json([m.Check("a", "ok", "é\x1b\x9b")])
     text = capsys.readouterr().out
-    assert json.loads(text) == [{"name": "a", "status": "ok", "message": "é\x1b\x9b", "fix": ""}]
+    assert json.loads(text) == [{"name": "a", "status": "ok", "message": "é\x1b\x9b", "fix": "", "package": ""}]
     assert text.isascii()
 
 

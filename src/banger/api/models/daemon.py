@@ -32,13 +32,18 @@ class DaemonLogs(Model):
 
 
 class Check(Model):
-    """One line of `banger doctor`: `status` is ok, warn or fail."""
+    """One line of `banger doctor`: `status` is ok, warn or fail; `package` is what a tool that is missing comes in."""
 
     name: str
     status: str
     message: str
     fix: str = ""
+    package: str = ""
 
 
 class Doctor(Model):
+    """`install` is the command for all packages that are missing and needed, `install_more` for the others; or ''."""
+
     checks: list[Check]
+    install: str = ""
+    install_more: str = ""
