@@ -275,6 +275,19 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
             end.shutdown(socket.SHUT_RDWR)
 
 
+_CERTIFICATES_ALONE = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
 class Authority:
     """A certificate authority; `certificate` is the file that clients would trust."""
 
@@ -292,18 +305,25 @@ class Authority:
             .not_valid_before(datetime.now(UTC) - days)
             .not_valid_after(datetime.now(UTC) + days)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_CERTIFICATES_ALONE, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         self.certificate = directory / "authority.pem"
         self.certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
 
-    def context(self, host: str = _LOOPBACK, *, valid: tuple[int, int] = (-1, 1)) -> ssl.SSLContext:
-        """A server's context for a host name or address, with a certificate `valid` between two days from now."""
+    def context(
+        self, host: str = _LOOPBACK, *, valid: tuple[int, int] = (-1, 1), names_authority: bool = True
+    ) -> ssl.SSLContext:
+        """A server's context for a host name or address, with a certificate `valid` between two days from now.
+
+        RFC 5280 4.2.1.1 wants that it names the authority's key; not all do.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.issue(host, valid=valid))
+        context.load_cert_chain(self.issue(host, valid=valid, names_authority=names_authority))
         return context
 
-    def issue(self, host: str = _LOOPBACK, *, valid: tuple[int, int] = (-1, 1)) -> Path:
+    def issue(self, host: str = _LOOPBACK, *, valid: tuple[int, int] = (-1, 1), names_authority: bool = True) -> Path:
         """A file with the key and the certificate for such a context."""
         key = ec.generate_private_key(ec.SECP256R1())
         try:
@@ -311,7 +331,7 @@ class Authority:
         except ValueError:
             name = x509.DNSName(host)
         now = datetime.now(UTC)
-        made = (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([]))
             .issuer_name(self._name)
@@ -320,8 +340,11 @@ class Authority:
             .not_valid_before(now + timedelta(days=valid[0]))
             .not_valid_after(now + timedelta(days=valid[1]))
             .add_extension(x509.SubjectAlternativeName([name]), critical=True)
-            .sign(self._key, hashes.SHA256())
         )
+        if names_authority:
+            identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+            builder = builder.add_extension(identifier, critical=False)
+        made = builder.sign(self._key, hashes.SHA256())
         file = self._directory / f"{made.serial_number}.pem"
         file.write_bytes(
             key.private_bytes(

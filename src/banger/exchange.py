@@ -37,6 +37,11 @@ _CERTIFICATES = {  # codes of X509_STORE_CTX_get_error(3)
     62: ("is for another host name", "check the URL"),
     64: ("is for another address", "check the URL"),
 }
+_MALFORMED = range(80, 94)  # of these those that OpenSSL tells with X509_V_FLAG_X509_STRICT, as Python does since 3.13
+_MALFORMED_HINT = (
+    "if the server is yours, issue its certificate anew; 'openssl x509 -req' of OpenSSL 3 with -extfile adds what is"
+    " missing: see docs/oci-import.md, Certificates of your own"
+)
 
 
 @dataclass(frozen=True)
@@ -329,6 +334,8 @@ def _explained(error: httpx.HTTPError, url: httpx.URL, peer: str, timeouts: Time
         for cause in causes:
             if isinstance(cause, ssl.SSLCertVerificationError):
                 untrusted = (f"is not trusted: {cause.verify_message}", _TRUST_HINT)
+                if cause.verify_code in _MALFORMED:
+                    untrusted = (f"or of its authority breaks RFC 5280: {cause.verify_message}", _MALFORMED_HINT)
                 flaw, hint = _CERTIFICATES.get(cause.verify_code, untrusted)
                 return Failed(f"the certificate of {server} {flaw}", hint=hint)
             if isinstance(cause, ssl.SSLError):

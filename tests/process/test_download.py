@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import socket
+import ssl
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -607,6 +608,25 @@ def test_certificate_that_does_not_fit(trusted: Authority, host: str, valid: tup
         assert f"the certificate of 127.0.0.1:{server.port} {told}" in reason(url)
         assert not server.requests
         assert download(url, mirror.serve("/kernel", GOOD)) == BODY
+
+
+def test_certificate_that_python_accepts_no_longer(trusted: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.13 asks OpenSSL for what RFC 5280 demands beyond trust; earlier ones are made to do so here."""
+    usual = ssl.create_default_context
+
+    def strict() -> ssl.SSLContext:
+        context = usual()
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+    with serving(trusted.context(names_authority=False)) as server, serving(trusted.context()) as proper:
+        error = failure(server.serve("/kernel", GOOD))
+        assert f"the certificate of 127.0.0.1:{server.port} or of its authority breaks RFC 5280" in error.message
+        assert "Missing Authority Key Identifier" in error.message
+        assert "openssl x509 -req" in error.hint
+        assert not server.requests
+        assert download(proper.serve("/kernel", GOOD)) == BODY
 
 
 def test_certificate_for_another_name(tls: Server) -> None:
