@@ -24,6 +24,26 @@ def test_a_disk_is_whole_and_costs_next_to_nothing(tmp_path: Path, size: int) ->
     assert subprocess.run(["e2label", disk], check=True, capture_output=True).stdout == b"overlay\n"
 
 
+def test_a_disk_does_not_depend_on_the_hosts_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest's kernel may be older than the host's mke2fs: orphan_file needs Linux 5.15, and takes 2 MB."""
+    settings = tmp_path / "mke2fs.conf"  # as in Debian 13
+    settings.write_text(
+        "[defaults]\nbase_features = sparse_super,large_file,filetype,resize_inode,dir_index,ext_attr\n"
+        "[fs_types]\next4 = {\nfeatures = has_journal,extent,huge_file,flex_bg,metadata_csum,metadata_csum_seed,64bit,"
+        "dir_nlink,extra_isize,orphan_file\n}\n"
+    )
+    monkeypatch.setenv("MKE2FS_CONFIG", str(settings))
+    disk = tmp_path / "overlay.ext4"
+    make_ext4(disk, 8 << 30, "overlay", Job())
+    assert system.allocated_bytes(disk) < 1 << 20
+    listed = subprocess.run(["dumpe2fs", "-h", disk], check=True, capture_output=True, text=True).stdout
+    (features,) = (line for line in listed.splitlines() if line.startswith("Filesystem features:"))
+    assert sorted(features.split()[2:]) == [
+        *("64bit", "dir_index", "dir_nlink", "ext_attr", "extent", "extra_isize", "filetype", "flex_bg"),
+        *("has_journal", "huge_file", "large_file", "metadata_csum", "sparse_super"),
+    ]
+
+
 def test_two_disks_have_different_identities(tmp_path: Path) -> None:
     def uuid(disk: Path) -> bytes:
         with open(disk, "rb") as stream:
