@@ -92,8 +92,8 @@ def _decode(text: str) -> bytes:
 
 
 def _shown(key_id: bytes) -> str:
-    """A key's id as minisign writes it: a little-endian number in hexadecimal."""
-    return f"{int.from_bytes(key_id, 'little'):X}"
+    """A key's id as minisign writes it since 0.12: a little-endian number in hexadecimal, with its leading zeros."""
+    return f"{int.from_bytes(key_id, 'little'):016X}"
 
 
 def _shorten(text: str) -> str:

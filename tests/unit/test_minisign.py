@@ -95,11 +95,18 @@ def test_secret_keys_are_not_taken_for_public_ones(signed: Signed) -> None:
 
 
 def test_another_key_is_named_with_the_right_one(signed: Signed) -> None:
-    """By the numbers that minisign itself writes into the comments of its keys."""
+    """By the numbers that minisign itself writes into the comments of its keys; before 0.12 without leading zeros."""
     ids = [
-        (signed.directory / f"{name}.pub").read_text().splitlines()[0].rpartition(" ")[2] for name in ("key", "other")
+        (signed.directory / f"{name}.pub").read_text().splitlines()[0].rpartition(" ")[2].zfill(16)
+        for name in ("key", "other")
     ]
     assert refused(DATA, signed.prehashed, signed.other).endswith(f"by the key {ids[0]}, not by {ids[1]}")
+
+
+def test_a_key_is_named_with_its_leading_zeros(signed: Signed) -> None:
+    key = PublicKey(b"\x08\x07\x06\x05\x04\x03\x2d\x00", signed.other.key)
+    message = refused(DATA, signed.prehashed, key)
+    assert message.endswith("not by 002D030405060708")
 
 
 def test_a_key_that_only_claims_the_id(signed: Signed) -> None:
