@@ -8,10 +8,11 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from banger import hostpackages
 from banger.api.errors import BangerError, Code
 from banger.job import Job, command_failed
 
@@ -61,16 +62,22 @@ class Mirror:
 class _Source:
     uri: str
     suite: str
+    components: tuple[str, ...]
     signed_by: str
 
 
 def find_mirror(
-    override: str = "", *, etc: Path = Path("/etc/apt"), lists: Path = Path("/var/lib/apt/lists")
+    override: str = "",
+    *,
+    etc: Path = Path("/etc/apt"),
+    lists: Path = Path("/var/lib/apt/lists"),
+    host: Mapping[str, str] | None = None,
 ) -> Mirror:
     """The Debian mirror that this host's apt uses, or `override` (config.toml: debian_mirror) for the main archive.
 
-    An entry is Debian's when it is signed with Debian's archive keys, or when its Release file says so. Raises
-    NOT_FOUND when there is none.
+    An entry is Debian's when it is signed with Debian's archive keys, or when its Release file says so. Where none is,
+    as before the first "apt-get update", it is one that has the suite of the host, if that is Debian by its `host`
+    (os-release(5)). Downloads are checked by Debian's keys in any case. Raises NOT_FOUND when there is none.
     """
     if override and (not override.startswith(_SCHEMES) or re.search(r"[\s\[\]]", override)):
         raise BangerError(
@@ -78,7 +85,11 @@ def find_mirror(
             f"debian_mirror is {override!r}, which is not an address of a package archive",
             hint="set it in config.toml as the address stands in apt's sources.list",
         )
-    sources = [source for source in _host_sources(etc) if _is_debian(source, lists)]
+    known = [source for source in _host_sources(etc) if source.uri.startswith(_SCHEMES)]
+    sources = [source for source in known if _is_debian(source, lists)]
+    if not any(not _is_security(source.suite) for source in sources):
+        suites = _suites(hostpackages.read_os_release() if host is None else host)
+        sources += [source for source in known if _may_be_debian(source, lists, suites)]
     security = next((source.uri for source in sources if _is_security(source.suite)), None)
     main = override or next((source.uri for source in sources if not _is_security(source.suite)), None)
     if main is None:
@@ -167,10 +178,10 @@ def _host_sources(etc: Path) -> Iterator[_Source]:
 def _one_line(text: str) -> Iterator[_Source]:
     """sources.list(5), ONE-LINE-STYLE FORMAT."""
     for line in text.splitlines():
-        match = re.match(r"\s*deb\s+(?:\[([^\]]*)\]\s*)?(\S+)\s+(\S+)", line)
+        match = re.match(r"\s*deb\s+(?:\[([^\]]*)\]\s*)?(\S+)\s+(\S+)([^#]*)", line)
         if match:
             signed_by = re.search(r"signed-by=(\S+)", match[1] or "")
-            yield _Source(match[2], match[3], signed_by[1] if signed_by else "")
+            yield _Source(match[2], match[3], tuple(match[4].split()), signed_by[1] if signed_by else "")
 
 
 def _deb822(text: str) -> Iterator[_Source]:
@@ -180,22 +191,40 @@ def _deb822(text: str) -> Iterator[_Source]:
         fields = {name.lower(): value for name, value in pairs}
         if "deb" not in fields.get("types", "").split() or fields.get("enabled", "yes").lower() in ("no", "false", "0"):
             continue
+        components = tuple(fields.get("components", "").split())
         for uri in fields.get("uris", "").split():
             for suite in fields.get("suites", "").split():
-                yield _Source(uri, suite, fields.get("signed-by", "").strip())
+                yield _Source(uri, suite, components, fields.get("signed-by", "").strip())
 
 
 def _is_debian(source: _Source, lists: Path) -> bool:
-    if not source.uri.startswith(_SCHEMES):
-        return False
     if "debian-archive" in source.signed_by:
         return True
-    stem = re.sub(r"^[\w+]+:/*", "", source.uri).strip("/").replace("/", "_")
-    release = lists / f"{stem}_dists_{source.suite.replace('/', '_')}_InRelease"
     try:
-        return re.search(r"(?m)^Origin: Debian$", release.read_text(errors="replace")) is not None
+        return re.search(r"(?m)^Origin: Debian$", _release(source, lists).read_text(errors="replace")) is not None
     except OSError:
         return False
+
+
+def _may_be_debian(source: _Source, lists: Path, suites: set[str]) -> bool:
+    """Whether nothing speaks against it: whoever else uses these suites names a key, or has other components."""
+    if source.signed_by or "main" not in source.components or _release(source, lists).exists():
+        return False
+    return source.suite in suites
+
+
+def _suites(host: Mapping[str, str]) -> set[str]:
+    """Those of Debian that a Debian host may use; derivatives, Ubuntu too, have another ID."""
+    if host.get("ID") != "debian":
+        return set()
+    names = {host.get("VERSION_CODENAME", ""), "oldstable", "stable", "testing", "unstable", "sid"} - {""}
+    return {f"{name}{part}" for name in names for part in ("", "-updates", "-security", "/updates")}
+
+
+def _release(source: _Source, lists: Path) -> Path:
+    """Where apt keeps the signed Release file of a source."""
+    stem = re.sub(r"^[\w+]+:/*", "", source.uri).strip("/").replace("/", "_")
+    return lists / f"{stem}_dists_{source.suite.replace('/', '_')}_InRelease"
 
 
 def _is_security(suite: str) -> bool:
