@@ -348,6 +348,10 @@ class AgentSession(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._channels: dict[int, Channel] = {}
         self._last_number = 0
+        # Frames for the transport, joined while it takes none and while frames of the guest are handled: since
+        # Python 3.12 it keeps every write apart, and counts them all at each.
+        self._unsent = bytearray()
+        self._handling = False
 
     @classmethod
     async def connect(cls, address: Path | socket.socket, timeout: float) -> AgentSession:
@@ -421,8 +425,18 @@ class AgentSession(asyncio.BufferedProtocol):
         """Queue one frame; nothing happens when the session has ended."""
         if self._transport is None or self.reason:
             return
-        self._transport.write(encode_frame(frame_type, channel, payload, stream))
-        if self._transport.get_write_buffer_size() > _WRITE_LIMIT:
+        self._unsent += encode_frame(frame_type, channel, payload, stream)
+        if not self._handling:
+            self._send()
+
+    def _send(self) -> None:
+        """Hand over what is to be sent, as soon as the transport takes it."""
+        if self._transport is None or self.reason or not self._unsent:
+            return
+        if self.writable.is_set():
+            unsent, self._unsent = self._unsent, bytearray()
+            self._transport.write(unsent)
+        elif len(self._unsent) > _WRITE_LIMIT:
             self._lose("the guest has stopped reading")
 
     def _lose(self, reason: str) -> None:
@@ -480,6 +494,7 @@ class AgentSession(asyncio.BufferedProtocol):
         """Handle some frames, and the rest, before more is read, when others have had their turn on the loop."""
         if self._transport is None or self.reason:
             return
+        self._handling = True
         try:
             for frame in itertools.islice(frames, _FRAMES_AT_ONCE):
                 self._handle(frame)
@@ -488,6 +503,11 @@ class AgentSession(asyncio.BufferedProtocol):
             following = next(frames, None)
         except ProtocolError as error:
             self._lose(f"the guest broke the protocol: {error}")
+            return
+        finally:
+            self._handling = False
+            self._send()
+        if self.reason:
             return
         if following is None:
             self._transport.resume_reading()
@@ -501,6 +521,7 @@ class AgentSession(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self.writable.set()
+        self._send()
         for channel in self._channels.values():
             channel.wake_sender()
 
