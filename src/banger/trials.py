@@ -103,7 +103,10 @@ async def _try_passt(directory: Path, uid: int) -> Check:
         if error.code is Code.MISSING_TOOL:
             return Check(NETWORK, "fail", "without passt guests have no network", "install passt, or use --net none")
         cause, fix = namespaces_forbidden()
-        return Check(NETWORK, "fail", f"{error.message}{f' ({cause})' if cause else ''}", f"{fix}; or use --net none")
+        if cause:
+            return Check(NETWORK, "fail", f"{error.message} ({cause})", f"{fix}; or use --net none")
+        fix = "what AppArmor or SELinux deny passt stands in 'journalctl -k'; without a cure use --net none"
+        return Check(NETWORK, "fail", error.message, fix)
     for process in processes:
         await _end(process)
     return Check(NETWORK, "ok", "passt starts; guests cannot reach the host's 127.0.0.1")

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from banger.paths import Layout
-from banger.vmm import cgroups
-from tests.daemons import TIMEOUT, DaemonProcess
+from banger.vmm import cgroups, confinement
+from tests.daemons import TIMEOUT, DaemonProcess, running_daemon
 from tests.process.test_image_register import install_kernel
 from tests.vm.host import BANGER, KERNEL, Host
 
@@ -133,5 +133,47 @@ def test_a_passt_that_does_not_start_is_a_failure(home: DaemonProcess) -> None:
         status, found = checks(home.environment | {"PATH": f"{directory}:{os.environ['PATH']}"})
     assert (status, found["user network"]["status"]) == (1, "fail")
     assert "Failed to create namespace" in found["user network"]["message"]
-    assert found["user network"]["fix"].endswith("or use --net none")
+    assert found["user network"]["fix"].endswith("use --net none")
     assert found["boot"]["status"] == "ok"
+
+
+# makes a group as a VM's is made, and prints what it limits, and the fix where it cannot
+PROBE = """
+from banger.vmm import confinement
+obstacle = confinement.try_control_group("trial")
+print(obstacle.what if obstacle else "limited")
+open("/tmp/fix", "w").write(obstacle.fix if obstacle else "")
+"""
+TRY = f"""
+export PYTHONPATH=/opt/src PYTHONDONTWRITEBYTECODE=1
+banger() {{ :; }}
+python3 -c '{PROBE}'
+. /tmp/fix
+python3 -c '{PROBE}'
+"""
+
+
+def test_the_command_for_control_groups_brings_them(tmp_path: Path, kernel: Path, development_image: Path) -> None:
+    """In a guest, whose control groups are of version 2: a user without systemd, and root in a container."""
+    source = Path(confinement.__file__).parents[2]
+    with running_daemon(tmp_path, entries=[kernel, development_image]) as daemon:
+        host = Host(daemon)
+        host.ok("vm", "run", "-d", "--image", "debian-bookworm", "--name", "host", "--", "sleep", "infinity")
+        host.ok("vm", "exec", "host", "--", "mkdir", "-p", "/opt/src")
+        host.ok("vm", "cp", str(source / "banger"), "host:/opt/src/")
+        host.ok("vm", "exec", "host", "--", "sh", "-c", f"cat > /tmp/try.sh <<'EOF'\n{TRY}\nEOF")
+        prepare = "useradd tester; echo 'tester ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/tester"
+        host.ok("vm", "exec", "host", "--", "sh", "-c", prepare)
+        said = host.ok("vm", "exec", "host", "--", "su", "tester", "-c", "bash /tmp/try.sh").splitlines()
+        assert "no control group is delegated to this user" in said[0]
+        assert said[1] == "limited"
+        # a group of its own that looks like the top, with this process in it
+        top = "/sys/fs/cgroup"
+        inside = f"umount {top} && mount -t cgroup2 none {top} && rm /tmp/fix && exec bash /tmp/try.sh"
+        container = (
+            f"mkdir {top}/container && echo $$ > {top}/container/cgroup.procs && "
+            f"exec unshare --cgroup --mount sh -c '{inside}'"
+        )
+        said = host.ok("vm", "exec", "host", "--", "sh", "-c", container).splitlines()
+        assert "/sys/fs/cgroup holds processes itself" in said[0]
+        assert said[1] == "limited"

@@ -203,9 +203,12 @@ def _delegated(unified: Path, own: str) -> Path | None:
 def _enable(base: Path) -> list[str]:
     """Let groups below `base`/banger have the controllers that we need; those that they have then.
 
-    Refused where `base` holds processes itself and is not the top, as in most containers.
+    None where `base` holds processes itself and is not the top, as in most containers. Linux would refuse the memory
+    controller alone, and with the others make a threaded domain of `base`, below which no group may have processes.
     """
     with contextlib.suppress(OSError):
+        if (base / "cgroup.type").exists() and (base / "cgroup.procs").read_text():
+            return []
         (base / PARENT).mkdir(exist_ok=True)
         for place in (base, base / PARENT):
             for controller in _CONTROLLERS[2]:

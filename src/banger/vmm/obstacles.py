@@ -95,7 +95,7 @@ def _groups_forbidden(proc: Path, systemd: Path, users: Path) -> tuple[str, str]
         return (
             f"{unified} holds processes itself",
             f"mkdir -p {unified}/main && for pid in $(cat {unified}/cgroup.procs); do "
-            f"echo $pid > {unified}/main/cgroup.procs; done; {_RESTART}",
+            f"echo $pid > {unified}/main/cgroup.procs; done 2>/dev/null; {_RESTART}",
         )
     if not systemd.is_dir():
         group = f"banger-{uid}"
