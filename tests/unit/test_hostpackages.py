@@ -9,10 +9,11 @@ import pytest
 
 from banger import hostpackages
 from banger.api.errors import BangerError, Code
-from banger.hostpackages import HostTool, Need, Purpose
+from banger.hostpackages import HostTool, Need, Purpose, Use
 from banger.job import Job
 
 SETUP_HOST = Path(__file__).parents[2] / "scripts/setup-host"
+QEMU = f"qemu-system-{os.uname().machine}"
 SUDO = "" if os.geteuid() == 0 else "sudo "
 
 DEBIAN = {"ID": "debian", "VERSION_ID": "12"}
@@ -132,6 +133,30 @@ def test_a_missing_tool_is_reported_with_its_package(tmp_path: Path) -> None:
     if command:
         assert "(package passt)" in caught.value.message
         assert command in caught.value.hint
+
+
+@pytest.mark.parametrize("command", ["pasta", "resize2fs", "rdsquashfs", "apt-cache"])
+def test_a_command_that_comes_with_another_has_its_package(command: str) -> None:
+    tool = hostpackages.find_tool(command)
+    assert tool is not None
+    assert command in tool.also
+
+
+@pytest.mark.parametrize(
+    ("uses", "vmm", "some", "others"),
+    [
+        ({Use.VM, Use.NETWORK}, "qemu", {"passt", QEMU}, {"mke2fs", "tar2sqfs", "mmdebstrap"}),
+        ({Use.VM, Use.DISK}, "firecracker", {"mke2fs", "debugfs"}, {"passt", QEMU}),
+        ({Use.IMAGE, Use.DEBIAN_IMAGE}, "", {"mmdebstrap", "apt-get", "tar2sqfs", "sqfs2tar"}, {"depmod", QEMU}),
+        ({Use.KERNEL}, "", {"depmod", "tar2sqfs"}, {"apt-get", "mmdebstrap"}),
+        (set(), "", set(), {"passt", QEMU}),
+    ],
+    ids=["start", "disks", "debian image", "kernel", "nothing"],
+)
+def test_what_work_takes(uses: set[Use], vmm: str, some: set[str], others: set[str]) -> None:
+    needed = names(hostpackages.needed(uses, vmm))
+    assert some <= needed
+    assert not others & needed
 
 
 def test_setup_host_is_silent_when_nothing_is_missing() -> None:
