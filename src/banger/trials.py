@@ -56,7 +56,7 @@ NETWORK, TAP, BOOT, IMAGES, NAMESPACES, GROUPS = (
 _PREFIX = f"{system.STAGING_PREFIX}doctor-"
 _MEMORY = 256 << 20
 _BOOT_SECONDS = {"kvm": 20.0, "tcg": 60.0}  # some ten times what it takes
-_END_SECONDS, _WORDS_SECONDS = 5.0, 1.0
+_END_SECONDS, _WORDS_SECONDS, _STEP_SECONDS = 5.0, 1.0, 0.02
 _WORDS = " loglevel=6"  # so that its kernel says which it is, and where it stops
 
 
@@ -288,7 +288,9 @@ def keep(directory: Path) -> None:
                 _kill(stray)
         while writer := find_by_arguments(recorder.__file__, str(vm)):
             _kill(writer)
-        cgroups.remove(vm.name)
+        deadline = time.monotonic() + _END_SECONDS
+        while not cgroups.remove(vm.name) and time.monotonic() < deadline:
+            time.sleep(_STEP_SECONDS)  # the program in it ends as this one's parent has
     system.remove_tree(directory)
 
 
