@@ -50,10 +50,12 @@ class Host:
 
 
 @contextlib.contextmanager
-def scratch_host() -> Iterator[Host]:
-    """A daemon on a scratch state with the usual kernel and image: the user's own if he has them, else pulled."""
-    with empty_host(("kernels", KERNEL), ("images", IMAGE)) as host:
-        pull_kernel(host.client)
+def scratch_host(*kernels: str) -> Iterator[Host]:
+    """A daemon on a scratch state with the usual kernel and image, and more kernels: the user's own, else pulled."""
+    wanted = (KERNEL, *kernels)
+    with empty_host(*(("kernels", kernel) for kernel in wanted), ("images", IMAGE)) as host:
+        for kernel in wanted:
+            pull_kernel(host.client, kernel)
         _pull_image(host.client)
         yield host
 
@@ -87,14 +89,14 @@ def _link(entry: Path, target: Path) -> None:
         system.link_or_copy(file, target / file.name)
 
 
-def pull_kernel(client: Client) -> None:
-    """Have the usual kernel."""
+def pull_kernel(client: Client, kernel: str = KERNEL) -> None:
+    """Have a kernel, by default the usual one."""
     try:
-        client.call(op.KERNEL_SHOW, m.NameRequest(KERNEL))
+        client.call(op.KERNEL_SHOW, m.NameRequest(kernel))
     except BangerError as error:
         if error.code is not Code.NOT_FOUND:
             raise
-        client.call(op.KERNEL_PULL, m.KernelPull(KERNEL))
+        client.call(op.KERNEL_PULL, m.KernelPull(kernel))
 
 
 def _pull_image(client: Client) -> None:

@@ -35,7 +35,7 @@ class Config:
     from `first_vm_uid` on.
     """
 
-    default_image: str = "debian-bookworm"
+    default_image: str = "debian-trixie"
     default_kernel: str = "debian-cloud"
     vcpu: int = 0
     memory: int = 1 << 30

@@ -24,6 +24,8 @@ _SUITE_NAME = re.compile(r"[a-z][a-z0-9-]*")
 # the packages that a kernel's metapackage stands for; all else that it depends on is for installing it
 _KERNEL_PART = re.compile(r"linux-(image|modules|binary|source)-.+")
 _METAPACKAGES = 5  # that may stand for one another
+# what apt says with gpgv and with sqv
+_MISSING_KEY = re.compile(rb"\bNO_PUBKEY\b|\bMissing key\b")
 
 # hooks of the host's configuration are not for us; options with a path go on the command line. Root's apt would drop to
 # a user of its own, who cannot write into a private cache
@@ -131,10 +133,23 @@ def download(
         (root / directory).mkdir(parents=True, exist_ok=True)
     with _locked(root, job):
         apt = _configure(root, suite, arch, mirror, keyring)
-        _fetch(job, "package lists", ["apt-get", *apt, "update"], root)
+        _fetch(job, "package lists", ["apt-get", *apt, "update"], root, suite)
         names = _resolve(packages, apt, job)
-        _fetch(job, "packages", ["apt-get", *apt, "download", *names], into)
+        _fetch(job, "packages", ["apt-get", *apt, "download", *names], into, suite)
     return [_downloaded(into, name) for name in names]
+
+
+def archive_failed(argv: Sequence[str | Path], status: int, said: bytes, complaints: bytes, suite: str) -> BangerError:
+    """The error of a command that could not get packages of a suite; `complaints` is the part of `said` to show."""
+    if _MISSING_KEY.search(said):
+        return BangerError(
+            Code.DOWNLOAD,
+            f"the archive keys on this host do not have those that sign Debian's {suite}: they are older than it",
+            hint="upgrade the package debian-archive-keyring",
+        )
+    error = command_failed(argv, status, complaints, Code.DOWNLOAD)
+    error.hint = "check the network and the mirror, then try again; debian_mirror in config.toml names another mirror"
+    return error
 
 
 def candidate(package: str, suite: str, arch: str, cache: Path) -> str:
@@ -278,7 +293,7 @@ def _resolve(packages: Sequence[str], apt: Sequence[str | Path], job: Job) -> li
     return names
 
 
-def _fetch(job: Job, stage: str, argv: Sequence[str | Path], cwd: Path) -> None:
+def _fetch(job: Job, stage: str, argv: Sequence[str | Path], cwd: Path, suite: str) -> None:
     """Run an apt command that downloads, reporting what it writes to its status descriptor."""
     reader, writer = os.pipe()
     with contextlib.ExitStack() as stack:
@@ -298,14 +313,9 @@ def _fetch(job: Job, stage: str, argv: Sequence[str | Path], cwd: Path) -> None:
         if child.wait() != 0:
             job.check()
             errors.seek(0)
-            raise _download_failed(argv, child.returncode, errors.read(1 << 20))
-
-
-def _download_failed(argv: Sequence[str | Path], status: int, output: bytes) -> BangerError:
-    complaints = b"\n".join(line for line in output.splitlines() if line.startswith(b"E:"))
-    error = command_failed(argv, status, complaints or output, Code.DOWNLOAD)
-    error.hint = "check the network and the mirror, then try again; debian_mirror in config.toml names another mirror"
-    return error
+            said = errors.read(1 << 20)
+            complaints = b"\n".join(line for line in said.splitlines() if line.startswith(b"E:"))
+            raise archive_failed(argv, child.returncode, said, complaints or said, suite)
 
 
 def _environment() -> dict[str, str]:

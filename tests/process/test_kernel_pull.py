@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ import pytest
 from banger import debian
 from banger.api.errors import BangerError, Code
 from banger.guest.bootarchive import boot_archive
+from banger.imagecat import debian as image
+from banger.imagecat.catalog import IMAGES
 from banger.job import Job, Progress
 from banger.kernelcat import manifest
 from banger.kernelcat.catalog import KERNELS, CatalogEntry
@@ -180,6 +182,28 @@ def test_unsigned_archive_is_refused(tmp_path: Path) -> None:
         debian.download([CLOUD], "bookworm", "amd64", Job(), into=tmp_path, cache=tmp_path / "cache", mirror=mirror)
     assert caught.value.code is Code.DOWNLOAD
     assert list(tmp_path.glob("*.deb")) == []
+
+
+def build_image(directory: Path) -> None:
+    entry = IMAGES.lookup(IMAGES.embedded().entries, "debian-trixie-minimal", "amd64")
+    image.pull_debian(directory, entry, Job(), mirror=debian.find_mirror())
+
+
+def download_kernel(directory: Path) -> None:
+    mirror = debian.find_mirror()
+    debian.download(
+        [CLOUD], "trixie", "amd64", Job(), into=directory, cache=directory, mirror=mirror, keyring=image.KEYRING
+    )
+
+
+@pytest.mark.parametrize("get", [download_kernel, build_image])
+def test_keys_that_are_older_than_a_suite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, get: Callable[[Path], None]
+) -> None:
+    monkeypatch.setattr(image, "KEYRING", Path("/usr/share/keyrings/debian-archive-bookworm-stable.gpg"))
+    with pytest.raises(BangerError, match="do not have those that sign Debian's trixie") as caught:
+        get(tmp_path)
+    assert caught.value.hint == "upgrade the package debian-archive-keyring"
 
 
 def test_unreachable_archive_and_unknown_package_are_explained(pulled: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from banger.config import Config
 from tests.daemons import debian_kernel, running_daemon
 from tests.images import cached_image, minimal_image
 from tests.vm.host import IMAGE, KERNEL, Host
@@ -32,8 +33,9 @@ def image() -> Path:
 
 @pytest.fixture(scope="session")
 def development_image() -> Path:
-    """The image debian-bookworm, built once."""
-    return cached_image("debian-bookworm") / "debian-bookworm"
+    """The default image, built once."""
+    name = Config().default_image
+    return cached_image(name) / name
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ def boots(host: Host, kernel: str) -> None:
     assert said.splitlines() == [version, "modules"]
 
 
-@pytest.mark.parametrize("name", ["debian", "debian-rt"])
+@pytest.mark.parametrize("name", ["debian", "debian-rt", "debian-trixie", "debian-trixie-cloud"])
 def test_debian_kernels_of_the_catalog(host: Host, name: str) -> None:
     host.ok("kernel", "pull", name)
     boots(host, name)

@@ -19,10 +19,12 @@ from banger.api import operations as op
 from banger.vmm import detect
 from tests.daemons import running_daemon
 from tests.firecracker import VERSION, FirecrackerBinaries
+from tests.images import cached_image
 from tests.vm.host import Host
 
 pytestmark = pytest.mark.timeout(1800)
 _PACKAGES = Path(sysconfig.get_path("platlib"))
+_IMAGES = {(3, 11): "debian-bookworm", (3, 13): "debian-trixie"}  # by their Python, whose libc suits passt too
 _USER = 1000
 _HOMES = {"/root/t": 0, "/srv/t": 0, "/srv/user": _USER}  # /root is ext4, /srv an overlay, which has no idmapped mounts
 _PREPARE = """
@@ -46,7 +48,6 @@ def outer(
     tmp_path_factory: pytest.TempPathFactory,
     kernel: Path,
     image: Path,
-    development_image: Path,
     firecracker_binaries: FirecrackerBinaries,
 ) -> Iterator[Host]:
     """A daemon with the VM `outer`, in which there are KVM and all that the tests of a driver need."""
@@ -54,15 +55,14 @@ def outer(
         pytest.skip("QEMU emulates KVM for guests of amd64 only")
     if detect.detect().name == "kvm":
         pytest.skip("Firecracker boots guests on this very host: see test_drivers")
-    if sys.version_info[:2] != (3, 11):
-        pytest.skip(
-            f"the guest has Python 3.11, and the packages here are for {sys.version_info[0]}.{sys.version_info[1]}"
-        )
+    name = _IMAGES.get(sys.version_info[:2])
+    if name is None:
+        pytest.skip(f"no image has Python {sys.version_info[0]}.{sys.version_info[1]}, which the packages here are for")
     passt, pasta = shutil.which("passt"), shutil.which("pasta")
     if passt is None or pasta is None:
         pytest.skip("passt is not installed")
-    config = f'default_image = "{development_image.name}"\nvcpu = 1\nmemory = {3 << 30}\n'
-    with running_daemon(tmp_path_factory.mktemp("outer"), entries=[development_image], config=config) as daemon:
+    config = f'default_image = "{name}"\nvcpu = 1\nmemory = {3 << 30}\n'
+    with running_daemon(tmp_path_factory.mktemp("outer"), entries=[cached_image(name) / name], config=config) as daemon:
         host = Host(daemon)
         # debian-cloud has no KVM
         daemon.client.call(op.KERNEL_PULL, m.KernelPull("debian"))

@@ -155,7 +155,7 @@ def show(name: str, as_json: bool) -> None:
 @click.command(
     cls=Command,
     epilog="""
-    banger image pull debian-bookworm
+    banger image pull debian-trixie
     banger image pull corp/edge --as edge
     banger image pull docker.io/library/alpine:3.20 --kernel-ref NAME
     banger image pull ghcr.io/org/app@sha256:... --platform linux/arm64

@@ -11,8 +11,6 @@ from banger.api.errors import BangerError
 from banger.catalogs import format as catalogs
 from banger.catalogs.format import EMBEDDED, Format, Item
 
-DEFAULT_IMAGE = "debian-bookworm"
-
 _VARIANTS = ("essential", "apt", "minbase", "important", "standard")  # mmdebstrap(1), "VARIANTS"
 _SUITE = re.compile(r"[a-z][a-z0-9-]*")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+")  # Debian Policy 5.6.1

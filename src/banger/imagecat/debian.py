@@ -19,12 +19,12 @@ from typing import IO, BinaryIO, cast
 from banger import system
 from banger.api.errors import BangerError, Code
 from banger.catalogs.format import origin_of
-from banger.debian import KEYRING, Mirror
+from banger.debian import KEYRING, Mirror, archive_failed
 from banger.hostpackages import Use
 from banger.imagecat.catalog import CatalogEntry, revision
 from banger.imagecat.importer import Publishing, build_image
 from banger.imagecat.manifest import ImageManifest
-from banger.job import Job, command_failed, require_tools
+from banger.job import Job, require_tools
 from banger.vmm.detect import host_arch
 
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}  # uname -m
@@ -107,7 +107,7 @@ def _bootstrap(images_dir: Path, entry: CatalogEntry, mirror: Mirror, job: Job) 
             if child.wait() != 0:
                 job.check()
                 log.seek(0)
-                raise _failed(argv, child.returncode, log.read(_LOG_LIMIT))
+                raise _failed(argv, child.returncode, log.read(_LOG_LIMIT), entry.suite)
 
         try:
             yield stdout
@@ -212,12 +212,10 @@ def _check_subordinate_ids() -> None:
             )
 
 
-def _failed(argv: list[str], status: int, output: bytes) -> BangerError:
+def _failed(argv: list[str], status: int, output: bytes, suite: str) -> BangerError:
     # what failed says so right before mmdebstrap's first complaint, which may repeat the whole hook
     before, mark, after = output.partition(b"\nE:")
-    error = command_failed(argv, status, before + mark + after.partition(b"\n")[0], Code.DOWNLOAD)
-    error.hint = "check the network and the mirror, then try again; debian_mirror in config.toml names another mirror"
-    return error
+    return archive_failed(argv, status, output, before + mark + after.partition(b"\n")[0], suite)
 
 
 def _environment() -> dict[str, str]:

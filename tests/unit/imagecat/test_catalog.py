@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from banger.api.errors import BangerError, Code
+from banger.config import Config
 from banger.fields import ARCHITECTURES
-from banger.imagecat.catalog import DEFAULT_IMAGE, IMAGES, CatalogEntry, revision
+from banger.imagecat.catalog import IMAGES, CatalogEntry, revision
 from tests.unit.kernelcat.test_catalog import json_values
 
 SHA256 = "ab" * 32
@@ -47,12 +49,20 @@ def parse_one(entry: dict[str, object]) -> CatalogEntry:
     return parsed
 
 
-def test_the_embedded_catalog_has_the_default_image_for_every_architecture() -> None:
+def test_the_embedded_catalog_has_two_releases_of_debian_for_every_architecture() -> None:
     entries = IMAGES.embedded().entries
+    for arch, suite in itertools.product(ARCHITECTURES, ("bookworm", "trixie")):
+        full, minimal = (IMAGES.lookup(entries, f"debian-{suite}{end}", arch) for end in ("", "-minimal"))
+        for entry in (full, minimal):
+            assert (entry.kind, entry.origin, entry.kernel_ref, entry.suite) == ("debian", "banger", "", suite)
+            assert "systemd-sysv" in entry.packages
+        assert set(minimal.packages) < set(full.packages)
+
+
+def test_the_default_image_is_in_the_embedded_catalog_for_every_architecture() -> None:
     for arch in ARCHITECTURES:
-        entry = IMAGES.lookup(entries, DEFAULT_IMAGE, arch)
-        assert "systemd-sysv" in entry.packages
-        assert (entry.kind, entry.origin, entry.kernel_ref) == ("debian", "banger", "")
+        entry = IMAGES.lookup(IMAGES.embedded().entries, Config().default_image, arch)
+        assert "git" in entry.packages
 
 
 def test_a_mistyped_name_gets_a_suggestion() -> None:

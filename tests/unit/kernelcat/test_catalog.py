@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from banger.api.errors import BangerError, Code
 from banger.catalogs.format import ENTRIES_LIMIT, revision, updated_time
+from banger.config import Config
 from banger.fields import ARCHITECTURES
 from banger.kernelcat.catalog import (
     KERNELS,
@@ -55,11 +56,18 @@ def unknown(entry: CatalogEntry) -> str:
 def test_embedded_catalog_has_debian_for_every_architecture() -> None:
     catalog = KERNELS.embedded().entries
     for arch in ARCHITECTURES:
-        for name in ("debian", "debian-cloud", "debian-rt"):
-            found = KERNELS.lookup(catalog, name, arch)
-            assert (found.kind, found.origin) == ("deb", "banger")
-            assert found.package.endswith(f"-{arch}")
-            assert found.size_bytes > 1_000_000
+        for series, suite, version in (("debian", "bookworm", "6.1"), ("debian-trixie", "trixie", "6.12")):
+            for flavour in ("", "-cloud", "-rt"):
+                found = KERNELS.lookup(catalog, series + flavour, arch)
+                assert (found.kind, found.origin) == ("deb", "banger")
+                assert (found.suite, found.kernel_version) == (suite, version)
+                assert found.package == f"linux-image{flavour}-{arch}"
+                assert found.size_bytes > 1_000_000
+
+
+def test_the_default_kernel_is_in_the_embedded_catalog_for_every_architecture() -> None:
+    for arch in ARCHITECTURES:
+        KERNELS.lookup(KERNELS.embedded().entries, Config().default_kernel, arch)
 
 
 def test_a_bundle_and_its_defaults() -> None:
