@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
-from banger.imagecat.importer import build_image
+from banger.imagecat.build import build_image
 from banger.imagecat.manifest import ImageConfig
 from banger.job import Job
 

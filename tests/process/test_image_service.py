@@ -23,8 +23,9 @@ from banger.daemon.jobs import Report, Workers
 from banger.disk.squashfs import Contents
 from banger.hostpackages import Use
 from banger.imagecat import fetch, oci
+from banger.imagecat.build import Facts, Publishing, finalize_rootfs
 from banger.imagecat.catalog import CatalogEntry, revision
-from banger.imagecat.importer import Facts, Publishing, finalize_rootfs, import_image
+from banger.imagecat.importer import import_image
 from banger.imagecat.manifest import ImageManifest, read_local, write_local
 from banger.job import Job, Progress
 from banger.kernelcat.manifest import KernelManifest

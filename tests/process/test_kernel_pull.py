@@ -26,6 +26,7 @@ from tests.unit.guest.test_cpio import read_archives
 
 CLOUD = "linux-image-cloud-amd64"
 NOBODY = 65534
+OLD_KEYS = Path("/usr/share/keyrings/debian-archive-bookworm-stable.gpg")
 
 pytestmark = pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt-get is not installed")
 
@@ -191,16 +192,14 @@ def build_image(directory: Path) -> None:
 
 def download_kernel(directory: Path) -> None:
     mirror = debian.find_mirror()
-    debian.download(
-        [CLOUD], "trixie", "amd64", Job(), into=directory, cache=directory, mirror=mirror, keyring=image.KEYRING
-    )
+    debian.download([CLOUD], "trixie", "amd64", Job(), into=directory, cache=directory, mirror=mirror, keyring=OLD_KEYS)
 
 
 @pytest.mark.parametrize("get", [download_kernel, build_image])
 def test_keys_that_are_older_than_a_suite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, get: Callable[[Path], None]
 ) -> None:
-    monkeypatch.setattr(image, "KEYRING", Path("/usr/share/keyrings/debian-archive-bookworm-stable.gpg"))
+    monkeypatch.setattr(image, "KEYRING", OLD_KEYS)
     with pytest.raises(BangerError, match="do not have those that sign Debian's trixie") as caught:
         get(tmp_path)
     assert caught.value.hint == "upgrade the package debian-archive-keyring"

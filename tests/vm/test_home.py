@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from banger.imagecat.importer import build_image
+from banger.imagecat.build import build_image
 from banger.imagecat.manifest import ImageConfig, ImageManifest
 from banger.job import Job
 from tests.daemons import TIMEOUT, running_daemon

@@ -19,9 +19,9 @@ from banger.fields import ARCHITECTURES
 from banger.hostpackages import Use
 from banger.imagecat import fetch, oci
 from banger.imagecat import manifest as images
+from banger.imagecat.build import other_arch
 from banger.imagecat.catalog import CatalogEntry
 from banger.imagecat.debian import check_host
-from banger.imagecat.importer import other_arch
 from banger.imagecat.manifest import ImageManifest
 from banger.job import Job, Progress, require_tools
 from banger.kernelcat.manifest import KernelManifest

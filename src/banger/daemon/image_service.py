@@ -22,11 +22,12 @@ from banger.daemon.jobs import Report, Workers
 from banger.hostpackages import Use
 from banger.imagecat import configuration, fetch, oci
 from banger.imagecat import manifest as images
+from banger.imagecat.build import finalize_rootfs
 from banger.imagecat.bundle import bundle_entry, write_image_bundle
 from banger.imagecat.catalog import IMAGES, CatalogEntry, revision
 from banger.imagecat.copies import hold_image, promote_image, tag_image
 from banger.imagecat.export import export_oci
-from banger.imagecat.importer import finalize_rootfs, import_image
+from banger.imagecat.importer import import_image
 from banger.imagecat.manifest import ImageManifest
 from banger.imagecat.register import KernelFiles, register_image
 from banger.job import Job

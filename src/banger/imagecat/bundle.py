@@ -24,8 +24,8 @@ from banger.disk.tar import Member, TarReader
 from banger.disk.work_seed import make_work_seed
 from banger.entries import MANIFEST, sum_file
 from banger.fields import Fields
+from banger.imagecat.build import Publishing, now, publish, refuse_existing
 from banger.imagecat.catalog import CatalogEntry
-from banger.imagecat.importer import Publishing, now, publish, refuse_existing
 from banger.imagecat.manifest import (
     CONFIG,
     ROOTFS_EXT4,

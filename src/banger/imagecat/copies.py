@@ -14,7 +14,7 @@ from banger.api.errors import BangerError, Code
 from banger.disk import space
 from banger.entries import MANIFEST
 from banger.imagecat import registered
-from banger.imagecat.importer import Publishing, refuse_existing
+from banger.imagecat.build import Publishing, refuse_existing
 from banger.imagecat.manifest import (
     KERNEL,
     ROOTFS_EXT4,

@@ -21,8 +21,8 @@ from banger.api.errors import BangerError, Code
 from banger.catalogs.format import origin_of
 from banger.debian import KEYRING, Mirror, archive_failed
 from banger.hostpackages import Use
+from banger.imagecat.build import Publishing, build_image
 from banger.imagecat.catalog import CatalogEntry, revision
-from banger.imagecat.importer import Publishing, build_image
 from banger.imagecat.manifest import ImageManifest
 from banger.job import Job, require_tools
 from banger.vmm.detect import host_arch

@@ -11,10 +11,10 @@ from banger import debian
 from banger.api.errors import BangerError, Code
 from banger.catalogs.format import origin_of
 from banger.hostpackages import Use
+from banger.imagecat.build import Publishing, find_present
 from banger.imagecat.bundle import fetch_bundle
 from banger.imagecat.catalog import CatalogEntry, revision
 from banger.imagecat.debian import pull_debian
-from banger.imagecat.importer import Publishing, find_present
 from banger.imagecat.manifest import ImageManifest
 from banger.job import Job
 

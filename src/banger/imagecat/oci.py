@@ -14,7 +14,7 @@ from banger import system
 from banger.api.errors import BangerError, Code
 from banger.disk.squashfs import Contents, pack
 from banger.fields import Fields
-from banger.imagecat.importer import Facts, Publishing, find_present, publish
+from banger.imagecat.build import Facts, Publishing, find_present, publish
 from banger.imagecat.manifest import CONFIG, ROOTFS_SQUASHFS, ImageConfig, ImageManifest, Layer
 from banger.imagecat.runtime import wants_own_init
 from banger.job import Job

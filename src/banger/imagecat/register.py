@@ -10,7 +10,7 @@ from banger import system
 from banger.api.errors import BangerError, Code
 from banger.fields import ARCHITECTURES
 from banger.imagecat import registered
-from banger.imagecat.importer import (
+from banger.imagecat.build import (
     Publishing,
     no_root_filesystem,
     now,

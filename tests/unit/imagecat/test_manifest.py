@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from banger.api.errors import BangerError, Code
-from banger.imagecat.importer import parse_os_release
+from banger.imagecat.build import parse_os_release
 from banger.imagecat.manifest import (
     ImageConfig,
     ImageManifest,
