@@ -3,14 +3,18 @@
 ARGS ?= vm run --rm -- sh -c 'uname -a; head -n 1 /etc/os-release'
 BINDIR ?= $(HOME)/.local/bin
 UV ?= uv
+# what `make run` takes on a machine where nothing is prepared
+FIRST_RUN := about a minute and 1 GB of disk
+export ARGS_FROM ?= $(origin ARGS)
 
 # The first Python that is new enough, as the real file behind any shim.
-PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11; do \
+PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.version_info >= (3, 11) or sys.exit(1); print(sys.executable)' 2>/dev/null && break; \
 	done)
 
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
+QUIETLY := $(PYTHON) scripts/quietly.py
 AGENT_SOURCES := $(wildcard agent/*.c agent/*.h) scripts/build_agent.py
 BENCHMARKS := $(wildcard bench/*.py)
 # mypy refuses a directory without Python in it
@@ -21,14 +25,31 @@ unexport PYTHONPATH PYTHONHOME
 export PIP_USER := 0
 export PIP_REQUIRE_VIRTUALENV := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_PROGRESS_BAR := off
 
-.PHONY: run test test-kvm soak lint bench install uninstall lock agent clean python test-host
+.PHONY: run prepared first-run first-image first-kernel test test-kvm soak lint bench install uninstall lock agent clean python test-host
 .PHONY: debian-kernel void-kernel alpine-kernel generic-kernel
-.NOTPARALLEL:
 .DELETE_ON_ERROR:
+# only the first run does things side by side
+ifneq ($(MAKECMDGOALS),first-run)
+.NOTPARALLEL:
+endif
 
-run: $(VENV)/installed
+run: $(if $(wildcard $(VENV)/installed),$(VENV)/installed,prepared)
 	@$(BIN)/banger $(ARGS)
+
+# Once: the image is built while the environment is made, and the kernel comes in while the image is built.
+prepared: python
+	@echo "preparing banger, which takes $(FIRST_RUN); its output goes to build/log:" >&2
+	@$(MAKE) --no-print-directory -j first-run
+
+first-run: $(VENV)/installed $(if $(filter file,$(ARGS_FROM)),first-image first-kernel)
+
+first-image: build/host
+	@$(QUIETLY) "image" $(PYTHON) scripts/first.py image
+
+first-kernel: $(VENV)/installed
+	@$(QUIETLY) "kernel" $(BIN)/python scripts/first.py kernel
 
 # Unit, process and guest tests, in this order, in one pytest with one summary.
 test: test-host lint
@@ -36,15 +57,15 @@ test: test-host lint
 
 # Guests on Firecracker alone; a part of `make test` too, which runs them inside of an emulated guest that has KVM
 # where this host's KVM runs none.
-test-kvm: test-host $(VENV)/installed
+test-kvm: test-host $(VENV)/dev
 	$(BIN)/pytest -m "kvm and not soak"
 
-soak: test-host $(VENV)/installed
+soak: test-host $(VENV)/dev
 	@seed=$${BANGER_SOAK_SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; \
 	echo "repeat this run with: make soak BANGER_SOAK_SEED=$$seed"; \
 	BANGER_SOAK_SEED=$$seed $(BIN)/pytest -m soak
 
-lint: $(VENV)/installed
+lint: $(VENV)/dev
 	$(BIN)/python scripts/build_agent.py --lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -78,10 +99,12 @@ uninstall:
 	@echo "  $${XDG_CACHE_HOME:-$$HOME/.cache}/banger   downloads"
 	@echo "  $${XDG_CONFIG_HOME:-$$HOME/.config}/banger   configuration"
 
-# Pins what pyproject.toml asks for and leaves every pin that still fits; to move them all, delete the file first.
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-emit-index-url --no-emit-find-links
+# Pins what pyproject.toml asks for and leaves every pin that still fits; to move them all, delete the files first.
 lock:
-	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
-		--no-emit-find-links --group dev --output-file requirements.lock pyproject.toml
+	$(COMPILE) --group build --output-file requirements.lock pyproject.toml
+	$(COMPILE) --constraint requirements.lock --group dev --output-file requirements-dev.lock
 
 agent: python
 	@$(PYTHON) scripts/build_agent.py
@@ -92,20 +115,32 @@ clean:
 
 python:
 	@[ -n "$(PYTHON)" ] || { echo "banger needs Python 3.11 or newer, and this host has $$(python3 --version 2>&1 \
-		|| echo none). Install it: apt-get install python3.11 python3.11-venv (Debian, Ubuntu)," \
+		|| echo none). Install it: apt-get install python3 python3-venv (Debian 12, Ubuntu 24.04 or newer)," \
 		"dnf install python3.11 (Fedora), pacman -S python (Arch)" >&2; exit 1; }
 
 test-host: python
 	@$(PYTHON) scripts/setup-host --test
 
-# The stamps lie inside the environment, so that removing it removes them.
-$(VENV)/requirements: requirements.lock | python
+build/host: src/banger/hostpackages.toml scripts/setup-host | python
 	@$(PYTHON) scripts/setup-host
-	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	@mkdir -p build && touch $@
+
+build/agent: $(AGENT_SOURCES) | build/host
+	@$(QUIETLY) "guest agent" $(PYTHON) scripts/build_agent.py
 	@touch $@
 
-$(VENV)/installed: $(VENV)/requirements pyproject.toml hatch_build.py $(AGENT_SOURCES)
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
-	@$(BIN)/python -m compileall -q src  # pip does not, and where bytecode is not cached every command pays 30 ms
+# These stamps lie inside the environment, so that removing it removes them.
+$(VENV)/requirements: requirements.lock | build/host
+	@$(QUIETLY) "Python environment" $(PYTHON) -m venv --clear $(VENV)
+	@$(QUIETLY) "Python packages" $(BIN)/pip install --require-hashes -r requirements.lock
+	@touch $@
+
+# compiled too: pip does not, and where bytecode is not cached every command pays 30 ms
+$(VENV)/installed: $(VENV)/requirements build/agent pyproject.toml hatch_build.py
+	@$(QUIETLY) "banger" sh -c '$(BIN)/pip install --no-deps --no-build-isolation -e . && $(BIN)/python -m compileall -q src'
+	@touch $@
+
+# What checks and tests need besides.
+$(VENV)/dev: requirements-dev.lock $(VENV)/installed
+	@$(QUIETLY) "development tools" $(BIN)/pip install --require-hashes -r requirements-dev.lock
 	@touch $@
