@@ -367,6 +367,12 @@ def nearest(name: str, candidates: list[str]) -> str:
     return matches[0] if matches else ""
 
 
+def without_latest(name: str) -> str:
+    """The local or catalog's name that NAME:latest means; any other text as it is."""
+    bare = name.removesuffix(":latest")
+    return name if any(mark in bare for mark in "/:@") else bare
+
+
 def validate_name(name: str, what: str) -> str:
     """Check a kernel, image or VM name (design: 1 to 64 of letters, digits, '.', '_', '-'); return it."""
     from banger.api.errors import BangerError, Code

@@ -11,7 +11,7 @@ from banger.api.client import Client
 from banger.cli import errors
 from banger.cli.connect import ensure_daemon, running_version, start_daemon, stop_daemon, stop_daemon_for_another
 from banger.cli.lazy import Command, Entry, LazyGroup
-from banger.cli.options import json_option
+from banger.cli.options import Whole, json_option
 from banger.cli.render import duration, note, print_fields, print_json
 from banger.cli.terminal import copy_output
 from banger.paths import user_layout
@@ -109,7 +109,7 @@ def restart() -> None:
     """,
 )
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
-@click.option("-n", "--tail", type=click.IntRange(min=0), metavar="LINES", help="Only that many lines from the end.")
+@click.option("-n", "--tail", type=Whole(0), metavar="LINES", help="Only that many lines from the end.")
 def logs(follow: bool, tail: int | None) -> int:
     """Print the daemon's log: its starts and stops, the VMs that it took over, and what went wrong. Times are in UTC.
 

@@ -47,8 +47,7 @@ def report_usage(error: click.UsageError) -> None:
     hint = getattr(error, "hint", "")
     if isinstance(error, click.NoSuchOption):
         message = f"there is no option {error.option_name}"
-        if error.possibilities:
-            hint = f"did you mean {' or '.join(sorted(error.possibilities))}?"
+        hint = _option_instead(error)
     if isinstance(error, click.MissingParameter) and isinstance(getattr(error.param, "type", None), click.Choice):
         message = message.partition(". Choose from")[0]  # a list with line ends of its own; the name has them already
     message = re.sub(r"is not a valid (integer|float)( range)?$", r"is not a number", message)
@@ -57,6 +56,17 @@ def report_usage(error: click.UsageError) -> None:
     if not message[1:2].isupper():  # the name of an argument stays as the help shows it
         message = message[:1].lower() + message[1:]
     report(message, hint)
+
+
+def _option_instead(error: click.NoSuchOption) -> str:
+    """What the user of an option that there is not may have meant, '' when nobody can tell."""
+    from banger.cli.vocabulary import option_hint
+
+    if error.ctx is not None:
+        known = [name for parameter in error.ctx.command.get_params(error.ctx) for name in parameter.opts]
+        if hint := option_hint(error.ctx.command.name or "", known, error.option_name):
+            return hint
+    return f"did you mean {' or '.join(sorted(error.possibilities))}?" if error.possibilities else ""
 
 
 @contextlib.contextmanager

@@ -56,14 +56,19 @@ IMAGE_GROUP = LazyGroup(
     """,
 )
 @click.option("--available", is_flag=True, help="List what can be pulled instead.")
+@click.option("-q", "--quiet", is_flag=True, help="Print names only, one a line.")
+@click.option("-a", "--all", is_flag=True, hidden=True, expose_value=False)  # habit: it lists all in any case
 @json_option
-def list_images(available: bool, as_json: bool) -> None:
+def list_images(available: bool, quiet: bool, as_json: bool) -> None:
     """List local images, or those that can be pulled."""
     client = ensure_daemon()
     if available:
         catalog = client.call(op.IMAGE_CATALOG, m.Empty())
         if as_json:
             print_json(catalog)
+            return
+        if quiet:
+            print_lines(dict.fromkeys(entry.name for entry in catalog.entries))
             return
         print_lines(
             table_lines(
@@ -88,6 +93,9 @@ def list_images(available: bool, as_json: bool) -> None:
     local = client.call(op.IMAGE_LIST, m.Empty())
     if as_json:
         print_json(local)
+        return
+    if quiet:
+        print_lines([image.name for image in local.images])
         return
     print_lines(
         table_lines(

@@ -10,17 +10,24 @@ import click
 
 from banger.cli.errors import UsageFault
 
-_ELSEWHERE = {"rename": "vm set --name", "update": "vm set", "resize": "vm set"}  # what is no command of its own
 ALIASES = {"ls": "list", "delete": "rm", "op": "operation"}
+HELP = "help"  # a command of every group
 
 
 class Entry(NamedTuple):
-    """Where a command is defined (a module of banger.cli), its one line of help, its section in the help."""
+    """Where a command is defined (a module of banger.cli), its one line of help, its section in the help.
+
+    `short_for` is the longer way to call it, '' for a command in its own place.
+    """
 
     module: str
     attribute: str
     summary: str
     section: str = "Commands"
+    short_for: str = ""
+
+
+_HELP_ENTRY = Entry("help", "help_command", "Show the help of a command.")
 
 
 class LazyGroup(click.Group):
@@ -41,9 +48,9 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         name = cmd_name if cmd_name in self.entries else ALIASES.get(cmd_name, cmd_name)
-        if name not in self.entries:
+        entry = _HELP_ENTRY if name == HELP else self.entries.get(name)
+        if entry is None:
             return None
-        entry = self.entries[name]
         command = getattr(importlib.import_module(f"banger.cli.{entry.module}"), entry.attribute)
         if not isinstance(command, click.Command):
             raise TypeError(f"banger.cli.{entry.module}.{entry.attribute} is not a command")
@@ -52,23 +59,30 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        command = self.get_command(ctx, args[0])
-        if command is None and not args[0].startswith("-"):
-            from banger.system import nearest
-
-            if self.name == "vm" and args[0] in _ELSEWHERE:
-                raise UsageFault(
-                    f"there is no command '{ctx.command_path} {args[0]}'", f"use 'banger {_ELSEWHERE[args[0]]}'"
-                )
-            close = self._below(ctx, args[0]) or nearest(args[0], [*self.entries])
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             raise UsageFault(
                 f"there is no command '{ctx.command_path} {args[0]}'",
-                f"did you mean '{ctx.command_path} {close}'?" if close else f"see '{ctx.command_path} --help'",
+                self._instead(ctx, args[0]) or f"see '{ctx.command_path} --help'",
             )
         return super().resolve_command(ctx, args)
 
-    def _below(self, ctx: click.Context, name: str) -> str:
-        """The command of that name in one of the groups below, or ''."""
+    def _instead(self, ctx: click.Context, word: str) -> str:
+        """What the user of a command that there is not may have meant, '' when nobody can tell."""
+        from banger.cli.vocabulary import command_hint
+        from banger.system import nearest
+
+        if hint := command_hint(ctx.command_path, self.entries, word):
+            return hint
+        root = ctx.find_root()
+        if isinstance(root.command, LazyGroup) and (found := root.command._find(root, word)):
+            return f"did you mean '{root.command_path} {found}'?"
+        close = nearest(word, [*self.entries])
+        return f"did you mean '{ctx.command_path} {close}'?" if close else ""
+
+    def _find(self, ctx: click.Context, name: str) -> str:
+        """How the command of that name is called, here or in one of the groups below; '' when there is none."""
+        if self.get_command(ctx, name) is not None:
+            return name
         for group in self.entries:
             command = self.get_command(ctx, group)
             if isinstance(command, LazyGroup) and command.get_command(ctx, name) is not None:
@@ -103,6 +117,15 @@ class LazyGroup(click.Group):
 
 class Command(click.Command):
     """A command whose epilog holds examples, one a line."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_help_text(ctx, formatter)
+        group = ctx.parent.command if ctx.parent else None
+        entry = group.entries.get(ctx.info_name or "") if isinstance(group, LazyGroup) else None
+        if entry is not None and entry.short_for:
+            formatter.write_paragraph()
+            with formatter.indentation():
+                formatter.write_text(f"Short for 'banger {entry.short_for}'.")
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         write_examples(formatter, self.epilog or "")

@@ -11,32 +11,48 @@ import click
 from banger import __version__
 from banger.api.errors import BangerError
 from banger.cli import errors
-from banger.cli.lazy import Entry, LazyGroup
+from banger.cli.lazy import HELP, Entry, LazyGroup
 
 COMPLETE_VARIABLE = "_BANGER_COMPLETE"
+_SHORT = "Short forms, as in Docker"
 
 ROOT = LazyGroup(
     "banger",
     {
         "vm": Entry("vm", "VM", "Create, run, enter and remove virtual machines.", "Everyday"),
-        "ps": Entry("vm_list", "ps", "List the running VMs.", "Everyday"),
-        "image": Entry("image", "IMAGE_GROUP", "Root filesystems that VMs start from.", "What VMs are made of"),
-        "kernel": Entry("kernel", "KERNEL_GROUP", "Kernels that VMs boot.", "What VMs are made of"),
+        "image": Entry("image", "IMAGE_GROUP", "Root filesystems that VMs start from.", "Everyday"),
+        "kernel": Entry("kernel", "KERNEL_GROUP", "Kernels that VMs boot.", "Everyday"),
+        "run": Entry("vm_run", "run_image", "Run a command in a new VM of an image.", _SHORT, "vm run --image"),
+        "exec": Entry("vm_exec", "execute", "Run a command in a running VM.", _SHORT, "vm exec"),
+        "ps": Entry("vm_list", "ps", "List the running VMs.", _SHORT, "vm list --filter state=running"),
+        "ls": Entry("vm_list", "list_vms", "List all VMs.", _SHORT, "vm list"),
+        "logs": Entry("vm_list", "logs", "Print the output of a VM.", _SHORT, "vm logs"),
+        "cp": Entry("vm_copy", "copy", "Copy files into and out of a running VM.", _SHORT, "vm cp"),
+        "inspect": Entry("vm_watch", "inspect", "Print all that is known of VMs as JSON.", _SHORT, "vm inspect"),
+        "start": Entry("vm_lifecycle", "start", "Start VMs.", _SHORT, "vm start"),
+        "stop": Entry("vm_lifecycle", "stop", "Stop VMs.", _SHORT, "vm stop"),
+        "restart": Entry("vm_lifecycle", "restart", "Stop VMs and start them again.", _SHORT, "vm restart"),
+        "kill": Entry("vm_lifecycle", "kill", "Stop VMs at once.", _SHORT, "vm kill"),
+        "rm": Entry("vm_lifecycle", "remove", "Remove VMs and their disks.", _SHORT, "vm rm"),
+        "pull": Entry("image", "pull", "Fetch an image of a catalog or a registry.", _SHORT, "image pull"),
+        "images": Entry("image", "list_images", "List the images of this host.", _SHORT, "image list"),
         "doctor": Entry("doctor", "doctor", "Check what banger needs of this host.", "banger itself"),
         "operation": Entry("operation", "OPERATION", "What is under way: watch it, cancel it.", "banger itself"),
         "daemon": Entry("daemon", "DAEMON", "The background process behind all commands.", "banger itself"),
         "completion": Entry("completion", "completion", "Print the completion script of a shell.", "banger itself"),
         "version": Entry("version", "version", "Print banger's version.", "banger itself"),
+        HELP: Entry("help", "help_command", "Show the help of a command.", "banger itself"),
     },
     help="""A real Linux machine in one command.
 
-    'banger vm run' boots a fresh virtual machine and gives you a shell in it. Nothing needs to be set up: the
+    'banger run' boots a fresh virtual machine and gives you a shell in it. Nothing needs to be set up: the
     background daemon starts by itself, and 'banger doctor' says what is missing on this host.""",
     examples="""
-    banger vm run --rm                      a shell in a machine that is gone afterwards
-    banger vm run --rm -- uname -a          one command in it
-    banger vm run -d --name web             a machine that stays, in the background
-    banger vm exec web -- apt-get update    a command in a running machine
+    banger run --rm                         a shell in a machine that is gone afterwards
+    banger run --rm -- uname -a             one command in it
+    banger run --rm alpine cat /etc/motd    one command in a machine of another image
+    banger run -d --name web                a machine that stays, in the background
+    banger exec web -- apt-get update       a command in a running machine
     """,
 )
 ROOT.params += [

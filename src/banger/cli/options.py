@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable
@@ -11,9 +12,12 @@ import click
 
 from banger.api.errors import BangerError
 from banger.cli.errors import UsageFault
-from banger.system import validate_name
+from banger.system import validate_name, without_latest
 
+_MOST_DIGITS = 9
+_SHOWN = 60  # characters of a value in a message
 # compiled where they are used: every command imports this module
+_ARCHIVE = r".*\.(?:tar|gz|xz|zst|bz2|tgz|txz|qcow2|vmdk|vdi|vhdx|iso|img|raw|ext4|squashfs|deb|rpm)"
 _PUBLISH = r"(?:(?:(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):)?([0-9]{1,5}):)?([0-9]{1,5})"
 
 
@@ -51,6 +55,26 @@ def resolve_env(entries: tuple[str, ...]) -> list[str]:
         elif name in os.environ:
             resolved.append(f"{name}={os.environ[name]}")
     return resolved
+
+
+class Whole(click.ParamType[int]):
+    """A whole number of at least `least`."""
+
+    name = "number"
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value)
+        if not re.fullmatch(r"-?[0-9]+", text):
+            raise UsageFault(f"{_where(param)}: {shown(text)} is not a whole number", f"use {self._least} or more")
+        digits = text.lstrip("0")
+        if len(digits) > _MOST_DIGITS and not text.startswith("-"):
+            raise UsageFault(f"{_where(param)}: {shown(text)} is too large", f"use at most {_MOST_DIGITS} digits")
+        if len(digits) > _MOST_DIGITS or int(text) < self._least:
+            raise UsageFault(f"{_where(param)}: at least {self._least} is needed, not {shown(text)}")
+        return int(text)
 
 
 class SizeType(click.ParamType[int]):
@@ -165,10 +189,11 @@ class RestartType(click.ParamType[str]):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         kind, colon, limit = str(value).partition(":")
-        good = limit.isascii() and limit.isdigit() and int(limit) > 0 if colon else True
+        good = re.fullmatch(r"0*[1-9][0-9]{0,8}", limit) is not None if colon else True
         if kind not in ("no", "on-failure", "always") or not good or (colon and kind != "on-failure"):
             raise UsageFault(
-                f"{_where(param)}: {str(value)!r} is not a restart policy", "use no, on-failure, on-failure:5 or always"
+                f"{_where(param)}: {str(value)!r} is not a restart policy",
+                "use no, on-failure, on-failure:5 or always, which holds until you stop it",
             )
         return str(value)
 
@@ -188,10 +213,24 @@ class NameType(click.ParamType[str]):
         self._listed = listed or noun
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if self.name == "image":
+            text = without_latest(text)
         try:
-            return validate_name(str(value), self.name)
+            return validate_name(text, self.name)
         except BangerError as error:
-            raise UsageFault(error.message, error.hint) from error
+            raise UsageFault(error.message, self._other(text) or error.hint) from error
+
+    def _other(self, text: str) -> str:
+        """The command for what is no name but a file, or an image of a registry; '' for anything else."""
+        if self.name not in ("image", "kernel") or not text.isprintable():
+            return ""
+        if "/" in text and _absolute(text).exists():
+            from banger.recognise import recognise
+
+            return recognise(_absolute(text)).advice
+        tag = re.fullmatch(r"([A-Za-z0-9._-]+):([A-Za-z0-9._-]+)", text)
+        return f"see what it is called here: 'banger {self.name} list'; {tag[1]}-{tag[2]}, most likely" if tag else ""
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -220,7 +259,7 @@ class LocalPath(FileName):
     name = "path"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        path = Path(str(value)).expanduser().absolute()
+        path = _absolute(str(value))
         if not path.exists():
             raise UsageFault(f"{_where(param)}: there is no {path}")
         return str(path)
@@ -239,7 +278,7 @@ class NewPath(FileName):
     """A file or directory to write, made absolute for the daemon; the directory that it is to lie in exists."""
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        path = Path(str(value)).expanduser().absolute()
+        path = _absolute(str(value))
         if not path.parent.is_dir():
             raise UsageFault(f"{_where(param)}: there is no directory {path.parent}")
         return str(path)
@@ -268,11 +307,14 @@ class Pullable(click.ParamType[str]):
         if not value:
             raise UsageFault(f"{_where(param)} is empty", f"see 'banger {self._noun} list --available'")
         # images in files, docs/oci-import.md: the daemon has no working directory
-        transport, _, rest = str(value).partition(":")
+        text = str(value)
+        transport, _, rest = text.partition(":")
         if transport in ("oci", "oci-archive", "docker-archive") and rest:
             path, other, name = rest.partition(":")
-            return f"{transport}:{Path(path).expanduser().absolute()}{other}{name}"
-        return str(value)
+            return f"{transport}:{_absolute(path)}{other}{name}"
+        if text.startswith(("./", "../", "~")) or text in (".", "..") or _is_archive(text):
+            return str(_absolute(text))  # which is no image, but the daemon knows what it is
+        return text
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -280,6 +322,23 @@ class Pullable(click.ParamType[str]):
         from banger.cli.completion import complete_names
 
         return complete_names(self._completed, incomplete)
+
+
+def _is_archive(text: str) -> bool:
+    """Whether it is the name of a file in the working directory and that of hardly any image."""
+    return re.fullmatch(_ARCHIVE, text) is not None and Path(text).is_file()
+
+
+def _absolute(text: str) -> Path:
+    path = Path(text)
+    with contextlib.suppress(RuntimeError):  # there is no such user: the file may be called so
+        path = path.expanduser()
+    return path.absolute()
+
+
+def shown(text: str) -> str:
+    """A value of the user's as messages have it: quoted, and not longer than a line."""
+    return repr(text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…")
 
 
 def _where(param: click.Parameter | None) -> str:
@@ -303,6 +362,9 @@ RUNNING = NameType("operation")
 
 Decorated = Callable[..., object]
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+interactive_option = click.option(
+    "-i", "--interactive", is_flag=True, expose_value=False, help="Nothing: input always reaches the command."
+)
 filter_option = click.option(
     "--filter",
     "filters",

@@ -11,6 +11,7 @@ from banger.api.codec import encode
 from banger.system import human_size
 
 if TYPE_CHECKING:
+    from banger.api.models import PublishedPort
     from banger.job import Progress
 
 _GAP = 3  # between the columns of a table
@@ -26,6 +27,12 @@ def plain(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
         for character in text
     )
+
+
+def format_address(port: PublishedPort) -> str:
+    """Where a published port is found on this host: 127.0.0.1:8080."""
+    address = f"[{port.address}]" if ":" in port.address else port.address
+    return f"{address}:{port.host_port}"
 
 
 def shorten(text: str, width: int) -> str:

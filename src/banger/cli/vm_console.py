@@ -51,8 +51,8 @@ def console(ref: str, escape: bytes) -> int:
     """Use the serial console of a running VM, up to its end or until ctrl-] is typed.
 
     It shows what the kernel prints from now on, and what else writes to the console ('vm logs --console' has all from
-    the start); what you type goes to whoever reads it in the guest: an image's own init may run a login there. Several
-    can look at the same console.
+    the start). What you type goes to whoever reads it in the guest. There is a login only where the image's own init
+    runs a getty on ttyS0 ('--init image'); 'vm shell' needs none. Several can look at the same console.
     """
     on_terminal = terminal.stdin_is_terminal()
     with ensure_daemon().open(op.VM_CONSOLE, m.VmRef(ref)) as stream:
@@ -68,5 +68,6 @@ def console(ref: str, escape: bytes) -> int:
 
 def _tell(ref: str, escape: bytes, on_terminal: bool) -> None:
     if on_terminal:
-        way = f"ctrl-{chr(escape[0] | 0x40).lower()} leaves" if escape else "it can only be left by its end"
-        note(f"this is the console of {ref}; {way}")
+        way = f"ctrl-{chr(escape[0] | 0x40).lower()} leaves it" if escape else "only its end leaves it"
+        note(f"this is the serial console of {ref}, where its kernel and its init write; {way}")
+        note(f"a login prompt comes only where the image runs a getty; 'banger vm shell {ref}' gives a shell")

@@ -10,7 +10,7 @@ from banger.cli import terminal
 from banger.cli.connect import ensure_daemon
 from banger.cli.errors import UsageFault, around_guest_command
 from banger.cli.lazy import Command
-from banger.cli.options import VM, resolve_env
+from banger.cli.options import VM, interactive_option, resolve_env
 
 
 class _RefThenCommand(Command):
@@ -54,7 +54,7 @@ class _RefThenCommand(Command):
 @click.option("-w", "--workdir", default="", metavar="PATH", help="Directory that it starts in.")
 @click.option("-u", "--user", default="", metavar="NAME[:GROUP]", help="User that it runs as.")
 @click.option("-t", "--tty", is_flag=True, help="A terminal for the command even when this is none.")
-@click.option("-i", "--interactive", is_flag=True, hidden=True, expose_value=False)  # habit: docker exec -it
+@interactive_option
 @click.option("-d", "--detach", is_flag=True, help="Leave it running in the background.")
 def execute(
     ref: str, command: tuple[str, ...], env: tuple[str, ...], workdir: str, user: str, tty: bool, detach: bool
@@ -65,7 +65,7 @@ def execute(
     be executed, 127 when there is none.
     """
     if detach and tty:
-        raise UsageFault("--tty and --detach exclude each other")
+        raise UsageFault("--tty and --detach exclude each other", "leave out -t: what it prints is kept by nobody")
     return _attach(ref, list(command), resolve_env(env), workdir, user, tty, detach)
 
 

@@ -11,8 +11,8 @@ from banger.api import models as m
 from banger.api import operations as op
 from banger.cli.connect import ensure_daemon
 from banger.cli.lazy import Command
-from banger.cli.options import VM, filter_option, json_option
-from banger.cli.render import age, known_size, print_fields, print_json, print_lines, table_lines
+from banger.cli.options import VM, Whole, filter_option, json_option
+from banger.cli.render import age, format_address, known_size, print_fields, print_json, print_lines, table_lines
 from banger.cli.select import pick
 from banger.durations import format_duration
 from banger.system import human_size
@@ -25,6 +25,7 @@ _label_option = click.option(
     metavar="NAME[=VALUE]",
     help="Only VMs with this label.",
 )
+_quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print names only, one a line.")
 
 
 @click.command(
@@ -36,12 +37,14 @@ _label_option = click.option(
     banger vm list --label tier=web --json
     """,
 )
+@click.option("-a", "--all", is_flag=True, hidden=True, expose_value=False)  # habit: it lists all in any case
+@_quiet_option
 @filter_option
 @_label_option
 @json_option
-def list_vms(filters: tuple[str, ...], labels: tuple[str, ...], as_json: bool) -> None:
+def list_vms(quiet: bool, filters: tuple[str, ...], labels: tuple[str, ...], as_json: bool) -> None:
     """List all VMs."""
-    print_vms(True, filters, labels, as_json)
+    _print_vms(True, quiet, filters, labels, as_json)
 
 
 @click.command(
@@ -49,15 +52,17 @@ def list_vms(filters: tuple[str, ...], labels: tuple[str, ...], as_json: bool) -
     epilog="""
     banger ps
     banger ps -a
+    banger ps -q | xargs banger stop
     """,
 )
 @click.option("-a", "--all", "all_states", is_flag=True, help="Also those that do not run.")
+@_quiet_option
 @filter_option
 @_label_option
 @json_option
-def ps(all_states: bool, filters: tuple[str, ...], labels: tuple[str, ...], as_json: bool) -> None:
+def ps(all_states: bool, quiet: bool, filters: tuple[str, ...], labels: tuple[str, ...], as_json: bool) -> None:
     """List the running VMs."""
-    print_vms(all_states, filters, labels, as_json)
+    _print_vms(all_states, quiet, filters, labels, as_json)
 
 
 @click.command(cls=Command, epilog="banger vm show web")
@@ -118,7 +123,7 @@ def show(ref: str, as_json: bool) -> None:
 @click.argument("ref", type=VM, metavar="REF")
 @click.option("--console", is_flag=True, help="What the kernel printed instead: errors and panics; it boots quietly.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, also over restarts.")
-@click.option("-n", "--tail", type=click.IntRange(min=0), metavar="LINES", help="Only that many lines from the end.")
+@click.option("-n", "--tail", type=Whole(0), metavar="LINES", help="Only that many lines from the end.")
 def logs(ref: str, console: bool, follow: bool, tail: int | None) -> int:
     """Print the output of a VM's main command, that of its earlier starts first, or its console since the last start.
 
@@ -131,13 +136,16 @@ def logs(ref: str, console: bool, follow: bool, tail: int | None) -> int:
         return copy_output(stream)
 
 
-def print_vms(all_states: bool, filters: Sequence[str], labels: Sequence[str], as_json: bool) -> None:
+def _print_vms(all_states: bool, quiet: bool, filters: Sequence[str], labels: Sequence[str], as_json: bool) -> None:
     """Print the VMs that pass the filters and have the labels, the running ones or all of them."""
     conditions = [*filters, *(f"label={label}" for label in labels)]
     vms = pick(ensure_daemon().call(op.VM_LIST, m.Empty()).vms, conditions)
     shown = [vm for vm in vms if all_states or vm.state == "running"]
     if as_json:
         print_json(m.VmList(shown))
+        return
+    if quiet:
+        print_lines([vm.name for vm in shown])
         return
     headers = ["NAME", "STATE", "IMAGE", "VCPU", "MEMORY", "USED", "PORTS", "CREATED", "UP", "REASON"]
     rows = [
@@ -174,5 +182,4 @@ def _restart(vm: m.VmInfo) -> str:
 
 def format_port(port: m.PublishedPort) -> str:
     """A published port the way --publish takes it."""
-    address = f"[{port.address}]" if ":" in port.address else port.address
-    return f"{address}:{port.host_port}:{port.guest_port}"
+    return f"{format_address(port)}:{port.guest_port}"

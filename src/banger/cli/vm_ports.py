@@ -9,7 +9,7 @@ from banger.api import operations as op
 from banger.cli.connect import ensure_daemon
 from banger.cli.lazy import Command
 from banger.cli.options import VM, json_option
-from banger.cli.render import note, print_json, print_lines, table_lines
+from banger.cli.render import format_address, note, print_json, print_lines, table_lines
 from banger.system import counted
 
 
@@ -35,7 +35,7 @@ def ports(ref: str, no_probe: bool, as_json: bool) -> None:
             ", ".join(port.addresses),
             _process(port),
             port.speaks,
-            ", ".join(port.urls or (f"{each.address}:{each.host_port}" for each in port.published)),
+            ", ".join(port.urls or map(format_address, port.published)),
         ]
         for port in found.ports
     ]

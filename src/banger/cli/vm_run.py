@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shlex
 from collections.abc import Callable
 
 import click
@@ -25,17 +26,71 @@ from banger.cli.options import (
     USED_IMAGE,
     VM,
     Decorated,
+    FileName,
+    Whole,
     auto_stop_option,
     balloon_option,
     configured,
+    interactive_option,
     json_option,
     label_option,
     resolve_env,
     restart_option,
 )
 from banger.cli.progress import Display
-from banger.cli.render import note, print_json
+from banger.cli.render import format_address, note, print_json
 from banger.cli.timings import print_timings
+
+_SEPARATOR = "--"
+
+
+class _Words(FileName):
+    """The words of a command; where the first of them would be an image, it is completed from those there are."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        if isinstance(ctx.command, _ImageFirst) and not ctx.meta[_SEPARATOR] and not ctx.params.get("image"):
+            return USED_IMAGE.shell_complete(ctx, param, incomplete)
+        return super().shell_complete(ctx, param, incomplete)
+
+
+class _CommandAfter(Command):
+    """Takes a command after `--`, or after --image: any other word could be meant as an image or a name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given, _, _ = self.make_parser(ctx).parse_args(list(args))
+        found = given.get("command")
+        words = [word for word in found if isinstance(word, str)] if isinstance(found, tuple) else []
+        options = args[: len(args) - len(words)]
+        ctx.meta[_SEPARATOR] = options[-1:] == [_SEPARATOR]
+        if words and not ctx.meta[_SEPARATOR] and not given.get("image"):
+            args = self.read_first(ctx, options, words)
+        return super().parse_args(ctx, args)
+
+    def read_first(self, ctx: click.Context, options: list[str], words: list[str]) -> list[str]:
+        """The arguments that are meant by `words` after `options`, without `--` between them."""
+        if ctx.resilient_parsing:
+            return options
+        path, first = ctx.command_path, shlex.quote(words[0])
+        named = f"{path} --name {first}" if self.name == "create" else f"banger run {first}"
+        raise UsageFault(
+            f"what is {words[0]!r}? An image is given with --image, a name with --name, and a command after --",
+            f"'{named}', '{path} --image {first}' or '{path} -- {shlex.join(words)}'",
+        )
+
+
+class _ImageFirst(_CommandAfter):
+    """As `docker run`: the first word is the image, and all that follows it belongs to the command."""
+
+    def read_first(self, ctx: click.Context, options: list[str], words: list[str]) -> list[str]:
+        image, *command = words
+        return [*options, "--image", image, _SEPARATOR, *(command[1:] if command[:1] == [_SEPARATOR] else command)]
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        options, *_ = super().collect_usage_pieces(ctx)
+        return [options, "[IMAGE [CMD...] | -- CMD...]"]
+
 
 _MIB = "in binary units: 512M, 1.5GiB"
 _OPTIONS = (
@@ -49,7 +104,7 @@ _OPTIONS = (
     click.option("--name", type=VM, metavar="NAME", help="Name of the VM; one is made up otherwise."),
     click.option(
         "--vcpu",
-        type=click.IntRange(min=1),
+        type=Whole(1),
         metavar="N",
         help="Number of processors." + configured("2, 1 where it is emulated", "vcpu"),
     ),
@@ -94,7 +149,7 @@ _OPTIONS = (
     restart_option(" 'vm run' takes this with --detach.  [default: no]"),
     balloon_option,
     click.option("--stop-signal", type=SIGNAL, help="What 'vm stop' sends to CMD first, instead of the image's."),
-    click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]"),
+    click.argument("command", nargs=-1, type=_Words(), metavar="[-- CMD...]"),
 )
 
 
@@ -171,7 +226,7 @@ def _create_options(function: Callable[..., int]) -> Decorated:
 
 
 @click.command(
-    cls=Command,
+    cls=_CommandAfter,
     context_settings={"allow_interspersed_args": False},
     epilog="""
     banger vm run --rm                                   a shell in a machine that is gone afterwards
@@ -187,7 +242,7 @@ def _create_options(function: Callable[..., int]) -> Decorated:
 @_create_options
 @click.option("-d", "--detach", is_flag=True, help="Leave it running in the background and print its name.")
 @click.option("-t", "--tty", is_flag=True, help="A terminal for the command even when this is none.")
-@click.option("-i", "--interactive", is_flag=True, hidden=True, expose_value=False)  # habit: docker run -it
+@interactive_option
 @click.option("--timings", is_flag=True, help="Tell how long each stage took.")
 @click.option("--json", "as_json", is_flag=True, help="With --detach: print the VM as one JSON document.")
 def run(create: m.VmCreate, detach: bool, tty: bool, timings: bool, as_json: bool) -> int:
@@ -195,9 +250,11 @@ def run(create: m.VmCreate, detach: bool, tty: bool, timings: bool, as_json: boo
 
     Exits with the command's status; 125 when banger failed, 126 when CMD cannot be executed, 127 when there is none.
     The VM stays afterwards unless --rm is given.
+
+    CMD comes after `--`, or after --image. Options of CMD are its own.
     """
     if detach and tty:
-        raise UsageFault("--tty and --detach exclude each other")
+        raise UsageFault("--tty and --detach exclude each other", "leave out -t: 'banger logs VM' shows what it prints")
     if create.restart not in ("", "no") and not detach:
         raise UsageFault("--restart goes with --detach: a command run from here is run once", "add -d")
     if as_json and not detach:
@@ -207,7 +264,7 @@ def run(create: m.VmCreate, detach: bool, tty: bool, timings: bool, as_json: boo
         if detach:
             started = _run_detached(client, create, display)
             display.close()
-            _tell_unpublished(create, started.vm)
+            _tell_ports(create, started.vm)
             if as_json:
                 print_json(started.vm)
             else:
@@ -220,8 +277,30 @@ def run(create: m.VmCreate, detach: bool, tty: bool, timings: bool, as_json: boo
     return status
 
 
+run_image = _ImageFirst(
+    "run",
+    params=run.params,
+    callback=run.callback,
+    context_settings=run.context_settings,
+    help="""Start a VM of IMAGE and run CMD in it: by default the image's own command, or a login shell.
+
+    The first word that is no option is the image, and all that follows belongs to CMD, options too. Without an image,
+    put `--` before CMD: the default image is started.
+
+    Exits with the command's status; 125 when banger failed, 126 when CMD cannot be executed, 127 when there is none.
+    The VM stays afterwards unless --rm is given.""",
+    epilog="""
+    banger run --rm                                   a shell in a machine that is gone afterwards
+    banger run --rm -- uname -a                       one command in the default image
+    banger run --rm alpine                            a shell in another image, which is pulled when it is missing
+    banger run --rm alpine ls -l /                    one command in it
+    banger run -d --name web -p 8080:80 nginx         stays in the background
+    """,
+)
+
+
 @click.command(
-    cls=Command,
+    cls=_CommandAfter,
     context_settings={"allow_interspersed_args": False},
     epilog="""
     banger vm create --name web -p 8080:80
@@ -234,7 +313,7 @@ def create(create: m.VmCreate, as_json: bool) -> int:
     """Create a VM without starting it, and print its name. CMD becomes its main command."""
     with Display() as display:
         vm = ensure_daemon().call(op.VM_CREATE, create, display.reporter("creating"))
-    _tell_unpublished(create, vm)
+    _tell_ports(create, vm)
     if as_json:
         print_json(vm)
     else:
@@ -253,7 +332,7 @@ def _run_attached(client: Client, create: m.VmCreate, tty: bool, display: Displa
     def on_started(result: Json) -> None:
         display.close()
         started.append(_decode_started(result))
-        _tell_unpublished(create, started[0].vm)
+        _tell_ports(create, started[0].vm)
 
     wants_terminal = tty or terminal.on_terminal()
     request = m.VmRun(
@@ -270,7 +349,10 @@ def _run_attached(client: Client, create: m.VmCreate, tty: bool, display: Displa
     return status, started[0]
 
 
-def _tell_unpublished(create: m.VmCreate, vm: m.VmInfo) -> None:
+def _tell_ports(create: m.VmCreate, vm: m.VmInfo) -> None:
+    """Say on standard error which ports were published, and which were not."""
+    for port in vm.ports:
+        note(f"{format_address(port)} leads to port {port.guest_port} of {vm.name}")
     left = [port for port in vm.exposed_ports if not port.endswith("/tcp")]
     if create.publish_all and left:
         note(f"not published, since only TCP ports are: {', '.join(left)}")

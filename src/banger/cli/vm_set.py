@@ -13,6 +13,7 @@ from banger.cli.options import (
     PUBLISH,
     SIZE,
     VM,
+    Whole,
     auto_stop_option,
     balloon_option,
     json_option,
@@ -47,7 +48,7 @@ def _refuse(context: click.Context, option: click.Parameter, value: object) -> N
 )
 @click.argument("ref", type=VM, metavar="REF")
 @click.option("--name", type=VM, metavar="NAME", help="Another name.")
-@click.option("--vcpu", type=click.IntRange(min=1), metavar="N", help="Number of processors.")
+@click.option("--vcpu", type=Whole(1), metavar="N", help="Number of processors.")
 @click.option("--memory", type=SIZE, help="Memory.")
 @click.option("--disk-size", "--disk", type=SIZE, help="Disk for everything but the home directory; it can only grow.")
 @click.option("--home-size", "--home", type=SIZE, help="Disk for the home directory; it can only grow.")

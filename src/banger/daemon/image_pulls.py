@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ from banger.oci.platform import Platform
 from banger.oci.reference import Reference
 from banger.oci.source import Environment, default_name
 from banger.paths import Layout
+from banger.recognise import refuse_path
 
 
 class Kernels(Protocol):
@@ -89,6 +91,8 @@ class ImagePulls:
 
     async def pull(self, request: m.ImagePull, report: Report) -> ImageManifest:
         """Pull what a request names; see `ImagePull`."""
+        name = await self._workers.run(lambda job: _plain(request.name))
+        request = dataclasses.replace(request, name=name)
         if _is_bare(request.name):
             system.validate_name(request.name, "image")
         platform = Platform.parse(request.platform) if request.platform else Platform.host()
@@ -118,7 +122,7 @@ class ImagePulls:
 
     async def ensure(self, name: str, report: Report) -> ImageManifest:
         """The local image that a name or a reference means, pulled when it is missing."""
-        there = await self._workers.run(lambda job: self._find_local(name))
+        there = await self._workers.run(lambda job: self._find_local(_plain(name)))
         return there or await self.pull(m.ImagePull(name), report)
 
     def look(self, name: str) -> tuple[ImageManifest | None, CatalogEntry | None]:
@@ -244,6 +248,12 @@ class ImagePulls:
         if kernel.arch != arch:
             raise other_arch(image, arch, kernel.name, kernel.arch)
         return self._layout.kernels / kernel.name
+
+
+def _plain(name: str) -> str:
+    """The name without a tag that says nothing; raises INVALID, NOT_FOUND for the path of a file."""
+    refuse_path(name, "an image")
+    return name if Location.parse(name) else system.without_latest(name)
 
 
 def _is_bare(name: str) -> bool:

@@ -30,6 +30,7 @@ from banger.kernelcat.manifest import KernelManifest
 from banger.kernelcat.sources import HOST
 from banger.oci.reference import Reference, local_name
 from banger.paths import Layout, absolute_path
+from banger.recognise import refuse_path
 from banger.vmm.detect import host_arch
 
 _BUNDLE_SUFFIXES = (".tar.zst", ".tar.gz", ".tar.xz", ".tzst", ".tgz", ".tar")
@@ -107,6 +108,7 @@ class KernelService:
         return self._info(manifest)
 
     async def pull(self, request: m.KernelPull, report: Report) -> m.KernelInfo:
+        await self._workers.run(lambda job: refuse_path(request.name, "a kernel"))
         arch = request.arch or host_arch()
         entry = await self._workers.run(lambda job: self._resolve(request, arch))
         try:

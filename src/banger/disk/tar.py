@@ -6,7 +6,9 @@ old GNU sparse and pax sparse 0.0, 0.1, 1.0). Only headers are held in memory; f
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -223,7 +225,7 @@ class TarReader:
     def _number(self, raw: bytes) -> int:
         value = _parse_number(raw)
         if value is None:
-            raise self.corrupt(f"is damaged or is not a tar archive: {raw!r} in a header is not a number")
+            raise self.corrupt("is damaged or is not a tar archive: a header has a number that is none")
         return value
 
     def _metadata(self, header: bytes) -> bytes:
@@ -296,7 +298,7 @@ class TarReader:
         else:  # POSIX: no data follows the other types, whatever their size field says
             member.size = 0
             if kind not in _OTHER_KINDS:
-                raise self.corrupt(f"has a member {show(path)} of the unsupported type {kind!r}")
+                raise self.corrupt(f"has a member {show(path)} of the unsupported type {show(kind)}")
         if kind in (HARD_LINK, SYMLINK):
             link = member.link
             if not link or b"\0" in link or len(link) > _PATH_MAX:
@@ -320,7 +322,7 @@ class TarReader:
             return default
         whole = value.partition(b".")[0]
         if not whole.removeprefix(b"-").isdigit() or len(whole) > 20:
-            raise self.corrupt(f"is damaged: {value[:40]!r} is not a number")
+            raise self.corrupt(f"is damaged: {show(value)} is not a number")
         return int(whole)
 
     def _normalise(self, name: bytes) -> bytes:
@@ -410,6 +412,21 @@ def encode_header(member: Member) -> bytes:
         return block
     data = b"".join(_pax_record(key, value) for key, value in records)
     return _block(b"pax", _PAX, 0o644, 0, 0, len(data), 0) + data + bytes(-len(data) % BLOCK) + block
+
+
+def first_names(data: bytes) -> list[bytes] | None:
+    """The names of the members of a tar archive whose headers lie in `data`, with which it begins; None for no tar."""
+    header = data[:BLOCK]
+    if len(header) < BLOCK or not header[0]:
+        return None
+    total = _sum(header) - sum(header[148:156]) + 8 * 0x20  # POSIX: the checksum's own eight count as spaces
+    if header[148] & 0x80 or _parse_number(header[148:156]) != total:
+        return None
+    names: list[bytes] = []
+    with contextlib.suppress(BangerError):  # `data` ends in the middle
+        for member in TarReader(io.BytesIO(data), "", len(data)):
+            names.append(member.path)
+    return names
 
 
 def encode_end() -> bytes:

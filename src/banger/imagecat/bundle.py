@@ -34,8 +34,9 @@ from banger.imagecat.manifest import (
     ImageManifest,
     parse_manifest,
 )
-from banger.imagecat.rootfs import EXT4, filesystem_type
+from banger.imagecat.rootfs import filesystem_type
 from banger.job import Job
+from banger.recognise import EXT4
 
 PUBLISHED = (
     "arch",

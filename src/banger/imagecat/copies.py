@@ -24,9 +24,9 @@ from banger.imagecat.manifest import (
     read_local,
     write_local,
 )
-from banger.imagecat.rootfs import EXT4
 from banger.job import Job
 from banger.kernelcat import manifest as kernels
+from banger.recognise import EXT4
 
 _CHUNK = 1 << 20
 _ZEROS = bytes(_CHUNK)

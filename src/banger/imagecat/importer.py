@@ -15,6 +15,7 @@ from banger.disk.squashfs import TarSource
 from banger.imagecat.build import Publishing, build_image
 from banger.imagecat.manifest import ImageManifest
 from banger.job import Job, command_failed
+from banger.recognise import DIRECTORY, TAR, recognise
 
 
 def import_image(
@@ -30,18 +31,18 @@ def import_image(
 ) -> ImageManifest:
     """Make the image `name` of a root filesystem: a directory, or a tar archive (plain, gzip, xz, zstd or bzip2).
 
-    `kernel` is as for `build_image`. Raises NOT_FOUND without a source, EXISTS without `replace`, CORRUPT for a bad
-    archive or what is no root filesystem, EXHAUSTED without disk space.
+    `kernel` is as for `build_image`. Raises NOT_FOUND without a source, EXISTS without `replace`, INVALID for another
+    kind of file, CORRUPT for a bad archive or what is no root filesystem, EXHAUSTED without disk space.
     """
+    found = recognise(source)
     open_tar: TarSource
-    if source.is_dir():
+    if found.kind == DIRECTORY:
         open_tar = functools.partial(_tar_of_directory, source, job)
-    elif source.is_file():
+    elif found.kind == TAR:
         open_tar = functools.partial(open_decompressed, source, job, "import")
-    elif source.exists():  # opening a pipe could wait for ever
-        raise BangerError(Code.INVALID, f"{source} is neither a directory nor a regular file")
     else:
-        raise BangerError(Code.NOT_FOUND, f"{source} does not exist")
+        message = f"{source} is {found.what}, not a root filesystem in a tar archive or a directory"
+        raise BangerError(Code.INVALID, message, hint=found.advice)
     return build_image(
         images_dir,
         name,

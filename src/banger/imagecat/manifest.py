@@ -14,10 +14,10 @@ from banger.fields import Fields
 from banger.imagecat import registered
 from banger.imagecat.home import usable
 from banger.imagecat.registered import Registered
-from banger.imagecat.rootfs import EXT4, SQUASHFS
 from banger.job import Job
 from banger.kernelcat import manifest as kernels
 from banger.kernelcat.manifest import KernelManifest
+from banger.recognise import EXT4, SQUASHFS
 
 ROOTFS_SQUASHFS = "rootfs.squashfs"
 ROOTFS_EXT4 = "rootfs.ext4"

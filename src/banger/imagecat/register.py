@@ -20,11 +20,12 @@ from banger.imagecat.build import (
     refuse_existing,
 )
 from banger.imagecat.manifest import KERNEL, OWN_KERNEL, ImageManifest
-from banger.imagecat.rootfs import EXT4, filesystem_type, look_into
+from banger.imagecat.rootfs import filesystem_type, look_into
 from banger.job import Job
 from banger.kernelcat.importer import Claims, build_kernel
 from banger.kernelcat.manifest import read_local
 from banger.kernelcat.staged import Found
+from banger.recognise import EXT4
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def register_image(
             )
     filesystem = filesystem_type(rootfs)
     if work_seed is not None and filesystem_type(work_seed) != EXT4:
-        raise BangerError(Code.INVALID, f"the work-seed {work_seed} is not an ext4 filesystem")
+        raise BangerError(Code.INVALID, f"the work-seed {work_seed} is a squashfs, not an ext4 filesystem")
     _refuse_kinds(given)
     read = registered.register("rootfs", rootfs, job)
     others = tuple(registered.register(part, path, job) for part, path in given.items())

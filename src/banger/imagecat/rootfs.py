@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from banger import recognise
 from banger.api.errors import BangerError, Code
 from banger.disk.squashfs import elf_machine
 from banger.job import Job
-
-SQUASHFS, EXT4 = "squashfs", "ext4"
+from banger.recognise import EXT4, SQUASHFS
 
 _HEAD = 2048  # bytes that hold both kinds of superblock
 _LISTING_LIMIT = 4 << 20  # bytes of a directory's listing
@@ -50,21 +50,21 @@ def filesystem_type(file: Path) -> str:
     """
     try:
         if not file.is_file():
-            if file.exists():
-                raise BangerError(Code.INVALID, f"{file} is not a regular file")
-            raise BangerError(Code.NOT_FOUND, f"{file} does not exist")
+            found = recognise.recognise(file)
+            raise BangerError(Code.INVALID, f"{file} is {found.what}, not a regular file", hint=found.advice)
         with open(file, "rb") as stream:
             head = stream.read(_HEAD).ljust(_HEAD, b"\0")
             size = os.fstat(stream.fileno()).st_size
     except OSError as error:
         raise BangerError(Code.INVALID, f"{file} cannot be read: {error.strerror}") from error
     # s_magic, s_major and bytes_used: struct squashfs_super_block in fs/squashfs/squashfs_fs.h of Linux
-    if head[:4] == b"hsqs" and _number(head, 28, 2) == 4:
+    kind = recognise.filesystem(head)
+    if kind == SQUASHFS:
         _refuse_short(file, size, _number(head, 40, 8))
         return SQUASHFS
     # s_magic and further fields: Documentation/filesystems/ext4/super.rst of Linux
-    superblock = head[1024:]
-    if superblock[0x38:0x3A] == b"\x53\xef":
+    if kind == EXT4:
+        superblock = head[1024:]
         incompatible = _number(superblock, 0x60, 4)
         blocks = _number(superblock, 0x4, 4) | (_number(superblock, 0x150, 4) << 32 if incompatible & 0x80 else 0)
         _refuse_short(file, size, blocks << (10 + min(_number(superblock, 0x18, 4), 6)))
@@ -75,10 +75,9 @@ def filesystem_type(file: Path) -> str:
                 hint=f"run 'e2fsck -f {file}'",
             )
         return EXT4
+    found = recognise.recognise(file)
     raise BangerError(
-        Code.INVALID,
-        f"{file} is neither an ext4 nor a squashfs filesystem",
-        hint="make an image of a tar or a directory with 'banger image import'",
+        Code.INVALID, f"{file} is {found.what}, neither an ext4 nor a squashfs filesystem", hint=found.advice
     )
 
 

@@ -85,9 +85,10 @@ def unpack(file: Path, packages: Path, archive: Path, job: Job) -> Package | Non
             f"{file.name} is an Alpine package in the format of apk 3, which banger does not read",
             hint="unpack it with 'apk extract --destination DIRECTORY FILE', then give the directory to --from",
         )
-    first = _first_member(peek(section, _FIRST))
-    if first is None:
+    start = peek(section, _FIRST)
+    if tar.first_names(start) is None:
         return None
+    first = _first_name(start)
     if head.startswith(_GZIP) and (first.startswith(b".SIGN.") or first == _PKGINFO):
         return _unpack_apk(section, packages, job)
     if first in _ARCH_FIRST:
@@ -158,11 +159,11 @@ def _unpack_apk(section: Section, target: Path, job: Job) -> Package:
     file = section.file
     with naming(file):
         content, end = _gzip_member(file, 0)
-        while end and (_first_member(content) or b"").startswith(b".SIGN."):
+        while end and _first_name(content).startswith(b".SIGN."):
             job.check()
             content, end = _gzip_member(file, end)
         if not end:
-            if _first_member(content) == _PKGINFO:  # one gzip stream: Arch's, before it compressed with xz
+            if _first_name(content) == _PKGINFO:  # one gzip stream: Arch's, before it compressed with xz
                 return _unpack_tar_package(section, target, _PKGINFO, _arch_package, job)
             raise BangerError(Code.CORRUPT, "it has no files")
         # the archive goes on in the next gzip member, so that this one has no end of its own
@@ -227,19 +228,9 @@ def _extract(members: Members, target: Path, job: Job) -> dict[str, int]:
     return extraction.finish()
 
 
-def _first_member(data: bytes) -> bytes | None:
-    """The name of the first member of a tar archive that begins so, None when it is none."""
-    header = data[: tar.BLOCK]
-    if len(header) < tar.BLOCK or not header[0]:
-        return None
-    total = sum(header) - sum(header[148:156]) + 8 * 0x20  # POSIX: the checksum's own eight count as spaces
-    digits = header[148:156].strip(b" \0")
-    if not digits.isdigit() or digits.strip(b"01234567") or int(digits, 8) != total:
-        return None
-    try:
-        return next((member.path for member in TarReader(io.BytesIO(data), "", len(data))), b"")
-    except BangerError:
-        return b""
+def _first_name(data: bytes) -> bytes:
+    """The name of the first member of a tar archive that begins so, b"" for none."""
+    return next(iter(tar.first_names(data) or ()), b"")
 
 
 def _gzip_member(file: Path, offset: int) -> tuple[bytes, int]:

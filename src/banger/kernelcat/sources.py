@@ -12,7 +12,12 @@ from banger.kernelcat.host import host_kernel
 from banger.kernelcat.manifest import MODULES
 from banger.kernelcat.packages import unpack
 from banger.kernelcat.staged import METADATA, Found, discover_paths, kernels
+from banger.recognise import recognise
 
+_EXPECTED = (
+    "give a package, a kernel file (vmlinux, vmlinuz or Image), or a directory with boot/vmlinux-* or boot/vmlinuz-*, "
+    f"or with {METADATA} that names the files"
+)
 HOST = Path("host")  # the one relative path that may be given: the running host's kernel
 
 
@@ -30,14 +35,14 @@ def discover(sources: list[Path], scratch: Path, kernel_version: str, job: Job) 
         elif source.is_dir():
             found = _merge(found, _with_packed_modules(discover_paths(source, kernel_version), source, scratch, job))
         elif not source.is_file():
-            if source.exists():
-                raise BangerError(Code.INVALID, f"{str(source)!r} is neither a regular file nor a directory")
-            raise BangerError(Code.NOT_FOUND, f"there is no file or directory {str(source)!r}")
+            what = recognise(source).what  # which raises NOT_FOUND
+            raise BangerError(Code.INVALID, f"{str(source)!r} is {what}", hint=_EXPECTED)
         else:
             before = kernels(packages)
             archive = scratch / f"archive-{number}"
             package = unpack(source, packages, archive, job)
             if package is None:
+                _refuse_others(source)
                 found = _merge(found, Found(kernel=source))
             elif archive.is_dir():
                 found = _merge(found, replace(discover_paths(archive, kernel_version), skipped=package.skipped))
@@ -50,12 +55,16 @@ def discover(sources: list[Path], scratch: Path, kernel_version: str, job: Job) 
         found = _merge(found, discover_paths(packages, kernel_version))
     if found.kernel is None:
         names = ", ".join(map(str, sources)) or "nothing"
-        raise BangerError(
-            Code.NOT_FOUND,
-            f"no kernel in {names}",
-            hint=f"a directory holds boot/vmlinux-* or boot/vmlinuz-*, or {METADATA} that names the files",
-        )
+        raise BangerError(Code.NOT_FOUND, f"no kernel in {names}", hint=_EXPECTED)
     return found
+
+
+def _refuse_others(source: Path) -> None:
+    """Raise INVALID for a file that is known to be something else than a kernel."""
+    found = recognise(source)
+    if found.kind not in ("kernel", "program", "compressed", "unknown"):
+        hint = _EXPECTED if found.kind in ("initrd", "text", "empty") else found.advice
+        raise BangerError(Code.INVALID, f"{source} is {found.what}, not a kernel", hint=hint)
 
 
 def _merge(first: Found, second: Found) -> Found:

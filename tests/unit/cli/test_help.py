@@ -34,7 +34,9 @@ def test_help(
     assert run([*path, "--help"]) == 0
     text = capsys.readouterr().out
     assert f"Usage: banger {' '.join(path)}" in text
-    assert command.name == path[-1]
+    entry = group.entries[path[-1]]
+    assert command.name == (entry.short_for or path[-1]).partition(" --")[0].rpartition(" ")[2] or path == ("ps",)
+    assert (f"Short for 'banger {entry.short_for}'" in text) is bool(entry.short_for)
     assert command.help
     assert group.entries[path[-1]].summary.endswith(".")
     for line in (command.epilog or "").strip().splitlines():
@@ -84,9 +86,10 @@ def test_help_lists_no_aliases(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message", "hint"),
     [
         (["vms"], "there is no command 'banger vms'", "did you mean 'banger vm'?"),
-        (["run", "--rm"], "there is no command 'banger run'", "did you mean 'banger vm run'?"),
+        (["events"], "there is no command 'banger events'", "did you mean 'banger vm events'?"),
+        (["image", "zz"], "there is no command 'banger image zz'", "see 'banger image --help'"),
         (["vm", "strat"], "there is no command 'banger vm strat'", "did you mean 'banger vm start'?"),
-        (["vm", "rename", "a", "b"], "there is no command 'banger vm rename'", "use 'banger vm set --name'"),
+        (["vm", "rename", "a", "b"], "there is no command 'banger vm rename'", "use 'banger vm set --name NEW VM'"),
         (["vm", "set", "a", "--disk-size", "abc"], "--disk-size: 'abc' is not a size", "write sizes like 512M"),
         (["vm", "list", "--jsn"], "there is no option --jsn", "did you mean --json?"),
         (["vm", "run", "--memory", "lots"], "--memory: 'lots' is not a size", "write sizes like 512M, 2G or 1.5GiB"),
@@ -95,13 +98,18 @@ def test_help_lists_no_aliases(capsys: pytest.CaptureFixture[str]) -> None:
             "--memory: '2' without a unit means bytes",
             "write sizes like 512M, 2G or 1.5GiB",
         ),
-        (["vm", "run", "--vcpu", "two"], "invalid value for '--vcpu': 'two' is not a number", "see"),
+        (["vm", "run", "--vcpu", "two"], "--vcpu: 'two' is not a whole number", "use 1 or more"),
+        (["vm", "run", "--vcpu", "0"], "--vcpu: at least 1 is needed, not '0'", "see 'banger vm run --help'"),
+        (["vm", "set", "a", "--vcpu", "-1"], "--vcpu: at least 1 is needed, not '-1'", "see 'banger vm set --help'"),
+        (["vm", "logs", "a", "-n", "-1"], "--tail: at least 0 is needed, not '-1'", "see 'banger vm logs --help'"),
+        (["daemon", "logs", "-n", "9" * 5000], f"--tail: '{'9' * 59}…' is too large", "use at most 9 digits"),
         (["completion"], "missing argument '{bash|zsh|fish}'", "see 'banger completion --help'"),
         (["vm", "run", "-p", "x"], "--publish: 'x' is not [[ADDR:]HOST:]GUEST", "for example --publish 8080:80"),
         (["vm", "run", "-P", "--net", "none"], "--publish-all needs a network", "leave out --net none"),
         (["vm", "run", "--stop-signal", "X"], "--stop-signal: 'X' is not a signal", "for example SIGQUIT, 3"),
         (["vm", "run", "--shell", "--", "ls"], "--shell goes with neither a command nor --entrypoint", "see"),
-        (["vm", "run", "-d", "-t"], "--tty and --detach exclude each other", "see"),
+        (["vm", "run", "-d", "-t"], "--tty and --detach exclude each other", "leave out -t"),
+        (["vm", "exec", "-dt", "a", "ls"], "--tty and --detach exclude each other", "leave out -t"),
         (["vm", "rm"], "missing argument 'REF...'", "name VMs, or pick them with --filter or --all"),
         (["vm", "stop", "a", "--all"], "VMs are either named or picked with --filter or --all", "see"),
         (["vm", "list", "--filter", "colour=red"], "--filter: 'colour=red' is not a filter", "write KEY=VALUE"),
@@ -133,8 +141,8 @@ def test_help_lists_no_aliases(capsys: pytest.CaptureFixture[str]) -> None:
 def test_usage_errors_need_no_daemon(
     arguments: list[str], message: str, hint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/nonexistent")
-    monkeypatch.setenv("XDG_STATE_HOME", "/nonexistent")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/proc/nonexistent")
+    monkeypatch.setenv("XDG_STATE_HOME", "/proc/nonexistent")
     assert run(arguments) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith(f"error: {message}")
