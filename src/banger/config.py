@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from collections.abc import Mapping
@@ -11,12 +12,20 @@ from pathlib import Path
 from banger.api.errors import BangerError, Code
 from banger.durations import parse_duration
 from banger.oci.reference import DOCKER_HUB, Registries, canonical_registry, is_registry, split_mirror
+from banger.reasons import in_words
 from banger.sizes import EXAMPLES, parse_size
 
 _SIZES = ("memory", "disk_size", "home_size", "reserve_memory", "reserve_disk", "cache_size")
 _TIMES = 'write {key} = "45s", "30m" or "1h30m" in quotes, or a number of seconds without'
 _UIDS = 0xFFFFFFFF  # the last one means no user, chown(2)
-_TYPE_NAMES: dict[type, str] = {tuple: "list of strings", dict: "table"}
+_TYPE_NAMES: dict[type, str] = {
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    str: "string",
+    tuple: "list of strings",
+    dict: "table",
+}
 
 
 @dataclass(frozen=True)
@@ -77,8 +86,9 @@ def load(path: Path) -> Config:
         return Config()
     except OSError as error:
         raise BangerError(Code.INVALID, f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BangerError(Code.INVALID, f"{path} is not valid TOML: {error}", hint="correct or remove it") from error
+    except (ValueError, RecursionError) as error:
+        message = f"{path} is not valid TOML: {in_words(error)}"
+        raise BangerError(Code.INVALID, message, hint="correct or remove it") from error
     known: dict[str, type] = {name: type(value) for name, value in asdict(Config()).items()}
     for key, value in values.items():
         if key not in known:
@@ -94,11 +104,11 @@ def load(path: Path) -> Config:
         elif type(value) is not known[key]:
             raise BangerError(
                 Code.INVALID,
-                f"{path}: {key} must be of type {_TYPE_NAMES.get(known[key], known[key].__name__)}, not {value!r}",
+                f"{path}: {key} must be of type {_TYPE_NAMES[known[key]]}, not {_written(value)}",
                 hint=_TIMES.format(key=key) if known[key] is float else "",
             )
         if type(value) in (int, float) and not 0 <= value < math.inf:
-            raise BangerError(Code.INVALID, f"{path}: {key} cannot be {value!r}")
+            raise BangerError(Code.INVALID, f"{path}: {key} cannot be {_written(value)}")
     if "registry_mirrors" in values:
         values["registry_mirrors"] = _mirrors(values["registry_mirrors"], path)
     config = Config(**values)
@@ -127,10 +137,17 @@ def load(path: Path) -> Config:
     return config
 
 
+def _written(value: object) -> str:
+    """A value as the file has it, or what kind of value it is."""
+    if isinstance(value, str | bool | int | float):
+        return json.dumps(value)
+    return "a list" if isinstance(value, list) else "a table" if isinstance(value, dict) else "a time"
+
+
 def _size(key: str, value: object, path: Path) -> int:
     try:
         if not isinstance(value, str):
-            raise ValueError(f"{value!r} is not a size")
+            raise ValueError(f"{_written(value)} is not a size")
         return parse_size(value)
     except ValueError as error:
         hint = f'{EXAMPLES} in quotes, such as {key} = "2G", or a number of bytes without'
@@ -152,7 +169,7 @@ def _mirrors(table: Mapping[str, object], path: Path) -> dict[str, tuple[str, ..
         if not isinstance(value, list) or not all(type(item) is str for item in value):
             raise BangerError(
                 Code.INVALID,
-                f"{path}: the mirrors of {registry!r} must be a list of strings, not {value!r}",
+                f"{path}: the mirrors of {registry!r} must be a list of strings, not {_written(value)}",
                 hint='put the registry into quotes: "docker.io" = ["https://mirror.example.org"]',
             )
         for item in value:

@@ -6,6 +6,7 @@ import json
 import re
 
 from banger.api.errors import BangerError, Code
+from banger.reasons import in_words
 
 ARCHITECTURES = ("amd64", "arm64")
 
@@ -28,7 +29,7 @@ class Fields:
         try:
             return cls(json.loads(text), where)
         except (ValueError, RecursionError) as error:
-            raise BangerError(Code.CORRUPT, f"{where} is not valid JSON: {error}") from error
+            raise BangerError(Code.CORRUPT, f"{where} is not valid JSON: {in_words(error)}") from error
 
     @classmethod
     def parse_list(cls, text: str | bytes, where: str, most: int) -> list[Fields]:
@@ -36,7 +37,7 @@ class Fields:
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise BangerError(Code.CORRUPT, f"{where} is not valid JSON: {error}") from error
+            raise BangerError(Code.CORRUPT, f"{where} is not valid JSON: {in_words(error)}") from error
         if not isinstance(values, list) or len(values) > most:
             raise BangerError(Code.CORRUPT, f"{where} is not a JSON list of at most {most:,} objects")
         return [cls(value, f"{where}, [{index}]") for index, value in enumerate(values)]

@@ -122,6 +122,14 @@ def _home() -> Path:
         ) from error
 
 
+def expand_home(text: str) -> Path:
+    """The path with ~ and ~USER replaced by a home directory; ~USER of a user whom there is not stays as it is."""
+    path = Path(text)
+    with contextlib.suppress(RuntimeError):
+        path = path.expanduser()
+    return path
+
+
 def absolute_path(text: str) -> Path:
     """The path that a request names; raises INVALID for a relative one and for what cannot be a path."""
     if not text.startswith("/"):

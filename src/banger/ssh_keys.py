@@ -13,6 +13,7 @@ from pathlib import Path
 
 from banger import system
 from banger.api.errors import BangerError, Code
+from banger.paths import expand_home
 
 # cryptography is imported where it is used: the command line imports this module's users at every start
 
@@ -93,7 +94,7 @@ def _configured_key(configured: str) -> SshKey:
 
 def _expanded(configured: str) -> Path:
     try:
-        return Path(configured).expanduser()
+        return expand_home(configured)
     except RuntimeError as error:
         raise BangerError(
             Code.INVALID, f"ssh_key = {configured!r} in config.toml names a user without a home", hint="write the path"

@@ -14,6 +14,7 @@ from banger.api.codec import Json, decode, decode_error, encode
 from banger.api.errors import BangerError, Code
 from banger.api.http1 import format_request, read_response
 from banger.api.operations import STDIN, Call, Stream
+from banger.reasons import in_words
 from banger.system import connect_unix
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _http_errors() -> Iterator[None]:
             Code.DAEMON, "the daemon went away before it answered", hint="look at 'banger daemon logs'"
         ) from error
     except ValueError as error:
-        raise BangerError(Code.DAEMON, f"the daemon's answer makes no sense: {error}") from error
+        raise BangerError(Code.DAEMON, f"the daemon's answer makes no sense: {in_words(error)}") from error
 
 
 def _follow(
@@ -203,7 +204,7 @@ class StreamConnection:
             self._ws.receive_data(data)
             return list(self._complete_messages())
         except (RemoteProtocolError, ValueError) as error:
-            raise BangerError(Code.DAEMON, f"the daemon's stream makes no sense: {error}") from error
+            raise BangerError(Code.DAEMON, f"the daemon's stream makes no sense: {in_words(error)}") from error
 
     def close(self) -> None:
         """Drop the connection; a command that is attached to it gets a hang-up."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import types
 import typing
 from collections.abc import Callable, Hashable
@@ -14,6 +15,7 @@ from banger.api.errors import BangerError, Code
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 T = TypeVar("T")
 _SCALARS = (bool, int, float, str)
+_SAID: dict[object, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 _PLAIN = frozenset((*_SCALARS, type(None)))  # and no enumerations, which are strings too
 
 
@@ -167,6 +169,6 @@ def _scalar_decoder(kind: object) -> _Decoder:
             return float(value)
         if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
             return value
-        raise _WrongError(f"expected {getattr(kind, '__name__', kind)}, got {value!r}")
+        raise _WrongError(f"expected {_SAID.get(kind, 'a word')}, got {json.dumps(value)[:100]}")
 
     return decode_scalar

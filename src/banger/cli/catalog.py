@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 
@@ -17,6 +16,7 @@ from banger.cli.many import for_each
 from banger.cli.options import FileName, NameType, json_option
 from banger.cli.progress import Display
 from banger.cli.render import age, plain, print_json, print_lines, table_lines
+from banger.paths import expand_home
 from banger.system import counted
 
 _KEY_LIMIT = 4096  # characters
@@ -42,7 +42,7 @@ class Location(FileName):
         text = str(value)
         if "://" in text:
             return text
-        path = Path(text).expanduser().absolute()
+        path = expand_home(text).absolute()
         if not path.is_file():
             raise UsageFault(f"there is no file {path}", "give the file of a catalog, or its URL with https://")
         return str(path)
@@ -182,7 +182,7 @@ def _key(text: str) -> str:
 
     if not text:
         return ""
-    path = Path(text).expanduser()
+    path = expand_home(text)
     key, problem = text, f"{text!r} is neither a file nor a minisign public key"
     try:
         if path.is_file():

@@ -89,10 +89,12 @@ def report_bug(kind: type[BaseException], error: BaseException, trace: Traceback
     """An excepthook: one line for what nobody expected, with the traceback only when debugging."""
     if os.environ.get("BANGER_LOG_LEVEL", "").lower() == "debug":
         sys.__excepthook__(kind, error, trace)
+    from banger.reasons import in_words
+
     hint = "set BANGER_LOG_LEVEL=debug to see where it happened"
     if not isinstance(error, OSError) or not error.strerror:
         report(f"banger has a bug: {kind.__name__}: {error}", hint)
     elif isinstance(error.filename, str):  # a path of the user's, mostly
         report(f"the system refuses {error.filename!r}: {error.strerror}")
     else:  # a full disk under our output, say
-        report(f"the system refused: {error}", hint)
+        report(f"the system refused: {in_words(error)}", hint)

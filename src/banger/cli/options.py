@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import click
 
 from banger.api.errors import BangerError
 from banger.cli.errors import UsageFault
+from banger.paths import expand_home
 from banger.system import validate_name, without_latest
 
 _MOST_DIGITS = 9
@@ -259,9 +259,15 @@ class LocalPath(FileName):
     name = "path"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        path = _absolute(str(value))
-        if not path.exists():
-            raise UsageFault(f"{_where(param)}: there is no {path}")
+        path = _given_path(value, param)
+        try:
+            path.lstat()  # any error but that it is not there is one of the path
+        except FileNotFoundError as error:
+            raise UsageFault(f"{_where(param)}: there is no {path}") from error
+        except (OSError, ValueError) as error:
+            from banger.reasons import in_words
+
+            raise UsageFault(f"{_where(param)}: {shown(str(value))} cannot be read: {in_words(error)}") from error
         return str(path)
 
 
@@ -278,7 +284,7 @@ class NewPath(FileName):
     """A file or directory to write, made absolute for the daemon; the directory that it is to lie in exists."""
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        path = _absolute(str(value))
+        path = _given_path(value, param)
         if not path.parent.is_dir():
             raise UsageFault(f"{_where(param)}: there is no directory {path.parent}")
         return str(path)
@@ -329,11 +335,14 @@ def _is_archive(text: str) -> bool:
     return re.fullmatch(_ARCHIVE, text) is not None and Path(text).is_file()
 
 
+def _given_path(value: object, param: click.Parameter | None) -> Path:
+    if not value:
+        raise UsageFault(f"{_where(param)} is empty", "give the path of a file or a directory, or . for this one")
+    return _absolute(str(value))
+
+
 def _absolute(text: str) -> Path:
-    path = Path(text)
-    with contextlib.suppress(RuntimeError):  # there is no such user: the file may be called so
-        path = path.expanduser()
-    return path.absolute()
+    return expand_home(text).absolute()
 
 
 def shown(text: str) -> str:

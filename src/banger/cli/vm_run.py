@@ -40,6 +40,7 @@ from banger.cli.options import (
 from banger.cli.progress import Display
 from banger.cli.render import format_address, note, print_json
 from banger.cli.timings import print_timings
+from banger.reasons import in_words
 
 _SEPARATOR = "--"
 
@@ -369,4 +370,4 @@ def _decode_started(result: Json) -> m.VmStarted:
     try:
         return decode(m.VmStarted, result)
     except ValueError as error:
-        raise BangerError(Code.DAEMON, f"the daemon's answer to vm.run makes no sense: {error}") from error
+        raise BangerError(Code.DAEMON, f"the daemon's answer to vm.run makes no sense: {in_words(error)}") from error

@@ -27,11 +27,26 @@ from banger.daemon.bodies import MAX_BODY, BoundedBodies
 from banger.daemon.jobs import Report
 from banger.daemon.streams import ClientGone, End, Input, Peer, Resize, Signal
 from banger.job import Progress
+from banger.reasons import in_words
 from banger.store.database import disk_is_full
 
 _log = logging.getLogger(__name__)
 _VERSION_HEADER = {"banger-version": __version__}
 _TOO_LARGE = 413
+_WRONG = {
+    "missing": "it is missing",
+    "string_unicode": "it must be text in UTF-8",
+    "string": "it must be text",
+    "int": "it must be a whole number below 2^63",
+    "float": "it must be a number",
+    "finite_number": "it must be a finite number",
+    "bool": "it must be true or false",
+    "list": "it must be a list",
+    "tuple": "it must be a list",
+    "dict": "it must be an object",
+    "model": "it must be an object",
+    "dataclass": "it must be an object",
+}
 _STATUS = {Code.INVALID: 400, Code.NOT_FOUND: 404, Code.EXISTS: 409, Code.IN_USE: 409, Code.WRONG_STATE: 409}
 
 # A handler takes the operation's request dataclass; the table guarantees which one.
@@ -89,8 +104,10 @@ def build_app(handlers: Handlers) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return await unreadable(request, error)
         where = ".".join(str(part) for part in first["loc"][1:])
-        return _failure(BangerError(Code.INVALID, f"{where or 'request'}: {first['msg']}"))
+        return _failure(BangerError(Code.INVALID, f"{where or 'request'}: {_wrong(first['type'])}"))
 
     @app.exception_handler(400)
     async def unreadable(request: Request, error: Exception) -> Response:
@@ -107,6 +124,11 @@ def build_app(handlers: Handlers) -> FastAPI:
         )
 
     return app
+
+
+def _wrong(kind: str) -> str:
+    """What is wrong with a field, by the type of pydantic's error (docs/errors/validation_errors there)."""
+    return next((said for begin, said in _WRONG.items() if kind.startswith(begin)), "it is not what it must be")
 
 
 def _failure(error: BangerError) -> Response:
@@ -162,7 +184,7 @@ async def outcome(work: Awaitable[object]) -> object:
     if disk_is_full(error):
         return BangerError(
             Code.EXHAUSTED,
-            f"a disk of the host is full: {error}",
+            f"a disk of the host is full: {in_words(error)}",
             hint="free some space: see 'df', 'banger vm prune' and 'banger image rm'",
         )
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
@@ -291,7 +313,7 @@ def _add_stream(app: FastAPI, stream: Stream[object, object], handler: StreamHan
             try:
                 request = decode(stream.request, json.loads(await socket.receive_text()))
             except (ValueError, KeyError, RecursionError, WebSocketDisconnect) as error:
-                raise BangerError(Code.INVALID, f"bad request for {stream.name}: {error}") from error
+                raise BangerError(Code.INVALID, f"bad request for {stream.name}: {in_words(error)}") from error
             await handler(request, peer)
 
         failure = await outcome(serve())

@@ -15,6 +15,7 @@ from banger.daemon.jobs import Report
 from banger.daemon.streams import Input, Peer
 from banger.daemon.vm_plan import now
 from banger.job import Progress
+from banger.reasons import in_words
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ class Operation:
             if self._reason is not None:
                 raise self._reason
         elif (error := task.exception()) is not None:
-            self.settle("failed", error.message if isinstance(error, BangerError) else str(error))
+            self.settle("failed", in_words(error))
         else:
             self.settle("done")
         return task.result()

@@ -17,6 +17,7 @@ from banger.daemon.events import Events
 from banger.daemon.host_network import HostNetwork
 from banger.daemon.vm import Vm
 from banger.process import ProcessId, Watched, spawn
+from banger.reasons import in_words
 from banger.system import bind_unix
 from banger.vmm import recorder
 from banger.vmm.driver import CONSOLE, LOG, NETWORK, Driver, Processes
@@ -83,7 +84,7 @@ class Helpers:
                 process, *others = await self._start(kind)
                 self._write_down(kind, process.identity, [other.identity for other in others])
             except (OSError, BangerError) as error:
-                self._warn(kind, f"ended and cannot be started again ({error}): {self._fix}")
+                self._warn(kind, f"ended and cannot be started again ({in_words(error)}): {self._fix}")
                 return
             self._warn(kind, f"ended at {vm_plan.now()} and was started again")
         if await self._ended_alone(process):

@@ -10,6 +10,7 @@ from pathlib import Path
 from banger.api.errors import BangerError
 from banger.daemon import vm_disk
 from banger.paths import Layout
+from banger.reasons import in_words
 from banger.store.database import Row, Store
 from banger.store.records import BROKEN, CREATING, INTENTS, REMOVING, VmRecord, broken_record
 
@@ -70,7 +71,7 @@ def _from_directory(directory: Path, store: Store, name: str, why: str) -> VmRec
         store.put_vm(record)
     except (OSError, ValueError, BangerError) as error:
         path = directory / vm_disk.RECORD
-        told = f"its name is taken: {error.message}" if isinstance(error, BangerError) else f"{path}: {error}"
+        told = f"its name is taken: {error.message}" if isinstance(error, BangerError) else f"{path}: {in_words(error)}"
         reason = "; ".join(filter(None, (why, told)))
         _log.error("the VM in %s is broken: %s", directory, reason)
         return broken_record(directory.name, name, reason)

@@ -21,6 +21,7 @@ from banger.daemon.vm_load import load
 from banger.daemon.vm_table import VmTable
 from banger.paths import Layout
 from banger.process import Watched
+from banger.reasons import in_words
 from banger.store.database import Store, despite_full_disk
 from banger.store.records import (
     BROKEN,
@@ -102,7 +103,7 @@ class Recovery:
                 await self._settle_locked(vm, keys)
             except (OSError, RecursionError, BangerError) as error:
                 _log.error("what became of the VM %r cannot be found out: %s", vm.name, error)
-                vm.record = broken_record(vm.record.id, vm.name, f"its state cannot be found out: {error}")
+                vm.record = broken_record(vm.record.id, vm.name, f"its state cannot be found out: {in_words(error)}")
 
     def _known_driver(self, record: VmRecord) -> VmRecord:
         if record.state == BROKEN or self._launcher.knows(record):
@@ -126,7 +127,7 @@ class Recovery:
                 vmm = await self._launcher.driver(vm.record).adopt(directory, process)
             except (OSError, BangerError) as error:
                 _log.warning("cannot control the VMM of %s, killing it: %s", vm.name, error)
-                reason = f"killed, since it could not be taken over: {error}"
+                reason = f"killed, since it could not be taken over: {in_words(error)}"
             else:
                 self._take_over(vm, self._launcher.link(vm.record, vmm, keys), processes)
                 return

@@ -24,6 +24,7 @@ from banger.guest.protocol import (
     TreeFlags,
 )
 from banger.guest.session import AgentError, AgentSession, Channel, Exit, GuestFailure, decode_exit
+from banger.reasons import in_words
 
 _U32_MAX = (1 << 32) - 1
 _PORT_MAX = (1 << 16) - 1
@@ -189,7 +190,7 @@ def guest_errors(what: str, *, argv: Sequence[str] | None = None) -> Iterator[No
         hint = "it may be busy: try again, or start it again if it hangs"
         raise BangerError(Code.GUEST, f"{what}: the guest did not answer in time", hint) from error
     except ValueError as error:
-        raise BangerError(Code.INVALID, f"{what}: {error}", "leave that value out, or correct it") from error
+        raise BangerError(Code.INVALID, f"{what}: {in_words(error)}", "leave that value out, or correct it") from error
 
 
 def _agent_error(error: AgentError, what: str, argv: Sequence[str] | None) -> BangerError:

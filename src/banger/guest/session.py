@@ -35,6 +35,7 @@ from banger.guest.protocol import (
     encode_frame,
     encode_hello,
 )
+from banger.reasons import in_words
 from banger.system import connect_unix
 
 _WRITE_BUFFER = 256 * 1024  # above this senders wait
@@ -526,7 +527,9 @@ class AgentSession(asyncio.BufferedProtocol):
             channel.wake_sender()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._lose("the guest has closed the connection" if exc is None else f"the connection to the guest: {exc}")
+        self._lose(
+            "the guest has closed the connection" if exc is None else f"the connection to the guest: {in_words(exc)}"
+        )
         self.closed.set()
 
 

@@ -250,7 +250,7 @@ def _gzip_member(file: Path, offset: int) -> tuple[bytes, int]:
                     raise BangerError(Code.CORRUPT, "it ends early")
                 output += piece
         except zlib.error as error:
-            raise BangerError(Code.CORRUPT, str(error)) from error
+            raise BangerError(Code.CORRUPT, "its gzip data is damaged") from error
         end = stream.tell() - len(decompressor.unused_data)
         return bytes(output), end if decompressor.eof and end < os.fstat(stream.fileno()).st_size else 0
 

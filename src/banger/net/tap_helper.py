@@ -80,7 +80,7 @@ def main() -> None:
     try:
         child = enter_user_namespace(uid)
     except (OSError, SetupError) as error:
-        fail(control, f"no namespace for the network: {error}")
+        fail(control, f"no namespace for the network: {said(error)}")
     if child.pid:
         # the one that the daemon holds on to: it ends with the helper, and the helper with it
         control.close()
@@ -95,7 +95,12 @@ def main() -> None:
         else:
             run(control, child.lifeline, pasta, forwards)
     except (OSError, SetupError) as error:
-        fail(control, str(error))
+        fail(control, said(error))
+
+
+def said(error: OSError | SetupError) -> str:
+    """What failed, for people."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def fail(control: socket.socket, message: str) -> NoReturn:

@@ -14,6 +14,7 @@ from pathlib import Path
 from banger.api.codec import decode, encode
 from banger.api.errors import BangerError, Code
 from banger.disk import space
+from banger.reasons import in_words
 from banger.store.records import VmRecord
 
 _log = logging.getLogger(__name__)
@@ -202,7 +203,7 @@ def _row(vm_id: str, name: str, text: str) -> Row:
     try:
         record = decode(VmRecord, json.loads(text))
     except (ValueError, RecursionError) as error:
-        return Row(vm_id, name, text, None, str(error))
+        return Row(vm_id, name, text, None, in_words(error))
     if record.id != vm_id or record.name != name:
         return Row(vm_id, name, text, None, f"it holds the record of {record.id} ({record.name!r})")
     return Row(vm_id, name, text, record, "")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from banger.api.errors import BangerError, Code
 from banger.job import missing_tool
+from banger.reasons import in_words
 from banger.vmm.ask import ask
 
 _ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
@@ -104,4 +105,6 @@ def _ask_emulator(arch: str, option: str) -> str:
     try:
         return ask(path, option, "help")
     except (OSError, subprocess.SubprocessError) as error:
-        raise BangerError(Code.UNSUPPORTED, f"{path} cannot be run: {error}", hint="run 'banger doctor'") from error
+        raise BangerError(
+            Code.UNSUPPORTED, f"{path} cannot be run: {in_words(error)}", hint="run 'banger doctor'"
+        ) from error

@@ -17,7 +17,9 @@ from banger.config import Config
 from banger.guest.protocol import POWER_OFF_NOTICE, VSOCK_AGENT_PORT, VSOCK_LOG_PORT
 from banger.guest.session import SessionLost
 from banger.net.tap import Namespaces
+from banger.paths import expand_home
 from banger.process import ProcessId, Watched, find_by_arguments, spawn
+from banger.reasons import in_words
 from banger.system import bind_unix, connect_unix
 from banger.vmm import jailer, programs
 from banger.vmm.choice import FIRECRACKER
@@ -312,11 +314,11 @@ def _cpu_template(config: Config) -> str | Json:
     if not name or name in _STATIC_TEMPLATES:
         return name
     try:
-        template: Json = json.loads(Path(name).expanduser().read_bytes())
+        template: Json = json.loads(expand_home(name).read_bytes())
     except (OSError, ValueError) as error:
         raise BangerError(
             Code.INVALID,
-            f"cpu_template is {name!r}, neither a template of Firecracker's nor a file that holds one: {error}",
+            f"cpu_template is {name!r}, neither a template of Firecracker nor a file of one: {in_words(error)}",
             hint=f"use one of {', '.join(_STATIC_TEMPLATES)}, or the path of a JSON file",
         ) from error
     return template

@@ -53,7 +53,7 @@ def main() -> None:
         try:
             bind(Path(source), target, uid, writable)
         except OSError as error:
-            print(f"{name} is not mounted: {error}", file=sys.stderr)
+            print(f"{name} is not mounted: {error.strerror}", file=sys.stderr)
             target.unlink()
             hand_over(Path(source), target, uid, writable)
     try:
@@ -125,4 +125,4 @@ if __name__ == "__main__":
     try:
         main()
     except OSError as error:
-        sys.exit(str(error))
+        sys.exit(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)

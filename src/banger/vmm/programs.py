@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from banger.api.errors import BangerError, Code
 from banger.config import Config
+from banger.reasons import in_words
 from banger.vmm.ask import ask
 from banger.vmm.detect import emulator, host_arch
 
@@ -87,7 +88,7 @@ def _find(name: str, configured: str) -> Program:
     try:
         said = ask(path, "--version")
     except (OSError, subprocess.SubprocessError) as error:
-        raise BangerError(Code.UNSUPPORTED, f"{path} cannot be run: {error}") from error
+        raise BangerError(Code.UNSUPPORTED, f"{path} cannot be run: {in_words(error)}") from error
     match = re.match(rf"{name} v(\d{{1,4}}(?:\.\d{{1,4}}){{1,3}})", said, re.IGNORECASE)
     if match is None:
         raise BangerError(Code.UNSUPPORTED, f"{path} does not say its version as {name} does: {said[:80]!r}")

@@ -68,15 +68,15 @@ def test_anything_else_is_a_value_or_refused(kind: type[object], value: object) 
     ("kind", "value", "message"),
     [
         (m.NameRequest, {}, "NameRequest.name: missing"),
-        (m.NameRequest, {"name": 1}, "NameRequest.name: expected str, got 1"),
-        (m.NameRequest, {"name": None}, "NameRequest.name: expected str, got None"),
+        (m.NameRequest, {"name": 1}, "NameRequest.name: expected text, got 1"),
+        (m.NameRequest, {"name": None}, "NameRequest.name: expected text, got null"),
         (m.NameRequest, [], "NameRequest: expected an object"),
-        (m.Terminal, {"rows": True, "columns": 1}, "Terminal.rows: expected int, got True"),
-        (m.Terminal, {"rows": 1.5, "columns": 1}, "Terminal.rows: expected int, got 1.5"),
+        (m.Terminal, {"rows": True, "columns": 1}, "Terminal.rows: expected a whole number, got true"),
+        (m.Terminal, {"rows": 1.5, "columns": 1}, "Terminal.rows: expected a whole number, got 1.5"),
         (m.VmRemoved, {"names": "a", "freed_bytes": 1}, "VmRemoved.names: expected a list"),
-        (m.VmRemoved, {"names": ["a", 2], "freed_bytes": 1}, r"VmRemoved.names\[1\]: expected str, got 2"),
-        (m.VmStop, {"vm": "a", "grace": "long"}, "VmStop.grace: expected float, got 'long'"),
-        (m.VmRun, {"create": {"vcpu": "2"}}, "VmRun.create.vcpu: expected int, got '2'"),
+        (m.VmRemoved, {"names": ["a", 2], "freed_bytes": 1}, r"VmRemoved.names\[1\]: expected text, got 2"),
+        (m.VmStop, {"vm": "a", "grace": "long"}, 'VmStop.grace: expected a number, got "long"'),
+        (m.VmRun, {"create": {"vcpu": "2"}}, 'VmRun.create.vcpu: expected a whole number, got "2"'),
     ],
 )
 def test_the_wrong_key_is_named(kind: type[object], value: object, message: str) -> None:
