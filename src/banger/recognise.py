@@ -21,6 +21,8 @@ from banger.kernelcat.streams import Section, peek
 from banger.paths import absolute_path
 
 TAR, DIRECTORY = "tar", "directory"  # what may be a root filesystem; anything else has an advice of its own
+# what may be an archive of images
+ARCHIVES = (TAR, "docker-archive", "oci-archive", "package", "compressed", "unknown")
 SQUASHFS, EXT4 = "squashfs", "ext4"
 
 _HEAD = 68 << 10  # bytes: the superblock of btrfs is the last that is looked for
@@ -103,9 +105,9 @@ def recognise(path: Path) -> Recognised:
 
 
 def refuse_path(name: str, noun: str) -> None:
-    """Raise BangerError, saying what to do with the file, for a name that is an absolute path and not that of a `noun`.
+    """Raise INVALID, with the command for the file, when the name of "an image" or "a kernel" is an absolute path.
 
-    INVALID, or as `recognise` does.
+    Raises NOT_FOUND for the path of nothing.
     """
     if name.startswith("/"):
         found = recognise(absolute_path(name))
@@ -159,6 +161,7 @@ _MAGICS = (
     (0x8001, b"CD001", "iso"),
     (0x202, b"HdrS", "kernel"),
     (0x38, b"ARM\x64", "kernel"),
+    (4, b"zimg", "kernel"),
     (0, deb.MAGIC, "deb"),
     (0, rpm.MAGIC, "rpm"),
     (0, b"ADB", "package"),

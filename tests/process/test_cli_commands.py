@@ -164,8 +164,14 @@ async def run(request: m.VmRun, peer: Peer) -> None:
     if request.create.command == ["forever"]:
         await peer.gone()
         return
+    if request.create.command == ["-missing"]:
+        raise BangerError(Code.COMMAND_NOT_FOUND, "no such command")
     await peer.send_event("started", result=encode(m.VmStarted(WEB, [m.Timing("boot", 1.5)])))
     await peer.send_event("exit", signalled=False, value=0 if request.detach else 4)
+
+
+async def create(request: m.VmCreate, report: Report) -> m.VmInfo:
+    return WEB
 
 
 async def wait(request: m.VmWait, report: Report) -> m.VmWaited:
@@ -184,6 +190,7 @@ def banger(tmp_path: Path) -> Iterator[Banger]:
         "vm.stop": stop,
         "vm.prune": prune,
         "vm.wait": wait,
+        "vm.create": create,
     }
     streams: dict[str, StreamHandler] = {"vm.exec": execute, "vm.run": run, "vm.logs": logs}
     with serve(tmp_path / "banger/bangerd.sock", calls, streams) as server:
@@ -276,7 +283,7 @@ def test_output_that_nothing_can_take_is_no_failure_of_the_command(banger: Bange
     with open("/dev/full", "wb") as full, banger.popen(["vm", "exec", "web", "both"], stdout=full.fileno()) as process:
         _, error = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 125
-    assert b"error: the system refused: [Errno 28] No space left on device" in error
+    assert b"error: the system refused: No space left on device" in error
     assert b"Traceback" not in error
 
 
@@ -345,11 +352,64 @@ def test_a_balloon_is_as_configured_unless_asked_for(banger: Banger, option: lis
 
 
 def test_ports_that_are_not_published_are_told_once(banger: Banger) -> None:
+    leads = b"127.0.0.1:8080 leads to port 80 of web\n[::1]:8081 leads to port 81 of web\n"
     for arguments in (["run", "-P"], ["run", "-d", "-P", "--stop-signal", "3"]):
         result = banger("vm", *arguments)
-        assert result.stderr == b"not published, since only TCP ports are: 53/udp, 53/sctp\n"
+        assert result.stderr == leads + b"not published, since only TCP ports are: 53/udp, 53/sctp\n"
     request = banger.server.requests[1][1]
     assert request == m.VmRun(m.VmCreate(publish_all=True, stop_signal="3"), detach=True)
+
+
+@pytest.mark.parametrize("command", [["run", "-d"], ["vm", "run", "-d"], ["vm", "create"], ["run"]])
+def test_the_port_that_was_free_is_told_beside_the_output(banger: Banger, command: list[str]) -> None:
+    result = banger(*command, "-p", "80", "-p", "9000:81")
+    assert result.stderr == b"127.0.0.1:8080 leads to port 80 of web\n"
+    assert command == ["run"] or result.stdout == b"web\n"
+    if "-d" in command:
+        result = banger(*command, "-p", "80", "--json")
+        assert json.loads(result.stdout)["ports"][0] == {"address": "127.0.0.1", "host_port": 8080, "guest_port": 80}
+    assert banger(*command, "-p", "8080:80").stderr == b""
+
+
+def test_short_forms_do_what_the_long_ones_do(banger: Banger) -> None:
+    for short, long in (
+        (["ls"], ["vm", "list"]),
+        (["ls", "-a", "-q"], ["vm", "list", "--quiet"]),
+        (["ps"], ["vm", "list", "--filter", "state=running"]),
+        (["logs", "-n", "3", "web"], ["vm", "logs", "--tail", "3", "web"]),
+        (["exec", "-i", "web", "both"], ["vm", "exec", "web", "--", "both"]),
+        (["stop", "web", "nobody"], ["vm", "stop", "web", "nobody"]),
+    ):
+        before = len(banger.server.requests)
+        one, asked = banger(*short), banger.server.requests[before:]
+        other = banger(*long)
+        assert asked
+        assert asked == banger.server.requests[before + len(asked) :]
+        assert (one.returncode, one.stdout, one.stderr) == (other.returncode, other.stdout, other.stderr)
+
+
+def test_names_alone(banger: Banger) -> None:
+    assert banger("ls", "-q").stdout == b"web\nold\n"
+    assert banger("ps", "-q").stdout == b"web\n"
+    assert banger("ps", "-aq").stdout == b"web\nold\n"
+
+
+def test_run_with_an_image_as_docker_has_it(banger: Banger) -> None:
+    banger("run", "--rm", "alpine", "ls", "-l")
+    banger("run", "-d", "--", "ls")
+    assert [request for _, request in banger.server.requests] == [
+        m.VmRun(m.VmCreate(image="alpine", command=["ls", "-l"], auto_remove=True)),
+        m.VmRun(m.VmCreate(command=["ls"]), detach=True),
+    ]
+    result = banger("vm", "run", "ubuntu")
+    assert (result.returncode, len(banger.server.requests)) == (2, 2)
+    assert b"'banger vm run --image ubuntu'" in result.stderr
+
+
+def test_an_option_that_was_taken_for_the_command(banger: Banger) -> None:
+    result = banger("run", "alpine", "-missing")
+    assert result.returncode == 127
+    assert b"hint: options of banger stand before the image" in result.stderr
 
 
 def test_progress_is_quiet_unless_asked_for(banger: Banger) -> None:

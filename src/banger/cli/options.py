@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable
@@ -217,20 +218,20 @@ class NameType(click.ParamType[str]):
         if self.name == "image":
             text = without_latest(text)
         try:
+            if "/" in text and self.name in ("image", "kernel"):
+                self._refuse_file(text)
             return validate_name(text, self.name)
         except BangerError as error:
-            raise UsageFault(error.message, self._other(text) or error.hint) from error
+            tag = re.fullmatch(r"([A-Za-z0-9._-]+):([A-Za-z0-9._-]+)", text) if self.name == "image" else None
+            here = f"it is called {tag[1]}-{tag[2]} here, if there is one: see 'banger image list'" if tag else ""
+            raise UsageFault(error.message, here or error.hint) from error
 
-    def _other(self, text: str) -> str:
-        """The command for what is no name but a file, or an image of a registry; '' for anything else."""
-        if self.name not in ("image", "kernel") or not text.isprintable():
-            return ""
-        if "/" in text and _absolute(text).exists():
-            from banger.recognise import recognise
+    def _refuse_file(self, text: str) -> None:
+        from banger.recognise import refuse_path
 
-            return recognise(_absolute(text)).advice
-        tag = re.fullmatch(r"([A-Za-z0-9._-]+):([A-Za-z0-9._-]+)", text)
-        return f"see what it is called here: 'banger {self.name} list'; {tag[1]}-{tag[2]}, most likely" if tag else ""
+        with contextlib.suppress(OSError):  # what cannot be looked at is no name either
+            if _absolute(text).exists():
+                refuse_path(str(_absolute(text)), f"{'an' if self.name == 'image' else 'a'} {self.name}")
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import click
 
@@ -260,7 +260,7 @@ def run(create: m.VmCreate, detach: bool, tty: bool, timings: bool, as_json: boo
         raise UsageFault("--restart goes with --detach: a command run from here is run once", "add -d")
     if as_json and not detach:
         raise UsageFault("--json goes with --detach: otherwise the output is the command's own")
-    with around_guest_command(), Display() as display:
+    with around_guest_command(), _options_told(create), Display() as display:
         client = ensure_daemon()
         if detach:
             started = _run_detached(client, create, display)
@@ -322,6 +322,17 @@ def create(create: m.VmCreate, as_json: bool) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _options_told(create: m.VmCreate) -> Iterator[None]:
+    """Where an option was run as a command, say where options stand."""
+    try:
+        yield
+    except BangerError as error:
+        if error.code is Code.COMMAND_NOT_FOUND and create.command[:1] and create.command[0].startswith("-"):
+            error.hint = "options of banger stand before the image and the command: banger run -it IMAGE CMD"
+        raise
+
+
 def _run_detached(client: Client, create: m.VmCreate, display: Display) -> m.VmStarted:
     with client.open(op.VM_RUN, m.VmRun(create, detach=True)) as stream:
         return _decode_started(terminal.wait_started(stream, display.reporter("starting")))
@@ -351,9 +362,11 @@ def _run_attached(client: Client, create: m.VmCreate, tty: bool, display: Displa
 
 
 def _tell_ports(create: m.VmCreate, vm: m.VmInfo) -> None:
-    """Say on standard error which ports were published, and which were not."""
+    """Say on standard error which ports of the host banger chose, and what was not published."""
+    without_host = [text for text in create.publish if ":" not in text]
     for port in vm.ports:
-        note(f"{format_address(port)} leads to port {port.guest_port} of {vm.name}")
+        if create.publish_all or str(port.guest_port) in without_host:
+            note(f"{format_address(port)} leads to port {port.guest_port} of {vm.name}")
     left = [port for port in vm.exposed_ports if not port.endswith("/tcp")]
     if create.publish_all and left:
         note(f"not published, since only TCP ports are: {', '.join(left)}")

@@ -12,8 +12,10 @@ from banger.kernelcat.host import host_kernel
 from banger.kernelcat.manifest import MODULES
 from banger.kernelcat.packages import unpack
 from banger.kernelcat.staged import METADATA, Found, discover_paths, kernels
-from banger.recognise import recognise
+from banger.recognise import DIRECTORY, TAR, recognise
 
+# kinds of files that may be a kernel or hold one; of the last ones nobody knows what they are
+_PERHAPS = ("kernel", "kernels", "deb", "rpm", "package", TAR, DIRECTORY, "program", "compressed", "unknown")
 _EXPECTED = (
     "give a package, a kernel file (vmlinux, vmlinuz or Image), or a directory with boot/vmlinux-* or boot/vmlinuz-*, "
     f"or with {METADATA} that names the files"
@@ -54,6 +56,8 @@ def discover(sources: list[Path], scratch: Path, kernel_version: str, job: Job) 
     if packages.is_dir():
         found = _merge(found, discover_paths(packages, kernel_version))
     if found.kernel is None:
+        if len(sources) == 1:
+            _refuse_others(sources[0])
         names = ", ".join(map(str, sources)) or "nothing"
         raise BangerError(Code.NOT_FOUND, f"no kernel in {names}", hint=_EXPECTED)
     return found
@@ -62,7 +66,7 @@ def discover(sources: list[Path], scratch: Path, kernel_version: str, job: Job) 
 def _refuse_others(source: Path) -> None:
     """Raise INVALID for a file that is known to be something else than a kernel."""
     found = recognise(source)
-    if found.kind not in ("kernel", "program", "compressed", "unknown"):
+    if found.kind not in _PERHAPS:
         hint = _EXPECTED if found.kind in ("initrd", "text", "empty") else found.advice
         raise BangerError(Code.INVALID, f"{source} is {found.what}, not a kernel", hint=hint)
 

@@ -18,6 +18,7 @@ from banger.oci.reference import same_name
 
 _VERSION = "1.0.0"
 _FULL_NAME = "io.containerd.image.name"  # what containerd and `docker save` write besides
+_ROOTFS = "a root filesystem becomes an image with 'banger image import NAME --from PATH'"
 _SHOWN = 10  # names that fit one line
 
 
@@ -35,7 +36,9 @@ class LayoutSource:
         self._job = job
         self._label = files.label + (f", image {name!r}," if name else "")
         if not files.has(MARKER) or not files.has(INDEX):
-            hint = "what `docker save` writes is read with docker-archive:FILE" if files.has("manifest.json") else ""
+            hint = (
+                "what `docker save` writes is read with docker-archive:FILE" if files.has("manifest.json") else _ROOTFS
+            )
             missing = INDEX if files.has(MARKER) else MARKER
             raise BangerError(Code.CORRUPT, f"{files.label} is no OCI layout: it has no {missing!r}", hint=hint)
         version = Fields.parse(self._read(MARKER), f"{MARKER!r} in {files.label}").text("imageLayoutVersion")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from banger.api.errors import BangerError, Code
 from banger.job import Job
 from banger.oci.docker_archive import DockerArchiveSource
 from banger.oci.files import DirectoryFiles, open_archive
@@ -18,6 +19,7 @@ from banger.oci.platform import Platform
 from banger.oci.reference import Reference, Registries, local_name
 from banger.oci.registry import Registry
 from banger.paths import absolute_path
+from banger.recognise import ARCHIVES, recognise
 
 
 class Source(Protocol):
@@ -62,6 +64,9 @@ def open_source(text: str, job: Job, environment: Environment) -> Iterator[Sourc
     if location.transport == LAYOUT:
         yield LayoutSource(DirectoryFiles(path), location.name, job)
         return
+    if path.is_file() and (found := recognise(path)).kind not in ARCHIVES:
+        message = f"{location.path!r} is {found.what}, not an archive of images"
+        raise BangerError(Code.INVALID, message, hint=found.advice)
     with open_archive(path, job, environment.cache) as files:
         if location.transport == DOCKER_ARCHIVE:
             yield DockerArchiveSource(files, location.name, job)
