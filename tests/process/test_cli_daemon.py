@@ -83,7 +83,7 @@ def test_the_life_of_a_daemon(home: Home) -> None:
     assert (status, f"pid:         {second}" in out) == (0, True)
     assert home("daemon", "stop") == (0, "stopped the daemon; VMs go on\n", "")
     with pytest.raises(BangerError, match="no daemon answers"):
-        client.version()
+        client.identity()
     status, out, err = home("daemon", "logs")
     assert (status, err) == (0, "")
     times, said = zip(*(line.split(" INFO banger.daemon.") for line in out.splitlines()), strict=True)

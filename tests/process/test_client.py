@@ -16,6 +16,7 @@ from banger.api.errors import BangerError, Code
 from banger.daemon.http import CallHandler, StreamHandler
 from banger.daemon.jobs import Report
 from banger.daemon.streams import End, Peer, Signal
+from banger.installation import PACKAGE
 from banger.job import Progress
 from tests.process.api_server import ApiServer, serve
 
@@ -124,14 +125,14 @@ def test_leaving_a_long_operation_cancels_it(client: Client) -> None:
 
 
 def test_the_daemon_tells_its_version(client: Client) -> None:
-    assert client.version() == __version__
+    assert client.identity() == (__version__, str(PACKAGE))
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
     with pytest.raises(BangerError, match="no daemon answers"):
         Client(tmp_path / "none").call(op.VM_LIST, m.Empty())
     with pytest.raises(BangerError, match="no daemon answers"):
-        Client(tmp_path / "none" / "deep").version()
+        Client(tmp_path / "none" / "deep").identity()
 
 
 @pytest.mark.parametrize(

@@ -41,14 +41,14 @@ def banger(daemon: DaemonProcess, *arguments: str) -> tuple[int, str, str]:
 
 
 def test_an_idle_older_daemon_is_replaced_and_its_vms_stay(older: DaemonProcess) -> None:
-    assert older.client.version() == "0.0.9"
+    assert older.client.identity().version == "0.0.9"
     before = older.client.call(op.VM_SHOW, m.VmRef("good"))
     try:
         status, out, err = banger(older, "vm", "list")
         assert (status, err) == (0, "")
         assert "good" in out
         older.wait()  # it has ended, and well
-        assert older.client.version() != "0.0.9"
+        assert older.client.identity().version != "0.0.9"
         after = older.client.call(op.VM_SHOW, m.VmRef("good"))
         assert (after.pid, after.state) == (before.pid, "running")
         assert older.client.call(op.VM_STAT, m.GuestPath("good", "/")).mode & 0o040000
@@ -65,7 +65,7 @@ def test_a_busy_older_daemon_is_left_and_that_is_said(older: DaemonProcess) -> N
         assert (status, "good" in out) == (0, True)
         assert "the daemon is of version 0.0.9" in err
         assert "it is busy" in err
-        assert older.client.version() == "0.0.9"
+        assert older.client.identity().version == "0.0.9"
         # what kept it busy goes on
         stream.send_data(b"still here")
         while (message := next(messages)) != b"\x00still here":

@@ -8,7 +8,7 @@ import select
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from banger.api.codec import Json, decode, decode_error, encode
 from banger.api.errors import BangerError, Code
@@ -30,6 +30,14 @@ Message = bytes | dict[str, Json]
 _RECEIVE = 1 << 18
 _HEADERS = {"Host": "banger", "Content-Type": "application/json"}
 VERSION_HEADER = "banger-version"
+INSTALLATION_HEADER = "banger-installation"
+
+
+class Identity(NamedTuple):
+    """Whose code a daemon runs: its version and the directory of its package, '' where it does not tell."""
+
+    version: str
+    installation: str
 
 
 class Client:
@@ -52,11 +60,13 @@ class Client:
         with connect(self.path) as connection:
             return call_over(connection, operation, request, progress)
 
-    def version(self) -> str:
-        """The daemon's version, which every one of its responses carries; '' when this one does not."""
+    def identity(self) -> Identity:
+        """Whose code the daemon runs, which every one of its responses tells."""
         with connect(self.path) as connection, _http_errors(), connection.makefile("rb") as stream:
             connection.sendall(format_request("GET", "/v1", _HEADERS))
-            return read_response(stream).headers.get(VERSION_HEADER, "")
+            headers = read_response(stream).headers
+            place: Json = json.loads(headers.get(INSTALLATION_HEADER, '""'))
+            return Identity(headers.get(VERSION_HEADER, ""), place if isinstance(place, str) else "")
 
     def open(self, operation: Stream[Request, Response], request: Request) -> StreamConnection:
         """Open a stream with its first message sent."""

@@ -1,4 +1,4 @@
-"""Finds the user's daemon, starts it when there is none, and replaces one of an older version."""
+"""Finds the user's daemon, starts it when there is none, replaces one of an older version or other installation."""
 
 from __future__ import annotations
 
@@ -13,36 +13,38 @@ from pathlib import Path
 
 from banger import __version__
 from banger.api import models as m
-from banger.api.client import Client
+from banger.api.client import Client, Identity
 from banger.api.codec import decode_error
 from banger.api.errors import BangerError, Code
 from banger.api.operations import DAEMON_STATUS, DAEMON_STOP
+from banger.installation import PACKAGE
 from banger.paths import Layout, ensure_runtime, user_layout
 
 READY_VARIABLE = "BANGER_READY_FD"
+_OURS = Identity(__version__, str(PACKAGE))
 _LOG_TAIL_LINES = 5
 _LOG_TAIL_BYTES = 4096
 
 
 def ensure_daemon(layout: Layout | None = None) -> Client:
-    """A client of a daemon that runs and is not older than this program.
+    """A client of a daemon that runs and is not older than this program, nor of another installation unless newer.
 
     Raises BangerError(DAEMON) with the end of the daemon's log when it does not start.
     """
     layout = layout or user_layout()
     client = Client(layout.socket)
-    version = running_version(client)
-    if version is None:
+    found = find_daemon(client)
+    if found is None:
         start_daemon(layout)
-    elif version != __version__ and is_older(version, __version__):
-        _replace(layout, client, version)
+    elif found != _OURS and _is_to_go(found):
+        _replace(layout, client, found)
     return client
 
 
-def running_version(client: Client) -> str | None:
-    """The version of the daemon that answers, None when nobody does."""
+def find_daemon(client: Client) -> Identity | None:
+    """Whose code the daemon that answers runs, None when nobody answers."""
     try:
-        return client.version()
+        return client.identity()
     except BangerError as error:
         if error.code is not Code.DAEMON:
             raise
@@ -55,12 +57,19 @@ def is_older(version: str, than: str) -> bool:
     return bool(parsed[0]) and parsed[0] < parsed[1]
 
 
+def _is_to_go(found: Identity) -> bool:
+    """Whether a daemon is older than this program, or of another installation: one that is gone, or not newer."""
+    if found.installation == _OURS.installation:
+        return is_older(found.version, __version__)
+    return not is_older(__version__, found.version) or not Path(found.installation).exists()
+
+
 def start_daemon(layout: Layout) -> None:
     """Start the daemon unless somebody else does it at the same time, and wait until it is ready."""
     layout.create()
     ensure_runtime(layout.runtime)
     with _start_lock(layout):
-        if running_version(Client(layout.socket)) is None:
+        if find_daemon(Client(layout.socket)) is None:
             _spawn(layout)
 
 
@@ -93,21 +102,29 @@ def stop_daemon_for_another(layout: Layout, client: Client) -> None:
     stop_daemon(client)
 
 
-def _replace(layout: Layout, client: Client, version: str) -> None:
+def _replace(layout: Layout, client: Client, found: Identity) -> None:
     from banger.cli.render import note
 
-    if client.call(DAEMON_STATUS, m.Empty()).busy:
-        note(
-            f"warning: the daemon is of version {version}, this is {__version__}, and it is busy; "
-            "run 'banger daemon restart' when it is not"
+    status = client.call(DAEMON_STATUS, m.Empty())
+    is_other = found.installation != _OURS.installation
+    which = f"warning: the daemon is of version {found.version}, this is {__version__}"
+    if is_other:
+        which = (
+            f"warning: the daemon is of another installation of banger, {found.version} in "
+            f"{found.installation or 'a directory that it does not tell'}; this is {__version__} in {PACKAGE}"
         )
+    if is_other and status.activated:
+        note(f"{which}; systemd starts it: run 'banger system install' to have it start this one")
+        return
+    if status.busy:
+        note(f"{which}, and it is busy; run 'banger daemon restart' when it is not")
         return
     with _start_lock(layout):
         # another process may have been quicker
-        running = running_version(client)
-        if running is not None and is_older(running, __version__):
+        running = find_daemon(client)
+        if running is not None and _is_to_go(running):
             stop_daemon_for_another(layout, client)
-            running = None
+            running = find_daemon(client)  # where systemd holds the socket, this has it start the next one
         if running is None:
             _spawn(layout)
 

@@ -9,11 +9,12 @@ from banger.api import models as m
 from banger.api import operations as op
 from banger.api.client import Client
 from banger.cli import errors
-from banger.cli.connect import ensure_daemon, running_version, start_daemon, stop_daemon, stop_daemon_for_another
+from banger.cli.connect import ensure_daemon, find_daemon, start_daemon, stop_daemon, stop_daemon_for_another
 from banger.cli.lazy import Command, Entry, LazyGroup
 from banger.cli.options import Whole, json_option
 from banger.cli.render import duration, note, print_fields, print_json
 from banger.cli.terminal import copy_output
+from banger.installation import PACKAGE
 from banger.paths import user_layout
 from banger.system import human_size
 
@@ -37,7 +38,7 @@ DAEMON = LazyGroup(
 def status(as_json: bool) -> int:
     """Show whether the daemon runs, and how. Exits 1 when it does not."""
     client = Client(user_layout().socket)
-    if running_version(client) is None:
+    if find_daemon(client) is None:
         if as_json:
             print_json({"running": False})
         else:
@@ -51,6 +52,11 @@ def status(as_json: bool) -> int:
         [
             ("pid", str(found.pid)),
             ("version", found.version + ("" if found.version == __version__ else f" (this is {__version__})")),
+            (
+                "installation",
+                found.installation + ("" if found.installation == str(PACKAGE) else f" (this is {PACKAGE})"),
+            ),
+            ("started by", "systemd" if found.activated else ""),
             ("uptime", duration(found.uptime)),
             ("memory", human_size(found.resident_bytes)),
             ("running VMs", str(found.vms_running)),
@@ -69,7 +75,7 @@ def status(as_json: bool) -> int:
 def start() -> None:
     """Start the daemon now rather than with the first command."""
     layout = user_layout()
-    if running_version(Client(layout.socket)) is not None:
+    if find_daemon(Client(layout.socket)) is not None:
         print("the daemon is already running")
         return
     start_daemon(layout)
@@ -80,7 +86,7 @@ def start() -> None:
 def stop() -> None:
     """Stop the daemon; VMs go on."""
     client = Client(user_layout().socket)
-    if running_version(client) is None:
+    if find_daemon(client) is None:
         print("the daemon is not running")
         return
     stop_daemon(client)
@@ -95,7 +101,7 @@ def restart() -> None:
     """
     layout = user_layout()
     client = Client(layout.socket)
-    if running_version(client) is not None:
+    if find_daemon(client) is not None:
         stop_daemon_for_another(layout, client)
     start_daemon(layout)
     print("restarted the daemon")
@@ -137,7 +143,7 @@ def _print_log_file(tail: int | None) -> int:
             found = True
         except FileNotFoundError:
             continue
-    if not found and running_version(Client(layout.socket)) is not None:
+    if not found and find_daemon(Client(layout.socket)) is not None:
         note(f"there is no {path}: the daemon logs to where whoever started it wanted, such as the journal of systemd")
         return errors.FAILED
     if not found:

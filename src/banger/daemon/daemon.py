@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ from banger.daemon.vm_stats import VmStats
 from banger.daemon.vm_supervisor import Supervisor
 from banger.daemon.vm_table import VmTable
 from banger.daemon.vm_top import VmTop
+from banger.installation import PACKAGE
 from banger.job import Job
 from banger.paths import Layout, ensure_runtime
 from banger.store.database import Store
@@ -235,6 +237,9 @@ class Daemon:
             driver=f"{choice.driver} ({choice.accelerator})",
             driver_reason=choice.reason,
             warnings=[f"the database was damaged: it is kept as {aside}"] if (aside := self._store.set_aside) else [],
+            installation=str(PACKAGE),
+            executable=sys.executable,
+            activated=_activated(),
         )
 
     async def _stop_daemon(self, request: m.Empty, report: Report) -> m.Empty:

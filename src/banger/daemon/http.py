@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from banger import __version__
+from banger.api.client import INSTALLATION_HEADER, VERSION_HEADER
 from banger.api.codec import Json, decode, encode, encode_error
 from banger.api.errors import BangerError, Code
 from banger.api.models.base import complete_models
@@ -26,12 +27,14 @@ from banger.api.operations import CALLS, STREAMS, Call, Stream
 from banger.daemon.bodies import MAX_BODY, BoundedBodies
 from banger.daemon.jobs import Report
 from banger.daemon.streams import ClientGone, End, Input, Peer, Resize, Signal
+from banger.installation import PACKAGE
 from banger.job import Progress
 from banger.reasons import in_words
 from banger.store.database import disk_is_full
 
 _log = logging.getLogger(__name__)
-_VERSION_HEADER = {"banger-version": __version__}
+# whose code answers; in ASCII whatever the path is
+_IDENTITY = {VERSION_HEADER: __version__, INSTALLATION_HEADER: json.dumps(str(PACKAGE))}
 _TOO_LARGE = 413
 _WRONG = {
     "missing": "it is missing",
@@ -137,14 +140,14 @@ def _failure(error: BangerError) -> Response:
 
 def _json(value: Json, status: int = 200) -> Response:
     # in ASCII: names in guests need not be UTF-8, and the lone surrogates that stand for their bytes cannot be encoded
-    return Response(json.dumps(value), status, headers=_VERSION_HEADER, media_type="application/json")
+    return Response(json.dumps(value), status, headers=_IDENTITY, media_type="application/json")
 
 
 def _add_call(app: FastAPI, call: Call[object, object], handler: CallHandler) -> None:
     async def endpoint(request: Request, body: object) -> Response:
         if call.long and "application/x-ndjson" in request.headers.get("accept", ""):
             lines = _progress_lines(lambda report: handler(body, report))
-            return StreamingResponse(lines, media_type="application/x-ndjson", headers=_VERSION_HEADER)
+            return StreamingResponse(lines, media_type="application/x-ndjson", headers=_IDENTITY)
         result = await _until_disconnect(request, handler(body, lambda progress: None))
         if isinstance(result, BangerError):
             return _failure(result)
@@ -305,7 +308,7 @@ def _number(value: object, most: int) -> int:
 
 def _add_stream(app: FastAPI, stream: Stream[object, object], handler: StreamHandler) -> None:
     async def endpoint(socket: WebSocket) -> None:
-        headers = [(name.encode(), value.encode()) for name, value in _VERSION_HEADER.items()]
+        headers = [(name.encode(), value.encode()) for name, value in _IDENTITY.items()]
         await socket.accept(headers=headers)
         peer = WebSocketPeer(socket)
 

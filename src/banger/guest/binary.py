@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from banger import installation
 from banger.api.errors import BangerError, Code
 
-_DIRECTORY = Path(__file__).parent.parent / "_agent"
+_DIRECTORY = installation.PACKAGE / "_agent"
 
 
 def agent_binary(arch: str) -> Path:
@@ -15,7 +16,7 @@ def agent_binary(arch: str) -> Path:
     if not path.is_file():
         raise BangerError(
             Code.UNSUPPORTED,
-            f"this installation of banger has no guest agent for {arch}",
-            hint="run 'make agent' in the source tree, or reinstall the package",
+            f"this installation of banger, {installation.PACKAGE}, has no guest agent for {arch}",
+            hint=installation.repair(),
         )
     return path

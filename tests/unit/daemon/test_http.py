@@ -49,7 +49,7 @@ def test_call_returns_what_its_handler_returns(tmp_path: Path) -> None:
 
     with served(tmp_path, {"kernel.show": show}) as client:
         assert client.call(op.KERNEL_SHOW, m.NameRequest("käse")) == m.KernelInfo("käse", size_bytes=1 << 40)
-        assert client.version()
+        assert client.identity().version
 
 
 def test_connection_serves_many_calls(tmp_path: Path) -> None:

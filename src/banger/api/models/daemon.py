@@ -8,7 +8,11 @@ from banger.api.models.base import Model
 
 
 class DaemonStatus(Model):
-    """`uptime` in seconds; `resident_bytes` is the daemon's own memory; `warnings` is what it had to mend."""
+    """`uptime` in seconds; `resident_bytes` is the daemon's own memory; `warnings` is what it had to mend.
+
+    `installation` is the directory of the package whose code runs, `executable` the Python that runs it; `activated`
+    says that systemd holds the socket and starts the daemon.
+    """
 
     pid: int
     socket: str
@@ -22,6 +26,9 @@ class DaemonStatus(Model):
     driver: str
     driver_reason: str
     warnings: list[str] = field(default_factory=list)
+    installation: str = ""
+    executable: str = ""
+    activated: bool = False
 
 
 class DaemonLogs(Model):
