@@ -27,7 +27,7 @@ export PIP_REQUIRE_VIRTUALENV := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_PROGRESS_BAR := off
 
-.PHONY: run prepared first-run first-image first-kernel test test-kvm soak lint bench install uninstall lock agent clean python test-host
+.PHONY: run prepared first-run first-image first-kernel test test-kvm soak lint bench install uninstall lock agent wheels deb clean python test-host
 .PHONY: debian-kernel void-kernel alpine-kernel generic-kernel
 .DELETE_ON_ERROR:
 # only the first run does things side by side
@@ -71,7 +71,8 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(TYPED)
 	$(BIN)/mypy --scripts-are-modules scripts/setup-host scripts/build-golden-image \
-		$(wildcard scripts/publish-* scripts/make-*-kernel scripts/register-*-image)
+		$(wildcard scripts/publish-* scripts/make-*-kernel scripts/make-wheels scripts/make-deb \
+		scripts/register-*-image)
 
 bench: $(VENV)/installed
 	@for benchmark in $(BENCHMARKS); do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
@@ -101,10 +102,20 @@ uninstall:
 
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-emit-index-url --no-emit-find-links
-# Pins what pyproject.toml asks for and leaves every pin that still fits; to move them all, delete the files first.
+# Pins what pyproject.toml asks for and leaves every pin that still fits; to move them all, delete the files first. What
+# banger runs with, what an installation from source takes besides, and what checks and tests do.
 lock:
-	$(COMPILE) --group build --output-file requirements.lock pyproject.toml
-	$(COMPILE) --constraint requirements.lock --group dev --output-file requirements-dev.lock
+	$(COMPILE) --output-file requirements.lock pyproject.toml
+	$(COMPILE) --constraint requirements.lock --group build --output-file requirements-build.lock
+	$(COMPILE) --constraint requirements.lock --constraint requirements-build.lock --group dev \
+		--output-file requirements-dev.lock
+
+# Wheels and a source distribution, and Debian packages, for both architectures, into dist/.
+wheels: $(VENV)/dev
+	@$(BIN)/python scripts/make-wheels
+
+deb: $(VENV)/dev
+	@$(BIN)/python scripts/make-deb
 
 agent: python
 	@$(PYTHON) scripts/build_agent.py
@@ -130,9 +141,9 @@ build/agent: $(AGENT_SOURCES) | build/host
 	@touch $@
 
 # These stamps lie inside the environment, so that removing it removes them.
-$(VENV)/requirements: requirements.lock | build/host
+$(VENV)/requirements: requirements.lock requirements-build.lock | build/host
 	@$(QUIETLY) "Python environment" $(PYTHON) -m venv --clear $(VENV)
-	@$(QUIETLY) "Python packages" $(BIN)/pip install --require-hashes -r requirements.lock
+	@$(QUIETLY) "Python packages" $(BIN)/pip install --require-hashes -r requirements.lock -r requirements-build.lock
 	@touch $@
 
 # compiled too: pip does not, and where bytecode is not cached every command pays 30 ms

@@ -16,7 +16,9 @@ import tempfile
 from pathlib import Path
 
 _ARCHES = {"x86_64": "amd64", "aarch64": "arm64"}
-_MACHINES = {arch: machine for machine, arch in _ARCHES.items()}
+MACHINES = {arch: machine for machine, arch in _ARCHES.items()}
+
+ZIGLANG = "ziglang==0.17.1"  # one version, so that everybody who builds a wheel makes the same
 
 _FLAGS = [
     "-std=c11",
@@ -84,7 +86,7 @@ def build(root: Path, arch: str) -> Path:
 
 
 def _zig(arch: str) -> list[str]:
-    return [sys.executable, "-m", "ziglang", "cc", "-target", f"{_MACHINES[arch]}-linux-musl", *_ZIG_FLAGS]
+    return [sys.executable, "-m", "ziglang", "cc", "-target", f"{MACHINES[arch]}-linux-musl", *_ZIG_FLAGS]
 
 
 def compilers() -> list[list[str]]:

@@ -16,6 +16,8 @@ from banger.cli.bash_completion import Bash
 from banger.cli.lazy import Command
 from banger.paths import user_layout
 
+SHELLS = ("bash", "zsh", "fish")
+
 add_completion_class(Bash)
 
 
@@ -27,15 +29,19 @@ add_completion_class(Bash)
     banger completion fish > ~/.config/fish/completions/banger.fish
     """,
 )
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-@click.pass_context
-def completion(context: click.Context, shell: str) -> None:
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
     """Print the completion script of a shell."""
-    from banger.cli.main import COMPLETE_VARIABLE
+    print(script(shell))
+
+
+def script(shell: str) -> str:
+    """The completion script of one of SHELLS."""
+    from banger.cli.main import COMPLETE_VARIABLE, ROOT
 
     kind = get_completion_class(shell)
-    if kind is not None:
-        print(kind(context.find_root().command, {}, "banger", COMPLETE_VARIABLE).source())
+    assert kind is not None
+    return kind(ROOT, {}, "banger", COMPLETE_VARIABLE).source()
 
 
 def answer(root: click.Command, variable: str, instruction: str) -> int:
