@@ -41,7 +41,8 @@ class Config:
     before it. `ssh_key` is the private key that guests let in, '' for banger's own. `cache_size` is what the layers of
     pulled images may take. A new VM stops when untouched for `auto_stop` seconds, 0 for never; with `balloon` it
     gives back memory that it leaves idle. As root, VMMs run as users (and groups) of their own: those of the `vm_uids`
-    from `first_vm_uid` on.
+    from `first_vm_uid` on. `releases` is the directory or URL where `banger update` finds wheels, '' for where the tool
+    that installed banger looks; `release_key` is the minisign key that must have signed them.
     """
 
     default_image: str = "debian-trixie"
@@ -69,6 +70,8 @@ class Config:
     balloon: bool = False
     first_vm_uid: int = 0x70000000  # far above what user databases and subuid ranges hand out
     vm_uids: int = 1 << 20
+    releases: str = ""
+    release_key: str = ""
 
     @property
     def registries(self) -> Registries:

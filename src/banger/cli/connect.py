@@ -16,7 +16,7 @@ from banger.api import models as m
 from banger.api.client import Client, Identity
 from banger.api.codec import decode_error
 from banger.api.errors import BangerError, Code
-from banger.api.operations import DAEMON_STATUS, DAEMON_STOP
+from banger.api.operations import DAEMON_STATUS, DAEMON_STOP, OPERATION_LIST
 from banger.installation import PACKAGE
 from banger.paths import Layout, ensure_runtime, user_layout
 
@@ -53,8 +53,12 @@ def find_daemon(client: Client) -> Identity | None:
 
 def is_older(version: str, than: str) -> bool:
     """Whether a dotted version precedes another; one that is not numeric (or '') is never older."""
-    parsed = [tuple(int(part) for part in text.split(".") if part.isdigit()) for text in (version, than)]
-    return bool(parsed[0]) and parsed[0] < parsed[1]
+    return bool(version_key(version)) and version_key(version) < version_key(than)
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """The numbers of a dotted version, by which versions are ordered."""
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 def _is_to_go(found: Identity) -> bool:
@@ -88,6 +92,21 @@ def stop_daemon(client: Client) -> m.DaemonStatus:
     finally:
         os.close(pidfd)
     return status
+
+
+def stop_idle_daemon(layout: Layout) -> None:
+    """Stop the daemon, where one runs. Raises IN_USE, with what it does, when that would end something."""
+    client = Client(layout.socket)
+    if find_daemon(client) is None:
+        return
+    running = [f"{each.name} {each.subject}".rstrip() for each in client.call(OPERATION_LIST, m.Empty()).operations]
+    if running or client.call(DAEMON_STATUS, m.Empty()).busy:
+        raise BangerError(
+            Code.IN_USE,
+            f"the daemon is busy: {', '.join(running) or 'commands are attached to machines'}",
+            hint="repeat this when it is not, or end them: 'banger operation list' shows operations",
+        )
+    stop_daemon(client)
 
 
 def stop_daemon_for_another(layout: Layout, client: Client) -> None:

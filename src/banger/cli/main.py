@@ -39,6 +39,8 @@ ROOT = LazyGroup(
         "doctor": Entry("doctor", "doctor", "Check what banger needs of this host.", "banger itself"),
         "operation": Entry("operation", "OPERATION", "What is under way: watch it, cancel it.", "banger itself"),
         "daemon": Entry("daemon", "DAEMON", "The background process behind all commands.", "banger itself"),
+        "system": Entry("system", "SYSTEM", "Add banger to your systemd, shells and manual.", "banger itself"),
+        "update": Entry("update", "update", "Update banger, or go back to an older one.", "banger itself"),
         "completion": Entry("completion", "completion", "Print the completion script of a shell.", "banger itself"),
         "version": Entry("version", "version", "Print banger's version.", "banger itself"),
         HELP: Entry("help", "help_command", "Show the help of a command.", "banger itself"),

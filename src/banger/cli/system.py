@@ -9,17 +9,14 @@ from pathlib import Path
 
 import click
 
-from banger.api import models as m
-from banger.api import operations as op
-from banger.api.client import Client
 from banger.api.errors import BangerError, Code
-from banger.cli.connect import find_daemon, stop_daemon
+from banger.cli.connect import stop_idle_daemon
 from banger.cli.lazy import Command, Entry, LazyGroup
 from banger.cli.options import json_option
 from banger.cli.render import print_json, print_lines, table_lines
 from banger.cli.system_files import SERVICE_UNIT, SOCKET_UNIT, Installed, State, user_files
 from banger.hostpackages import find_command
-from banger.paths import Layout, user_layout
+from banger.paths import user_layout
 
 SYSTEM = LazyGroup(
     "system",
@@ -58,7 +55,7 @@ def install() -> None:
     if systemd:
         print(f"units of systemd: left out, for {systemd}; the daemon starts with the first command")
         return
-    _free_socket(layout)
+    stop_idle_daemon(layout)  # it holds the socket
     _systemctl("daemon-reload")
     _systemctl("enable", "--now", SOCKET_UNIT)
     print(f"{SOCKET_UNIT}: enabled, so that systemd starts the daemon when it is needed")
@@ -97,7 +94,7 @@ def uninstall() -> None:
         return
     units = [path for path in installed.paths() if path.name == SOCKET_UNIT]
     if units and not _no_systemd():
-        _free_socket(layout)
+        stop_idle_daemon(layout)  # it holds the socket
         _systemctl("disable", "--now", SOCKET_UNIT)
         print(f"{SOCKET_UNIT}: disabled")
     for path in installed.paths():
@@ -129,20 +126,6 @@ def _user() -> str:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return str(os.getuid())
-
-
-def _free_socket(layout: Layout) -> None:
-    """Stop a daemon, which holds the socket, or raise IN_USE when it is busy; VMs go on."""
-    client = Client(layout.socket)
-    if find_daemon(client) is None:
-        return
-    if client.call(op.DAEMON_STATUS, m.Empty()).busy:
-        raise BangerError(
-            Code.IN_USE,
-            "the daemon is busy and cannot be stopped now",
-            "wait for what 'banger operation list' shows, end what is attached to machines, and repeat this",
-        )
-    stop_daemon(client)
 
 
 def _ask(*words: str) -> str:
