@@ -27,7 +27,7 @@ export PIP_REQUIRE_VIRTUALENV := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_PROGRESS_BAR := off
 
-.PHONY: run prepared first-run first-image first-kernel test test-kvm soak lint bench install uninstall lock agent wheels deb clean python test-host
+.PHONY: run prepared first-run first-image first-kernel test test-kvm test-distros soak lint bench install uninstall lock agent wheels deb clean python test-host
 .PHONY: debian-kernel void-kernel alpine-kernel generic-kernel
 .DELETE_ON_ERROR:
 # only the first run does things side by side
@@ -59,6 +59,10 @@ test: test-host lint
 # where this host's KVM runs none.
 test-kvm: test-host $(VENV)/dev
 	$(BIN)/pytest -m "kvm and not soak"
+
+# From a fresh installation of each distribution to a guest; the shortest of it is a part of `make test`.
+test-distros: test-host $(VENV)/dev
+	$(BIN)/pytest -m "" tests/distros
 
 soak: test-host $(VENV)/dev
 	@seed=$${BANGER_SOAK_SEED:-$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}; \

@@ -9,37 +9,45 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from clean_root import bootstrap, clean_root, enter, run, size
 from common import load, report, seconds
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.distros.distro import Root, bootstrap, fresh_root
+
 IMAGE_SUITE = "trixie"
-CLONE = "/root/banger"
 
 
-def first_run(root: Path) -> float:
-    """Seconds that `make run` takes in a fresh clone; its stages are printed as they end."""
+def first_run(root: Root) -> float:
+    """Seconds that `make run` takes in a fresh clone; prints its stages."""
 
     def work() -> None:
-        said = subprocess.run(enter(root, "make", "-C", CLONE, "run"), check=True, stdout=subprocess.PIPE, text=True)
-        if not any(line.startswith("Linux ") for line in said.stdout.splitlines()):
-            raise SystemExit(f"make run did not print what uname says:\n{said.stdout}")
+        said = root.run("cd banger && make run")
+        print(said, end="")
+        if "\nLinux " not in said:
+            raise SystemExit("make run did not print what uname says")
 
     return seconds(work)
 
 
-def unavoidable(root: Path) -> float:
+def unavoidable(root: Root) -> float:
     """Seconds that the smallest Debian and the packages take, one after the other."""
 
     def work() -> None:
         bootstrap(IMAGE_SUITE, "/dev/null")
-        run(root, "python3", "-m", "venv", "/root/venv")
-        pip = ("/root/venv/bin/pip", "install", "--quiet", "--no-cache-dir", "--require-hashes")
-        run(root, *pip, "-r", f"{CLONE}/requirements.lock")
+        root.run("python3 -m venv venv; venv/bin/pip install --quiet --require-hashes -r banger/requirements.lock")
 
     return seconds(work)
+
+
+def size(root: Root) -> int:
+    """Bytes of disk that a root takes."""
+    said = subprocess.run(["du", "-sxB1", root.directory], check=True, stdout=subprocess.PIPE, text=True).stdout
+    return int(said.split()[0])
 
 
 def main() -> None:
@@ -47,8 +55,11 @@ def main() -> None:
         print("skipped: this needs root, for a Debian of its own")
         return
     for suite in sys.argv[1:] or ["bookworm", "trixie"]:
-        with clean_root(suite) as root:
-            subprocess.run(["git", "clone", "--quiet", ROOT, f"{root}{CLONE}"], check=True)
+        with (
+            tempfile.TemporaryDirectory(prefix="banger-bench-", dir="/var/tmp") as directory,
+            fresh_root(suite, Path(directory, "root")) as root,
+        ):
+            root.clone("root")
             before = size(root)
             ours = first_run(root)
             disk = size(root) - before

@@ -1,0 +1,74 @@
+"""From a fresh installation of a distribution to a guest, as new users go; `make test` does the shortest of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.distros.distro import Root, fresh_root, host_release
+
+pytestmark = [
+    pytest.mark.timeout(2400),
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can enter the root directory of another distribution"),
+]
+
+# the stable release that this host does not run
+OTHER = "bookworm" if host_release() == "trixie" else "trixie"
+REST = [release for release in ("bookworm", "trixie", "testing") if release != OTHER]
+
+_USE = """
+cd banger
+export PATH="$PWD/.venv/bin:$PATH"
+banger doctor
+serve='echo it works > index.html; exec python3 -m http.server 80'
+banger run -d --name web -p 80 --wait-for 80 debian-trixie -- sh -c "$serve"
+python3 - $(banger vm show web --json) <<'END'
+import json, sys, urllib.request
+port = json.loads("".join(sys.argv[1:]))["ports"][0]["host_port"]
+print(urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60).read().decode())
+END
+banger exec web -- apt-get -qq update
+banger stop web
+banger start web
+banger exec web -- uname -s
+banger rm --force web
+banger daemon stop
+"""
+
+
+def _first_steps(root: Root, home: str, user: str) -> None:
+    """What the README tells a newcomer to do first."""
+    root.clone(home, user)
+    said = root.run("cd banger && make run", user=user)
+    assert "\nLinux " in said
+    assert "Debian GNU/Linux" in said
+    said = root.run(_USE, user=user)
+    assert "it works" in said
+
+
+@pytest.fixture
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Root]:
+    """A fresh root of the release that the test names."""
+    with fresh_root(request.param, tmp_path / "root") as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    "root", [OTHER, *(pytest.param(release, marks=pytest.mark.distros) for release in REST)], indirect=True
+)
+def test_a_clone_on_a_fresh_distribution(root: Root) -> None:
+    _first_steps(root, "root", "root")
+
+
+@pytest.mark.distros
+@pytest.mark.parametrize("root", [OTHER, *REST], indirect=True)
+def test_a_clone_of_an_ordinary_user(root: Root) -> None:
+    root.add_user("ada")
+    refused = root.attempt("cd banger && make run", user="ada")
+    assert refused.returncode != 0
+    root.clone("root")
+    root.run("banger/scripts/setup-host")
+    _first_steps(root, "home/ada", "ada")
