@@ -114,12 +114,12 @@ lock:
 	$(COMPILE) --constraint requirements.lock --constraint requirements-build.lock --group dev \
 		--output-file requirements-dev.lock
 
-# Wheels and a source distribution, and Debian packages, for both architectures, into dist/.
+# Wheels and a source distribution, and Debian packages, into dist/: for both architectures, or ARCH=amd64.
 wheels: $(VENV)/dev
-	@$(BIN)/python scripts/make-wheels
+	@$(BIN)/python scripts/make-wheels $(ARCH)
 
 deb: $(VENV)/dev
-	@$(BIN)/python scripts/make-deb
+	@$(BIN)/python scripts/make-deb $(ARCH)
 
 agent: python
 	@$(PYTHON) scripts/build_agent.py

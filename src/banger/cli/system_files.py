@@ -61,7 +61,7 @@ class State:
 def units(python: str, variables: Mapping[str, str]) -> dict[str, str]:
     """The user units that start the daemon with this Python, in an environment with these variables too."""
     environment = "".join(f"Environment={_quoted(f'{name}={value}')}\n" for name, value in variables.items())
-    command = f"{_quoted(python).replace('$', '$$')} -I -m banger.daemon"
+    command = f"{_quoted(python)} -I -m banger.daemon"
     return {SOCKET_UNIT: _SOCKET, SERVICE_UNIT: _SERVICE.format(command=command, environment=environment)}
 
 
