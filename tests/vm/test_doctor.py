@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,7 +68,9 @@ def test_nothing_stays_when_it_is_ended_early(home: DaemonProcess, number: signa
         assert process.stderr is not None
         # the guest takes longest
         assert "doctor: trying boot\n" in iter(process.stderr.readline, "")
-        assert any("doctor-boot" in command for command in commands(home))
+        while not any("doctor-boot" in command for command in commands(home)):
+            assert process.poll() is None, "it ended without having booted a guest"
+            time.sleep(0.02)
         process.send_signal(number)
         process.wait(TIMEOUT)
         assert "Traceback" not in process.stderr.read()
