@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 
 from banger.api.errors import BangerError
 
 
 def in_words(error: BaseException) -> str:
     """What went wrong, without names of Python's classes, numbers of errors, or advice for programmers."""
+    import subprocess  # which the command line need not load to start
+
     match error:
         case BangerError():
             return error.message

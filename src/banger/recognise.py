@@ -21,8 +21,9 @@ from banger.kernelcat.streams import Section, peek
 from banger.paths import absolute_path
 
 TAR, DIRECTORY = "tar", "directory"  # what may be a root filesystem; anything else has an advice of its own
+COMPRESSED, UNKNOWN = "compressed", "unknown"  # damaged archives, most often
 # what may be an archive of images
-ARCHIVES = (TAR, "docker-archive", "oci-archive", "package", "compressed", "unknown")
+ARCHIVES = (TAR, "docker-archive", "oci-archive", "package", COMPRESSED, UNKNOWN)
 SQUASHFS, EXT4 = "squashfs", "ext4"
 
 _HEAD = 68 << 10  # bytes: the superblock of btrfs is the last that is looked for
@@ -71,11 +72,11 @@ _KINDS = {
     "package": _Kind("a package of a distribution", f"if there is a kernel in it, {_KERNEL}"),
     "initrd": _Kind("an initrd (cpio)", "give it with the kernel that it belongs to: 'banger kernel import'"),
     "program": _Kind("a program (ELF)", _OTHER),
-    "compressed": _Kind("a compressed file", _UNPACK),
+    COMPRESSED: _Kind("a compressed file", _UNPACK),
     "text": _Kind("a text file", _OTHER),
     "empty": _Kind("an empty file", _OTHER),
     "special": _Kind("neither a regular file nor a directory", _OTHER),
-    "unknown": _Kind("a file of a kind that banger does not know", _OTHER),
+    UNKNOWN: _Kind("a file of a kind that banger does not know", _OTHER),
 }
 
 
@@ -133,7 +134,7 @@ def _kind(path: Path) -> str:
     if packed is None:
         return _kind_of_head(head)
     inner = _kind_of_head(peek(section, _HEAD))
-    return inner if inner in (TAR, "docker-archive", "oci-archive", "package", "kernel", "initrd") else "compressed"
+    return inner if inner in (TAR, "docker-archive", "oci-archive", "package", "kernel", "initrd") else COMPRESSED
 
 
 def _kind_of_directory(path: Path) -> str:
@@ -189,7 +190,7 @@ def _kind_of_head(head: bytes) -> str:
         return _kind_of_tar([name for name in names if name])
     if head[510:512] == b"\x55\xaa" and any(head[446 + 16 * entry + 4] for entry in range(4)):
         return "disk"
-    return "text" if _is_text(head) else "unknown"
+    return "text" if _is_text(head) else UNKNOWN
 
 
 def _kind_of_tar(names: list[bytes]) -> str:

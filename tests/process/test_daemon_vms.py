@@ -347,3 +347,15 @@ def test_create_killed_midway_leaves_nothing(tmp_path: Path, entries: list[Path]
         daemon.start()
         assert list(daemon.layout.vms.iterdir()) == []
         assert create(daemon, name="one").name == "one"
+
+
+def test_the_tag_latest_says_nothing(daemon: DaemonProcess) -> None:
+    assert create(daemon, image="tiny:latest").image == "tiny"
+
+
+def test_a_file_is_no_image(daemon: DaemonProcess, tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(bytes(1024))
+    error = refused(daemon, image=str(tmp_path / "x.tar"))
+    assert error.code is Code.INVALID
+    assert error.message.startswith(f"{tmp_path}/x.tar is a file of a kind that banger does not know, not the name")
+    assert refused(daemon, image=str(tmp_path / "missing")).code is Code.NOT_FOUND

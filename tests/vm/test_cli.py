@@ -68,6 +68,9 @@ def test_names_complete_from_what_there_is(host: Host, guest: str) -> None:
     assert complete(host, "vm", "show", "gues") == [guest]
     assert complete(host, "vm", "cp", "gues") == [f"{guest}:"]
     assert complete(host, "vm", "run", "--image", "deb") == [IMAGE]
+    assert complete(host, "run", "deb") == complete(host, "run", "--rm", "deb") == [IMAGE]
+    assert complete(host, "run", IMAGE, "deb") == ["deb"]  # a file's name: the word belongs to the command
+    assert complete(host, "stop", "gues") == [guest]
     assert complete(host, "vm", "run", "--kernel", "") == [KERNEL]
     assert complete(host, "kernel", "rm", "") == [KERNEL]
     assert complete(host, "vm", "exec", "nothing-like-it") == []

@@ -15,7 +15,7 @@ from banger.disk.squashfs import TarSource
 from banger.imagecat.build import Publishing, build_image
 from banger.imagecat.manifest import ImageManifest
 from banger.job import Job, command_failed
-from banger.recognise import DIRECTORY, TAR, recognise
+from banger.recognise import COMPRESSED, DIRECTORY, TAR, UNKNOWN, recognise
 
 
 def import_image(
@@ -38,7 +38,7 @@ def import_image(
     open_tar: TarSource
     if found.kind == DIRECTORY:
         open_tar = functools.partial(_tar_of_directory, source, job)
-    elif found.kind == TAR:
+    elif found.kind in (TAR, COMPRESSED, UNKNOWN):  # of a damaged archive its reader says more
         open_tar = functools.partial(open_decompressed, source, job, "import")
     else:
         message = f"{source} is {found.what}, not a root filesystem in a tar archive or a directory"

@@ -12,10 +12,10 @@ from banger.kernelcat.host import host_kernel
 from banger.kernelcat.manifest import MODULES
 from banger.kernelcat.packages import unpack
 from banger.kernelcat.staged import METADATA, Found, discover_paths, kernels
-from banger.recognise import DIRECTORY, TAR, recognise
+from banger.recognise import COMPRESSED, DIRECTORY, TAR, UNKNOWN, recognise
 
 # kinds of files that may be a kernel or hold one; of the last ones nobody knows what they are
-_PERHAPS = ("kernel", "kernels", "deb", "rpm", "package", TAR, DIRECTORY, "program", "compressed", "unknown")
+_PERHAPS = ("kernel", "kernels", "deb", "rpm", "package", TAR, DIRECTORY, "program", COMPRESSED, UNKNOWN)
 _EXPECTED = (
     "give a package, a kernel file (vmlinux, vmlinuz or Image), or a directory with boot/vmlinux-* or boot/vmlinuz-*, "
     f"or with {METADATA} that names the files"
