@@ -126,11 +126,13 @@ def image(layers: Sequence[Layer], architecture: str = "amd64") -> Image:
 
 
 def index(images: Sequence[Image]) -> bytes:
-    """An index of images for several platforms."""
-    entries = [
-        {**_descriptor(MANIFEST, image.manifest), "platform": {"os": "linux", "architecture": image.architecture}}
-        for image in images
-    ]
+    """An index of images for several platforms, with what later versions of skopeo would add for layers in zstd."""
+    entries: list[dict[str, object]] = []
+    for image in images:
+        platform = {"os": "linux", "architecture": image.architecture}
+        entries.append({**_descriptor(MANIFEST, image.manifest), "platform": platform})
+        if any(layer.media_type.endswith("+zstd") for layer in image.layers):
+            entries[-1]["annotations"] = {"io.github.containers.compression.zstd": "true"}
     return _json({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries})
 
 
