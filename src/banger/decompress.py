@@ -107,7 +107,7 @@ def open_decompressed(path: Path, job: Job, stage: str) -> Iterator[BinaryIO]:
     Raises CORRUPT, naming the file, when decompression fails inside the block.
     """
     try:
-        raw = io.BufferedReader(_ProgressFile(path, job, stage), _STEP)
+        raw = io.BufferedReader(_ProgressFile(open(path, "rb", buffering=0), path, job, stage), _STEP)
     except OSError as error:
         raise BangerError(Code.NOT_FOUND, f"cannot read {path}: {error.strerror}") from error
     with raw:
@@ -146,8 +146,8 @@ class PieceReader(io.RawIOBase):
 class _ProgressFile(io.RawIOBase):
     """A file that reports how much of it has been read."""
 
-    def __init__(self, path: Path, job: Job, stage: str) -> None:
-        self._file = open(path, "rb", buffering=0)
+    def __init__(self, file: io.FileIO, path: Path, job: Job, stage: str) -> None:
+        self._file = file
         self._job = job
         self._stage = stage
         self._label = path.name

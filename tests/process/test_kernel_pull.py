@@ -1,7 +1,6 @@
 """Debian's cloud kernel, pulled for real through a private apt, becomes a bootable entry."""
 
 import fcntl
-import multiprocessing
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ from banger.kernelcat import manifest
 from banger.kernelcat.catalog import KERNELS, CatalogEntry
 from banger.kernelcat.fetch import Environment, fetch
 from banger.kernelcat.modules import DRIVERS
+from tests.children import child
 from tests.unit.guest.test_cpio import read_archives
 
 CLOUD = "linux-image-cloud-amd64"
@@ -144,26 +144,26 @@ def open_directory() -> Iterator[Path]:
         yield Path(name)
 
 
-def test_download_needs_no_root(open_directory: Path) -> None:
-    def download() -> None:
-        if os.getuid() == 0:
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
-        os.chdir(open_directory)
-        (package,) = debian.download(
-            [CLOUD],
-            "bookworm",
-            "amd64",
-            Job(),
-            into=open_directory,
-            cache=open_directory / "cache",
-            mirror=debian.find_mirror(),
-        )
-        assert package.stat().st_uid == os.getuid() != 0
+def download_as_nobody(directory: Path) -> None:
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    os.chdir(directory)
+    (package,) = debian.download(
+        [CLOUD],
+        "bookworm",
+        "amd64",
+        Job(),
+        into=directory,
+        cache=directory / "cache",
+        mirror=debian.find_mirror(),
+    )
+    assert package.stat().st_uid == os.getuid() != 0
 
-    process = multiprocessing.get_context("fork").Process(target=download)
-    process.start()
+
+def test_download_needs_no_root(open_directory: Path) -> None:
+    process = child(download_as_nobody, open_directory)
     process.join()
     assert process.exitcode == 0
     # the metapackage was followed, not downloaded

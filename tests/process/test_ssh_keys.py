@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import threading
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 
 from banger.api.errors import BangerError, Code
 from banger.ssh_keys import SshKey, managed_key
+from tests.children import CONTEXT, child
 
 
 def keygen(*argv: str | Path) -> str:
@@ -39,25 +41,22 @@ def test_made_on_first_use(tmp_path: Path) -> None:
     assert (path.parent / "id_ed25519.pub").read_text() == key.public + "\n"
 
 
-def test_many_at_once_make_one(tmp_path: Path) -> None:
-    path = tmp_path / "id_ed25519"
-    context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(12), context.Queue()
-
+def make_in_three_threads(path: Path, barrier: Barrier, results: Queue[str]) -> None:
     def work() -> None:
         barrier.wait()
         results.put(managed_key(path).fingerprint)
 
-    def threads() -> None:
-        started = [threading.Thread(target=work) for _ in range(3)]
-        for thread in started:
-            thread.start()
-        for thread in started:
-            thread.join()
+    started = [threading.Thread(target=work) for _ in range(3)]
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join()
 
-    processes = [context.Process(target=threads) for _ in range(4)]
-    for process in processes:
-        process.start()
+
+def test_many_at_once_make_one(tmp_path: Path) -> None:
+    path = tmp_path / "id_ed25519"
+    barrier, results = CONTEXT.Barrier(12), CONTEXT.Queue()
+    processes = [child(make_in_three_threads, path, barrier, results) for _ in range(4)]
     seen = {results.get(timeout=60) for _ in range(12)}
     for process in processes:
         process.join()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import re
 import shutil
@@ -30,6 +29,7 @@ from banger.disk.work_seed import (
     write_seed_keys,
 )
 from banger.job import Job
+from tests.children import child
 
 KEY, OTHER = "ssh-ed25519 AAAA one", "ssh-ed25519 BBBB two"
 BLOCK = f"{MANAGED_BEGIN.decode()}\n{KEY}\n{MANAGED_END.decode()}\n"
@@ -131,6 +131,13 @@ def test_a_home_with_all_that_belongs_to_it(tmp_path: Path) -> None:
     assert seed.stat().st_mode & 0o777 == 0o600
 
 
+def make_as_nobody(rootfs: Path, seed: Path) -> None:
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    make_work_seed(rootfs, "/root", seed, (), Job())
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which needs root")
 def test_the_same_for_a_user_without_privileges(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
@@ -139,15 +146,7 @@ def test_the_same_for_a_user_without_privileges(tmp_path: Path) -> None:
         rootfs.chmod(0o644)
         os.chown(directory, NOBODY, NOBODY)
         seed = directory / "seed"
-
-        def make() -> None:
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
-            make_work_seed(rootfs, "/root", seed, (), Job())
-
-        process = multiprocessing.get_context("fork").Process(target=make)
-        process.start()
+        process = child(make_as_nobody, rootfs, seed)
         process.join()
         assert process.exitcode == 0
         assert seed.stat().st_uid == NOBODY
@@ -396,20 +395,20 @@ def test_a_repair_that_fails_changes_nothing(tmp_path: Path, nested: Path, monke
     assert not list(tmp_path.glob(".staging*"))
 
 
+def repair(disk: Path) -> None:
+    flatten_nested_work_home(disk, Job())
+
+
 def test_a_repair_that_is_killed_leaves_the_old_or_the_new(tmp_path: Path, nested: Path) -> None:
     original = ext4(tmp_path / "original", nested)
     inside = names(original, "/root")
     (tmp_path / "work").mkdir()
     disk = tmp_path / "work/disk"
 
-    def work() -> None:
-        flatten_nested_work_home(disk, Job())
-
     outcomes = set()
     for step in range(12):
         shutil.copy(original, disk)
-        process = multiprocessing.get_context("fork").Process(target=work)
-        process.start()
+        process = child(repair, disk)
         process.join(0.02 * step)  # where it is by then differs from run to run; what is tested does not
         process.kill()
         process.join()

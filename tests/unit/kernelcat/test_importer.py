@@ -4,7 +4,6 @@ import contextlib
 import gzip
 import itertools
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from banger.api.errors import BangerError, Code
 from banger.job import Job, Progress
 from banger.kernelcat import manifest
 from banger.kernelcat.importer import Claims, import_kernel
+from tests.children import child
 from tests.unit.kernelcat import builders
 
 NO_CLAIMS = Claims()
@@ -282,6 +282,18 @@ def test_cancelling_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "kernels").iterdir()) == []
 
 
+def import_until_killed(kernels: Path, package: Path, survive: int) -> None:
+    """Import a kernel, and kill this process at a progress report after `survive` others."""
+
+    def kill(progress: Progress) -> None:
+        nonlocal survive
+        survive -= 1
+        if survive < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    import_kernel(kernels, "mine", [package], Job(kill), replace=True)
+
+
 def test_killed_import_leaves_the_old_kernel_or_the_new(tmp_path: Path) -> None:
     """Killed at each of its progress reports in turn, until one import gets through."""
     kernels = tmp_path / "kernels"
@@ -289,18 +301,8 @@ def test_killed_import_leaves_the_old_kernel_or_the_new(tmp_path: Path) -> None:
     old = import_one(tmp_path, tmp_path / "vmlinux")
     (tmp_path / "linux.deb").write_bytes(builders.deb(builders.kernel_deb_members()))
 
-    def run(survive: int) -> None:
-        def kill(progress: Progress) -> None:
-            nonlocal survive
-            survive -= 1
-            if survive < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        import_kernel(kernels, "mine", [tmp_path / "linux.deb"], Job(kill), replace=True)
-
     for survive in itertools.count():
-        process = multiprocessing.get_context("fork").Process(target=run, args=(survive,))
-        process.start()
+        process = child(import_until_killed, kernels, tmp_path / "linux.deb", survive)
         process.join()
         installed = manifest.read_local(kernels, "mine")
         if process.exitcode == 0:
