@@ -105,7 +105,7 @@ def test_commands_that_do_not_run(host: Host, guest: str) -> None:
         ["exec", guest],
         ["exec", "-d", guest],
         ["run", "--rm", "--name", "lost"],
-        ["run", "-d", "--name", "lost"],
+        ["run", "-d", "--rm", "--name", "lost"],
     ):
         assert_error(host.fails(127, "vm", *words, "--", "ls -l /"), ".*'ls -l /'.*", quoted)
     assert host.names() == [guest]
@@ -154,7 +154,10 @@ def test_a_published_port_that_is_in_use(host: Host, guest: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         error = host.fails(125, "vm", "run", "--rm", "-p", f"{port}:80", "--", "true")
-    assert_error(error, f"port {port} on 127.0.0.1 is in use", "publish another one, .*")
+        assert_error(error, f"port {port} on 127.0.0.1 is in use", "publish another one, .*")
+        # nothing of it was begun, so that the name is free for the corrected command
+        host.fails(125, "vm", "run", "-d", "--name", "web", "-p", f"{port}:80", "--", "true")
+    assert "web" not in host.names()
     assert host.names() == [guest]
 
 

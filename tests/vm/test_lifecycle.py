@@ -4,6 +4,7 @@ import concurrent.futures
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -109,7 +110,10 @@ def test_a_command_waits_for_a_start_that_is_under_way(host: Host) -> None:
     host.ok("vm", "rm", "soon")
 
 
-@pytest.mark.parametrize(("key", "reason"), [("o", "the guest powered off"), ("c", "the guest's kernel panicked")])
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [("o", "the guest powered off"), ("c", "the guest's kernel panicked: sysrq triggered crash")],
+)
 def test_a_guest_that_ends_by_itself_is_stopped_with_the_reason(host: Host, key: str, reason: str) -> None:
     name = f"ends-{key}"
     host.ok("vm", "run", "-d", "--name", name)
@@ -118,6 +122,39 @@ def test_a_guest_that_ends_by_itself_is_stopped_with_the_reason(host: Host, key:
     error = host.fails(125, "vm", "exec", name, "--", "true")
     assert f"banger vm start {name}" in error
     host.ok("vm", "rm", name)
+
+
+def without_agent(host: Host, name: str, *options: str) -> Path:
+    """A new VM whose kernel finds nothing to run, and so panics while it boots; its directory."""
+    host.ok("vm", "create", "--name", name, *options)
+    directory = host.daemon.layout.vm(host.vm(name).id)
+    (directory / "boot.cpio").unlink()  # a link to what others boot, too
+    (directory / "boot.cpio").write_bytes(bytes(512))
+    return directory
+
+
+def test_a_guest_that_panics_while_it_boots_is_kept_with_what_its_console_said(host: Host) -> None:
+    directory = without_agent(host, "panics")
+    error = host.fails(1, "vm", "start", "panics")
+    message, hint, first = error.splitlines()[:3]
+    reason = host.vm("panics").reason
+    assert reason.startswith("the guest went down: the guest's kernel panicked: VFS: Unable to mount root fs")
+    assert message == f"error: {reason}"
+    assert hint == "hint: the console's last lines follow; all of it: banger vm logs --console panics"
+    assert "Kernel panic - not syncing: VFS: Unable to mount root fs" in first
+    assert first.removeprefix("  | ") in host.ok("vm", "logs", "--console", "panics")
+    assert "panicked: VFS" in host.ok("vm", "list")
+    host.ok("vm", "rm", "panics")
+    assert not directory.exists()
+
+
+def test_a_throwaway_vm_that_panics_while_it_boots_is_gone(host: Host) -> None:
+    without_agent(host, "gone", "--rm")
+    error = host.fails(1, "vm", "start", "gone")
+    assert "hint: the console's last lines follow\n  | " in error
+    assert "Kernel panic - not syncing: VFS: Unable to mount root fs" in error
+    assert "banger vm" not in error
+    assert "gone" not in host.names()
 
 
 def test_a_guest_that_does_not_stop_is_forced(host: Host) -> None:

@@ -8,6 +8,8 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+import pytest
+
 from tests.vm.host import Host
 
 
@@ -35,7 +37,36 @@ def test_a_command_that_is_not_there_or_no_program(host: Host, guest: str) -> No
     assert "/etc/passwd" in error
     error = host.fails(127, "vm", "run", "--rm", "--", "no-such-command")
     assert "no-such-command" in error
+    assert "is kept" not in error
     assert host.names() == [guest]
+
+
+@pytest.mark.parametrize(
+    ("how", "command", "status"), [((), ("no-such-command",), 127), (("-d",), ("/etc/passwd",), 126)]
+)
+def test_a_vm_whose_command_cannot_be_run_is_kept(
+    host: Host, how: tuple[str, ...], command: tuple[str, ...], status: int
+) -> None:
+    error = host.fails(status, "vm", "run", "--name", "wrong", *how, "--", *command)
+    first, *_, last = error.splitlines()
+    vm = host.vm("wrong")
+    assert (vm.state, f"error: {vm.reason}") == ("stopped", first)
+    assert first.startswith(f"error: cannot run '{command[0]}' in 'wrong': ")
+    assert last == "the VM wrong is kept: see 'banger vm show wrong', remove it with 'banger vm rm wrong'"
+    assert vm.reason in host.ok("vm", "show", "wrong")
+    host.ok("vm", "logs", "--console", "wrong")
+    host.ok("vm", "rm", "wrong")
+
+
+def test_a_vm_that_is_stopped_while_vm_run_starts_it_is_kept(host: Host) -> None:
+    run = host.spawn("vm", "run", "-d", "--name", "halted", "--", "sleep", "1000")
+    host.wait_there("halted")
+    host.hold_start("halted")
+    host.ok("vm", "stop", "halted")
+    assert b"the start of 'halted' was cancelled" in run.communicate(timeout=60)[1]
+    assert run.returncode == 125
+    assert host.vm("halted").state == "stopped"
+    host.ok("vm", "rm", "halted")
 
 
 def test_streams_are_binary_and_separate(host: Host, guest: str) -> None:

@@ -26,7 +26,11 @@ class Code(StrEnum):
 
 
 class BangerError(Exception):
-    """A failure told to the user: `message` with their own value in it, `hint` with the command that fixes it."""
+    """A failure told to the user: `message` with their own value in it, `hint` with the command that fixes it.
+
+    `details` may hold the last lines of a guest's `console` or of its `log`, the name of a VM that was `kept` although
+    it did not start, and a guest's `errno`.
+    """
 
     def __init__(self, code: Code, message: str, hint: str = "", details: dict[str, str] | None = None) -> None:
         super().__init__(message)

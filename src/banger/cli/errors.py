@@ -12,7 +12,7 @@ from types import TracebackType
 import click
 
 from banger.api.errors import BangerError, Code
-from banger.cli.render import plain
+from banger.cli.render import note, plain
 
 FAILED, USAGE, GUEST_FAILED, CANNOT_EXECUTE, NOT_FOUND, INTERRUPTED = 1, 2, 125, 126, 127, 130
 
@@ -34,11 +34,13 @@ def report(message: str, hint: str = "") -> None:
 
 
 def report_failure(error: BangerError) -> None:
-    """Print what an operation failed with, and the end of the guest's console when that came along."""
+    """Print what an operation failed with, the last lines of console or log that came along, and which VM it left."""
     report(error.message, error.hint)
     with contextlib.suppress(BrokenPipeError):
-        for line in error.details.get("console", "").splitlines():
+        for line in (error.details.get("console") or error.details.get("log", "")).splitlines():
             print(f"  | {plain(line)}", file=sys.stderr)
+        if name := error.details.get("kept"):
+            note(f"the VM {name} is kept: see 'banger vm show {name}', remove it with 'banger vm rm {name}'")
 
 
 def report_usage(error: click.UsageError) -> None:

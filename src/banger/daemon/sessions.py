@@ -21,7 +21,7 @@ from banger.daemon.vm_service import Catalogs, VmService
 from banger.guest.agent import Agent, ExecRequest, guest_errors
 from banger.guest.session import Exit, SessionLost
 from banger.job import Progress
-from banger.store.records import REMOVING, RUNNING
+from banger.store.records import CREATED, REMOVING, RUNNING
 
 T = TypeVar("T")
 
@@ -37,7 +37,8 @@ class Sessions:
     async def run(self, request: m.VmRun, peer: Peer) -> None:
         """Create and start a VM and run its command, attached unless `detach`.
 
-        When the client leaves, whatever is under way is undone, and a VM that is to be removed is.
+        When the client leaves, whatever is under way is undone, and a VM that is to be removed is. A VM that does not
+        start, or in which the command cannot be run, is kept for its user to look at, unless it is to be removed.
         """
         attached = request.create.auto_remove and not request.detach
         vm: Vm | None = None
@@ -74,10 +75,26 @@ class Sessions:
                 argv = vm_plan.resolve_command(request.create, image)
                 channel = await self._open_exec(vm, argv, request, log=not attached and request.terminal is None)
                 stages.done("command")
-        except BaseException:
-            await asyncio.shield(self._lifecycle.delete(vm, force=True))
+        except BaseException as error:
+            await asyncio.shield(self._settle_failed(vm, error))
             raise
         return vm, m.VmStarted(self._vms.info(vm), stages.timings), channel
+
+    async def _settle_failed(self, vm: Vm, error: BaseException) -> None:
+        """Keep a VM that has come to nothing, stopped and with the reason, where there is anything to look at.
+
+        There is not when its user has called it off, or when it was not even begun to be started.
+        """
+        untouched = vm.state == CREATED and not vm.ends
+        if isinstance(error, BangerError) and "console" not in error.details:
+            self._lifecycle.add_console(vm, error)
+        if not isinstance(error, BangerError) or vm.record.auto_remove or untouched:
+            with contextlib.suppress(BangerError):  # somebody has removed it already
+                await self._lifecycle.delete(vm, force=True)
+            return
+        await self._lifecycle.give_up(vm, error.message)
+        if vm.record.state != REMOVING:
+            error.details["kept"] = vm.name
 
     async def _open_exec(self, vm: Vm, argv: list[str], request: m.VmRun, log: bool) -> Channel:
         return await self._exec(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from banger.config import Config
 from banger.daemon import vm_plan
 from banger.disk.ext4 import clone_ext4, make_ext4
 from banger.disk.work_seed import prepare_home
+from banger.guest.agent import printable
 from banger.guest.binary import agent_binary
 from banger.guest.bootarchive import boot_archive
 from banger.imagecat import manifest as images
@@ -32,6 +34,7 @@ from banger.vmm.choice import FIRECRACKER
 from banger.vmm.driver import Processes
 
 RECORD, PROCESSES = "vm.json", "vmm.json"
+_PANIC = re.compile(r"Kernel panic - not syncing: (.{1,200})")  # Linux, kernel/panic.c
 
 
 def create(
@@ -200,14 +203,24 @@ def check_disk(layout: Layout, config: Config) -> None:
 
 
 def console_tail(directory: Path, lines: int = 24) -> str:
-    """The last lines of a guest's console, with control characters taken out."""
-    from banger.guest.agent import printable
+    """The last lines of a guest's console, or those from its kernel's panic on, with control characters taken out."""
+    kept = _console_lines(directory)
+    panics = [index for index, line in enumerate(kept) if _PANIC.search(line)]
+    return "\n".join(kept[panics[0] :][:lines] if panics else kept[-lines:])
 
+
+def panic(directory: Path) -> str:
+    """What a guest's kernel has panicked over, as its console has it; ''."""
+    matches = filter(None, map(_PANIC.search, _console_lines(directory)))
+    return next((match[1] for match in matches), "")
+
+
+def _console_lines(directory: Path) -> list[str]:
     try:
         with open(directory / "console.log", "rb") as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - 8192))
             text = stream.read().decode(errors="replace")
     except OSError:
-        return ""
-    kept = [printable(line.rstrip("\r").expandtabs()) for line in text.split("\n")]
-    return "\n".join([line for line in kept if line.strip()][-lines:])
+        return []
+    printed = [printable(line.rstrip("\r").expandtabs()) for line in text.split("\n")]
+    return [line for line in printed if line.strip()]

@@ -26,7 +26,7 @@ from banger.guest.session import Exit, GuestFailure
 from banger.paths import Layout
 from banger.store.database import Store, despite_full_disk
 from banger.store.records import BROKEN, INTENTS, REMOVING, RUNNING, STARTING, STOPPED, STOPPING, VmRecord
-from banger.vmm.driver import POWERED_OFF, REBOOTED
+from banger.vmm.driver import PANICKED, POWERED_OFF, REBOOTED, RESET_AT_BOOT
 
 _log = logging.getLogger(__name__)
 _MAX_GRACE = 24 * 3600
@@ -98,8 +98,12 @@ class Lifecycle:
             link = await self.launcher.launch(vm, stages)
         except BaseException as error:
             self.launcher.sweep(vm)
+            called_off = isinstance(error, asyncio.CancelledError)
             with despite_full_disk():
-                self.put(vm, state=before.state, reason=before.reason)
+                if called_off:
+                    self.put(vm, state=before.state, reason=before.reason)
+                else:
+                    self.put(vm, state=STOPPED, reason=_why(error))
             self._events.publish("start-failed", vm.record, reason=_why(error))
             raise
         vm.link = link
@@ -109,16 +113,26 @@ class Lifecycle:
             vm.record = dataclasses.replace(vm.record, wanted=True, failed=False, status=None)
             self.put(vm, state=RUNNING, reason="", started_at=vm_plan.now())
         except BaseException as error:
-            console = vm_disk.console_tail(self._layout.vm(vm.record.id))
             await self._end(vm, _why(error), force=True, wanted=restarts > 0, failed=True)
-            if isinstance(error, BangerError) and console:
-                error.details["console"] = console
-                error.hint = (
-                    error.hint or f"the console's last lines follow; all of it: banger vm logs --console {vm.name}"
-                )
+            if isinstance(error, BangerError):
+                error.message = vm.record.reason
+                self.add_console(vm, error)
+                if vm.record.auto_remove:
+                    await self.remove(vm)
             raise
         self._events.publish("started", vm.record)
         self.watch(vm, link)
+
+    def add_console(self, vm: Vm, error: BangerError) -> None:
+        """Let the failure of a start carry what the console said last, if the guest is to blame for it."""
+        if error.code is not Code.GUEST:
+            return
+        if console := vm_disk.console_tail(self._layout.vm(vm.record.id)):
+            stays = "" if vm.record.auto_remove else f"; all of it: banger vm logs --console {vm.name}"
+            error.hint = f"the console's last lines follow{stays}"
+            error.details["console"] = console
+        else:
+            error.hint = "its console is empty: raise boot_timeout in config.toml if it is slow, or run 'banger doctor'"
 
     def _promised_memory(self) -> int:
         """What VMs that are being started will take soon, in bytes."""
@@ -234,6 +248,12 @@ class Lifecycle:
             else:
                 self._call_off(vm, "killed")
 
+    async def give_up(self, vm: Vm, why: str) -> None:
+        """End a VM at once that has just been started for a command that cannot be run in it."""
+        async with vm.lock:
+            if vm.link is not None:
+                await self._end(vm, why, force=True, failed=True)
+
     async def restart(self, vm: Vm, grace: float | None, stages: Stages) -> None:
         """Stop a VM if it runs, and start it."""
         async with vm.lock:
@@ -249,8 +269,6 @@ class Lifecycle:
             with despite_full_disk():
                 vm.record = dataclasses.replace(vm.record, wanted=wanted)
                 self._intend(vm, STOPPING, reason)
-        elif vm.helpers is not None:
-            await vm.helpers.recorded()
         await self._close(vm, force)
         self._ended(vm, reason, wanted, failed)
 
@@ -261,13 +279,14 @@ class Lifecycle:
         if vm.watcher is not None:
             vm.watcher.cancel()
             vm.watcher = None
-        if vm.helpers is not None:
-            await vm.helpers.close()
-            vm.helpers = None
-        vm.warnings.clear()
         await link.close()
         if kill:
             await link.vmm.kill()
+        if vm.helpers is not None:
+            await vm.helpers.recorded()
+            await vm.helpers.close()
+            vm.helpers = None
+        vm.warnings.clear()
         link.vmm.release()
         vm.link = None
         self.launcher.sweep(vm)
@@ -275,6 +294,9 @@ class Lifecycle:
     def _ended(self, vm: Vm, reason: str, wanted: bool, failed: bool) -> None:
         restarts = 0 if vm.ran_for >= vm_policy.RAN_WELL else vm.record.restarts
         vm.record = dataclasses.replace(vm.record, wanted=wanted, failed=failed, restarts=restarts)
+        if reason.endswith((PANICKED, RESET_AT_BOOT)) and (why := vm_disk.panic(self._layout.vm(vm.record.id))):
+            # so early in a boot no VMM hears of a panic itself
+            reason = f"{reason.removesuffix(PANICKED).removesuffix(RESET_AT_BOOT)}{PANICKED}: {why}"
         with despite_full_disk():  # the next daemon sees that it does not run
             self.put(vm, state=STOPPED, reason=reason)
         self._events.publish("stopped", vm.record, reason=reason)
@@ -318,8 +340,6 @@ class Lifecycle:
                 await self._end(vm, reason, force=not graceful, wanted=True, failed=status != 0)
                 return
             if not link.vmm.process.alive:
-                if vm.helpers is not None:
-                    await vm.helpers.recorded()
                 await self._close(vm, kill=False)
                 reason = link.vmm.stop_reason or "the VMM process was killed or crashed"
                 if reason == REBOOTED:
@@ -465,7 +485,9 @@ async def _main_end(link: GuestLink) -> Exit:
 
 def _why(error: BaseException) -> str:
     """Why a start came to nothing."""
-    return error.message if isinstance(error, BangerError) else "the start was cancelled"
+    if isinstance(error, asyncio.CancelledError):
+        return "the start was cancelled"
+    return error.message if isinstance(error, BangerError) else f"it cannot be started: {error}"
 
 
 def _remove_directory(directory: Path) -> None:

@@ -13,6 +13,8 @@ from banger.process import ProcessId, Watched
 from banger.vmm.machine import Disk, Forward, Machine
 
 POWERED_OFF = "the guest powered off"  # the `stop_reason` that is no failure
+PANICKED = "the guest's kernel panicked"
+RESET_AT_BOOT = "the guest reset while it booted"
 REBOOTED = "the guest rebooted"  # of a VMM that ends then, so that another one has to be started
 
 # The streams between a VMM and its helpers.

@@ -23,7 +23,7 @@ from banger.reasons import in_words
 from banger.system import bind_unix, connect_unix
 from banger.vmm import jailer, programs
 from banger.vmm.choice import FIRECRACKER
-from banger.vmm.driver import CONSOLE, POWERED_OFF, REBOOTED, Published
+from banger.vmm.driver import CONSOLE, PANICKED, POWERED_OFF, REBOOTED, Published
 from banger.vmm.firecracker_api import (
     Balloon,
     BalloonUpdate,
@@ -74,7 +74,7 @@ def _stop_reason(directory: Path) -> str:
     if POWER_OFF_NOTICE.encode() in said or _HALTED in said:
         return POWERED_OFF
     if b"Kernel panic" in said:
-        return "the guest's kernel panicked"
+        return PANICKED
     # one that resets at once, by SysRq or a triple fault, says nothing
     has_reset = b"reboot: Restarting system" in said or _RESET in _last_words(directory / "vmm.log")
     return REBOOTED if has_reset else ""

@@ -22,7 +22,7 @@ from banger.process import ProcessId, Watched, find_by_arguments, spawn
 from banger.system import bind_unix, connect_unix
 from banger.vmm import cgroups, detect
 from banger.vmm.confinement import Confinement, confine
-from banger.vmm.driver import CONSOLE, LOG, MESSAGES, NETWORK, POWERED_OFF, Published
+from banger.vmm.driver import CONSOLE, LOG, MESSAGES, NETWORK, PANICKED, POWERED_OFF, RESET_AT_BOOT, Published
 from banger.vmm.machine import Disk, Forward, Machine, Nic
 from banger.vmm.qmp import Qmp
 from banger.vmm.words import own_words
@@ -339,11 +339,11 @@ class QemuVmm:
             case "BLOCK_IO_ERROR", _ if data.get("action") == "stop":
                 self._resume_later()
             case "GUEST_PANICKED", _:
-                self._reason = "the guest's kernel panicked"
+                self._reason = PANICKED
             case "SHUTDOWN", "guest-shutdown":
                 self._reason = self._reason or POWERED_OFF
             case "SHUTDOWN", "guest-reset":
-                self._reason = self._reason or "the guest reset while it booted"
+                self._reason = self._reason or RESET_AT_BOOT
 
 
 class QemuDriver:

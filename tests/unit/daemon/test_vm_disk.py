@@ -50,3 +50,24 @@ def test_a_file_that_vanishes_meanwhile(tmp_path: Path, monkeypatch: pytest.Monk
     total, sizes = vm_disk.look(tmp_path)
     assert len(sizes) == 4
     assert total == sum(taken(tmp_path / name) for name in sizes)
+
+
+def test_the_end_of_a_console(tmp_path: Path) -> None:
+    assert (vm_disk.console_tail(tmp_path), vm_disk.panic(tmp_path)) == ("", "")
+    (tmp_path / "console.log").write_bytes(b"".join(b"line %d \x1b[2J\r\n\r\n" % number for number in range(1000)))
+    assert vm_disk.console_tail(tmp_path, lines=2) == "line 998 \\x1b[2J\nline 999 \\x1b[2J"
+    assert vm_disk.panic(tmp_path) == ""
+
+
+def test_a_panic_is_found_before_all_that_the_kernel_says_of_it(tmp_path: Path) -> None:
+    said = [
+        "booting",
+        "[  1.5] Kernel panic - not syncing: no \x1b[2Jinit",
+        *(f"trace {n}" for n in range(40)),
+        "---[ end",
+    ]
+    (tmp_path / "console.log").write_text("\r\n".join(said))
+    first, *others = vm_disk.console_tail(tmp_path, lines=5).split("\n")
+    assert first == "[  1.5] Kernel panic - not syncing: no \\x1b[2Jinit"
+    assert others == [f"trace {n}" for n in range(4)]
+    assert vm_disk.panic(tmp_path) == "no \\x1b[2Jinit"
