@@ -39,10 +39,11 @@ class Config:
     `insecure_registries` are spoken to without TLS, as those on loopback always are; images without a registry are in
     the `default_registry`; `registry_mirrors` lists by registry the [http[s]://]host[:port][/prefix] that are asked
     before it. `ssh_key` is the private key that guests let in, '' for banger's own. `cache_size` is what the layers of
-    pulled images may take. A new VM stops when untouched for `auto_stop` seconds, 0 for never; with `balloon` it
-    gives back memory that it leaves idle. As root, VMMs run as users (and groups) of their own: those of the `vm_uids`
-    from `first_vm_uid` on. `releases` is the directory or URL where `banger update` finds wheels, '' for where the tool
-    that installed banger looks; `release_key` is the minisign key that must have signed them.
+    pulled images may take. `vm run --wait-for` waits `wait_timeout` seconds. A new VM stops when untouched for
+    `auto_stop` seconds, 0 for never; with `balloon` it gives back memory that it leaves idle. As root, VMMs run as
+    users (and groups) of their own: those of the `vm_uids` from `first_vm_uid` on. `releases` is the directory or URL
+    where `banger update` finds wheels, '' for where the tool that installed banger looks; `release_key` is the minisign
+    key that must have signed them.
     """
 
     default_image: str = "debian-trixie"
@@ -68,6 +69,7 @@ class Config:
     cpu_template: str = ""
     auto_stop: float = 0.0
     balloon: bool = False
+    wait_timeout: float = 60.0
     first_vm_uid: int = 0x70000000  # far above what user databases and subuid ranges hand out
     vm_uids: int = 1 << 20
     releases: str = ""

@@ -306,6 +306,28 @@ def test_streams_arrive_whole_with_their_ends(tmp_path: Path) -> None:
     run(test())
 
 
+def test_a_client_waits_until_the_guest_listens(tmp_path: Path) -> None:
+    late = """
+def refused():
+    names, values = (line.split() for line in open("/proc/thread-self/net/snmp") if line.startswith("Tcp:"))
+    return int(dict(zip(names, values))["OutRsts"])
+print("ready", flush=True)
+while not refused():
+    threading.Event().wait(0.01)
+"""
+
+    async def test() -> None:
+        port = free_port()
+        async with running(tmp_path, Forward("127.0.0.1", port, 80)) as network:
+            served = serving(network, late + _GREET)
+            with served, socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT) as client:
+                client.sendall(b"x")  # what it sends meanwhile is kept, too
+                assert client.recv(100) == b"hello 10.0.3.2"
+                assert client.recv(100) == b""
+
+    run(test())
+
+
 def test_a_port_where_nobody_listens_in_the_guest_is_reset(tmp_path: Path) -> None:
     async def test() -> None:
         port = free_port()

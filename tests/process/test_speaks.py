@@ -13,6 +13,7 @@ import pytest
 
 from banger.guest.agent import Agent
 from banger.guest.speaks import HTTP, HTTPS, TLS, UNKNOWN, speaks
+from banger.guest.speaks import answers as succeeds
 from tests.http_server import Authority
 
 pytestmark = pytest.mark.anyio
@@ -146,6 +147,37 @@ async def test_what_servers_speak_in_tls(agent: Agent, tmp_path: Path) -> None:
     assert await heard(agent, in_tls(context, pours(bytes(65536)))) == TLS
     context.verify_mode = ssl.CERT_REQUIRED  # of clients
     assert await heard(agent, in_tls(context, answers(_OK))) == TLS
+
+
+@pytest.mark.parametrize(
+    ("serve", "expected"),
+    [
+        (answers(_OK), True),
+        (drips, True),
+        (answers(b"HTTP/1.1 302 Found\r\n"), True),
+        (answers(b"HTTP/1.1 404 Not Found\r\n"), False),
+        (answers(b"HTTP/1.1 503 Service Unavailable\r\n"), False),
+        (says(b"SSH-2.0-OpenSSH_9.2\r\n"), False),
+        (lambda connection: None, False),
+    ],
+)
+async def test_which_answers_are_a_success(agent: Agent, tmp_path: Path, serve: Serve, expected: bool) -> None:
+    context = Authority(tmp_path).context()
+    for secured, served in ((False, serve), (True, in_tls(context, serve))):
+        with serving(served) as port:
+            assert await succeeds(lambda: agent.dial(port), "/", secured) == expected
+
+
+async def test_the_path_is_what_is_asked_for(agent: Agent) -> None:
+    asked: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        asked.append(connection.recv(1000))
+        connection.sendall(_OK)
+
+    with serving(serve) as port:
+        assert await succeeds(lambda: agent.dial(port), "/health?a=b", secured=False)
+    assert asked[0].startswith(b"GET /health?a=b HTTP/1.1\r\n")
 
 
 async def test_nobody_there(agent: Agent) -> None:

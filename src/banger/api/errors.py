@@ -22,6 +22,7 @@ class Code(StrEnum):
     CANNOT_EXECUTE = "cannot_execute"  # the command exists in the guest but cannot run
     COMMAND_NOT_FOUND = "command_not_found"  # no such command in the guest
     CANCELLED = "cancelled"
+    TIMED_OUT = "timed_out"  # what was waited for has not come, and may still come
     DAEMON = "daemon"  # no daemon, another version, or a bug in it
 
 

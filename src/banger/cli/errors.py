@@ -14,6 +14,7 @@ import click
 from banger.api.errors import BangerError, Code
 from banger.cli.render import note, plain
 
+TIMED_OUT = 124  # as timeout(1)
 FAILED, USAGE, GUEST_FAILED, CANNOT_EXECUTE, NOT_FOUND, INTERRUPTED = 1, 2, 125, 126, 127, 130
 
 
@@ -78,7 +79,11 @@ def around_guest_command() -> Iterator[None]:
         yield
     except BangerError as error:
         report_failure(error)
-        statuses = {Code.CANNOT_EXECUTE: CANNOT_EXECUTE, Code.COMMAND_NOT_FOUND: NOT_FOUND}
+        statuses = {
+            Code.CANNOT_EXECUTE: CANNOT_EXECUTE,
+            Code.COMMAND_NOT_FOUND: NOT_FOUND,
+            Code.TIMED_OUT: TIMED_OUT,
+        }
         raise SystemExit(statuses.get(error.code, GUEST_FAILED)) from error
     except BrokenPipeError:
         raise

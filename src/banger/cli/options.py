@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -151,6 +151,34 @@ class LabelType(click.ParamType[tuple[str, str]]):
             return parse_label(str(value))
         except ValueError as error:
             raise UsageFault(f"{_where(param)}: {error}", "for example --label tier=web") from error
+
+
+class ConditionType(click.ParamType[str]):
+    """When a guest is ready, or one of the states of a VM that are given."""
+
+    name = "what"
+
+    def __init__(self, states: Sequence[str] = ()) -> None:
+        self._states = states
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from banger.api.vm_conditions import GRAMMAR, parse_condition
+
+        if value in self._states:
+            return str(value)
+        try:
+            return parse_condition(str(value)).text
+        except BangerError as error:
+            states = f"wait for {', '.join(self._states)}, or: {GRAMMAR}" if self._states else ""
+            raise UsageFault(f"{_where(param)}: {error.message}", states or error.hint) from error
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        words = (*self._states, "health", "http://:", "log:", "exec:")
+        return [CompletionItem(word) for word in words if word.startswith(incomplete)]
 
 
 class FilterType(click.ParamType[str]):
@@ -361,6 +389,7 @@ def _where(param: click.Parameter | None) -> str:
 
 SIZE, PUBLISH, SIGNAL = SizeType(), PublishType(), SignalType()
 DURATION, AUTO_STOP, LABEL, RESTART = DurationType(), DurationType("never"), LabelType(), RestartType()
+CONDITION = ConditionType()
 FILTER, EVENT_FILTER = FilterType(), FilterType(events=True)
 LOCAL_PATH, NEW_FILE, NEW_PATH = LocalPath(), NewFile(), NewPath()
 KERNEL_SOURCE = KernelSource()

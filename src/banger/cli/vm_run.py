@@ -19,6 +19,8 @@ from banger.cli.connect import ensure_daemon
 from banger.cli.errors import UsageFault, around_guest_command
 from banger.cli.lazy import Command
 from banger.cli.options import (
+    CONDITION,
+    DURATION,
     KERNEL,
     PUBLISH,
     SIGNAL,
@@ -238,19 +240,44 @@ def _create_options(function: Callable[..., int]) -> Decorated:
     banger vm run -d --restart on-failure:5 -- serve     comes back when it fails, five times in a row
     banger vm run -d --auto-stop 30m -l tier=dev         stops when nobody uses it
     banger vm run -d --balloon --memory 8G               takes of that what it needs
+    banger vm run -d -p 80 --wait-for 80 -- serve        returns when something in it listens on that port
+    banger vm run -d --wait-for http://:8080/health      when a GET of this in it succeeds
+    banger vm run -d --wait-for 'log:ready to accept'    when its command has printed this
+    banger vm run -d --wait-for exec:pg_isready          when this succeeds in its shell
+    banger vm run -d --wait-for health                   when the HEALTHCHECK of its image does
     """,
 )
 @_create_options
 @click.option("-d", "--detach", is_flag=True, help="Leave it running in the background and print its name.")
+@click.option(
+    "--wait-for",
+    type=CONDITION,
+    metavar="CONDITION",
+    help="With --detach: return when it is ready, as in the examples; fail when the VM or its command ends first.",
+)
+@click.option(
+    "--wait-timeout",
+    type=DURATION,
+    help="With --wait-for: no longer than this; the VM stays." + configured("60s", "wait_timeout"),
+)
 @click.option("-t", "--tty", is_flag=True, help="A terminal for the command even when this is none.")
 @interactive_option
 @click.option("--timings", is_flag=True, help="Tell how long each stage took.")
 @click.option("--json", "as_json", is_flag=True, help="With --detach: print the VM as one JSON document.")
-def run(create: m.VmCreate, detach: bool, tty: bool, timings: bool, as_json: bool) -> int:
+def run(
+    create: m.VmCreate,
+    detach: bool,
+    wait_for: str | None,
+    wait_timeout: float | None,
+    tty: bool,
+    timings: bool,
+    as_json: bool,
+) -> int:
     """Create a VM, start it and run CMD in it: by default the image's own command, or a login shell.
 
-    Exits with the command's status; 125 when banger failed, 126 when CMD cannot be executed, 127 when there is none.
-    The VM stays afterwards unless --rm is given.
+    Exits with the command's status; 125 when banger failed, 126 when CMD cannot be executed, 127 when there is none,
+    124 when it is not ready in time (--wait-for). The VM stays afterwards, also one that fails to start, unless --rm
+    is given; Ctrl-C while it starts leaves nothing.
 
     CMD comes after `--`, or after --image. Options of CMD are its own.
     """
@@ -260,10 +287,16 @@ def run(create: m.VmCreate, detach: bool, tty: bool, timings: bool, as_json: boo
         raise UsageFault("--restart goes with --detach: a command run from here is run once", "add -d")
     if as_json and not detach:
         raise UsageFault("--json goes with --detach: otherwise the output is the command's own")
+    if wait_for and not detach:
+        raise UsageFault("--wait-for goes with --detach: a command run from here shows by itself", "add -d")
+    if wait_timeout is not None and not wait_for:
+        raise UsageFault("--wait-timeout goes with --wait-for", "for example --wait-for 80")
     with around_guest_command(), _options_told(create), Display() as display:
         client = ensure_daemon()
         if detach:
-            started = _run_detached(client, create, display)
+            started = _run_detached(
+                client, m.VmRun(create, detach=True, wait_for=wait_for or "", wait_timeout=wait_timeout), display
+            )
             display.close()
             _tell_ports(create, started.vm)
             if as_json:
@@ -288,8 +321,8 @@ run_image = _ImageFirst(
     The first word that is no option is the image, and all that follows belongs to CMD, options too. Without an image,
     put `--` before CMD: the default image is started.
 
-    Exits with the command's status; 125 when banger failed, 126 when CMD cannot be executed, 127 when there is none.
-    The VM stays afterwards unless --rm is given.""",
+    Exits with the command's status; 125 when banger failed, 126 when CMD cannot be executed, 127 when there is none,
+    124 when it is not ready in time (--wait-for). The VM stays afterwards unless --rm is given.""",
     epilog="""
     banger run --rm                                   a shell in a machine that is gone afterwards
     banger run --rm -- uname -a                       one command in the default image
@@ -333,9 +366,15 @@ def _options_told(create: m.VmCreate) -> Iterator[None]:
         raise
 
 
-def _run_detached(client: Client, create: m.VmCreate, display: Display) -> m.VmStarted:
-    with client.open(op.VM_RUN, m.VmRun(create, detach=True)) as stream:
-        return _decode_started(terminal.wait_started(stream, display.reporter("starting")))
+def _run_detached(client: Client, request: m.VmRun, display: Display) -> m.VmStarted:
+    with client.open(op.VM_RUN, request) as stream:
+        started = _decode_started(terminal.wait_started(stream, display.reporter("starting")))
+        if request.wait_for:
+            display.close()
+            if terminal.on_terminal():
+                note(f"{started.vm.name} runs; waiting until it is ready")
+            terminal.copy_output(stream)
+        return started
 
 
 def _run_attached(client: Client, create: m.VmCreate, tty: bool, display: Display) -> tuple[int, m.VmStarted]:

@@ -14,11 +14,11 @@ from banger.cli.connect import ensure_daemon
 from banger.cli.errors import UsageFault
 from banger.cli.lazy import Command
 from banger.cli.many import for_each
-from banger.cli.options import DURATION, EVENT_FILTER, VM, json_option
+from banger.cli.options import DURATION, EVENT_FILTER, VM, ConditionType, json_option
 from banger.cli.render import note, plain, print_json
 from banger.cli.terminal import went_away
 
-TIMED_OUT = 124  # as timeout(1)
+_STATES = ("stopped", "running", "exited", "removed")
 
 
 @click.command(
@@ -27,22 +27,29 @@ TIMED_OUT = 124  # as timeout(1)
     banger vm wait web db                         until both are stopped
     banger vm wait web --for running --timeout 30s
     banger vm wait job --for exited               until its main command has ended; prints its status
+    banger vm wait web --for 80                   until something in it listens on this port
+    banger vm wait web --for http://:80/health    until a GET of this in it succeeds
+    banger vm wait db --for 'log:ready to accept' until its main command has printed this
+    banger vm wait db --for exec:pg_isready       until this succeeds in its shell
+    banger vm wait web --for health               until the HEALTHCHECK of its image succeeds
     """,
 )
 @click.argument("refs", type=VM, nargs=-1, required=True, metavar="REF...")
 @click.option(
     "--for",
     "state",
-    type=click.Choice(["stopped", "running", "exited", "removed"]),
+    type=ConditionType(_STATES),
+    metavar="|".join((*_STATES, "CONDITION")),
     default="stopped",
     show_default=True,
     help="What to wait for. It is exited when its main command has ended and no restart policy runs it again; one that "
-    "is removed is stopped and exited, too.",
+    "is removed is stopped and exited, too. A CONDITION, as in the examples, is met when its guest is ready; waiting "
+    "for one fails when the VM or its main command ends first.",
 )
 @click.option("--timeout", type=DURATION, help="Wait no longer than this; 0 only looks.")
 @json_option
 def wait(refs: tuple[str, ...], state: str, timeout: float | None, as_json: bool) -> int:
-    """Wait until VMs are stopped, or in another state, and say why they are.
+    """Wait until VMs are stopped, in another state, or ready, and say why they are.
 
     Exits with 0 when all are, 124 when one is not within --timeout, and 1 when one cannot be waited for.
     """
@@ -56,15 +63,19 @@ def wait(refs: tuple[str, ...], state: str, timeout: float | None, as_json: bool
         return end
 
     # all at once: the time given is that of each
-    status = for_each(refs, wait_for, lambda ref, end: _end(end), as_json, parallel=len(refs))
+    status = for_each(refs, wait_for, lambda ref, end: _end(end, state), as_json, parallel=len(refs))
     if not unmet:
         return status
     names = ", ".join(ref for ref in dict.fromkeys(refs) if ref in unmet)
-    errors.report(f"not {state} within the time given: {names}", "give it more with --timeout")
-    return TIMED_OUT
+    errors.report(
+        f"not {state if state in _STATES else 'ready'} within the time given: {names}", "give it more with --timeout"
+    )
+    return errors.TIMED_OUT
 
 
-def _end(end: m.VmWaited) -> str:
+def _end(end: m.VmWaited, wanted: str) -> str:
+    if wanted not in _STATES:
+        return f"{end.name} is {'ready' if end.reached else 'not ready'}"
     if not end.reached:
         return f"{end.name} is still {end.state}"
     words = [f"{end.name} is {end.state}"]

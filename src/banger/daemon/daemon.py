@@ -37,11 +37,13 @@ from banger.daemon.kernel_service import KernelService
 from banger.daemon.operations import Noting, Operation, Operations, noting, subject
 from banger.daemon.sessions import Sessions
 from banger.daemon.streams import Peer
+from banger.daemon.vm_forwards import Forwards
 from banger.daemon.vm_launch import Launcher
 from banger.daemon.vm_lifecycle import Lifecycle
 from banger.daemon.vm_load import kept_records
 from banger.daemon.vm_observer import VmObserver
 from banger.daemon.vm_ports import VmPorts
+from banger.daemon.vm_readiness import Readiness
 from banger.daemon.vm_recovery import Recovery
 from banger.daemon.vm_service import VmService
 from banger.daemon.vm_settings import VmSettings
@@ -87,13 +89,15 @@ class Daemon:
             events,
         )
         self._settings = VmSettings(layout, network, table, self._lifecycle, self._vms, events)
-        self._observer = VmObserver(layout, table, self._vms, events)
-        self._ports = VmPorts(self._vms)
+        self._forwards = Forwards(table, events)
+        readiness = Readiness(table, self._vms, self._forwards, events)
+        self._observer = VmObserver(layout, table, self._vms, readiness, events)
+        self._ports = VmPorts(self._vms, self._forwards)
         self._top = VmTop(self._vms)
         self._stats = VmStats(self._workers, table, self._vms)
         self._supervisor = Supervisor(table, self._lifecycle, events)
         self._balloons = Balloons(table, events)
-        self._sessions = Sessions(self._vms, self._lifecycle, self._images)
+        self._sessions = Sessions(config, self._vms, self._lifecycle, self._images, readiness)
 
     async def recover(self) -> None:
         """Bring the state directory in order and take over running VMs."""
@@ -111,6 +115,7 @@ class Daemon:
         await self._recovery.run()
         self._supervisor.begin()
         self._balloons.begin()
+        self._forwards.begin()
 
     async def stopped(self) -> None:
         """Return when somebody has asked the daemon to stop."""
@@ -127,6 +132,7 @@ class Daemon:
         """Let go of everything; VMs go on."""
         await self._supervisor.close()
         await self._balloons.close()
+        await self._forwards.close()
         await self._lifecycle.close()
         self._workers.close()
         self._store.close()

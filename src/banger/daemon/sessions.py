@@ -10,6 +10,8 @@ from typing import TypeVar
 from banger.api import models as m
 from banger.api.codec import encode
 from banger.api.errors import BangerError, Code
+from banger.api.vm_conditions import Condition, parse_condition
+from banger.config import Config
 from banger.daemon import vm_plan
 from banger.daemon.console import Console
 from banger.daemon.guest_link import GuestLink
@@ -17,6 +19,7 @@ from banger.daemon.jobs import Report
 from banger.daemon.streams import Channel, ClientGone, Peer, carry, finish, report_to
 from banger.daemon.vm import Stages, Vm
 from banger.daemon.vm_lifecycle import Lifecycle
+from banger.daemon.vm_readiness import Readiness, check_timeout
 from banger.daemon.vm_service import Catalogs, VmService
 from banger.guest.agent import Agent, ExecRequest, guest_errors
 from banger.guest.session import Exit, SessionLost
@@ -29,10 +32,14 @@ T = TypeVar("T")
 class Sessions:
     """Serves the streams of clients that work in guests."""
 
-    def __init__(self, vms: VmService, lifecycle: Lifecycle, catalogs: Catalogs) -> None:
+    def __init__(
+        self, config: Config, vms: VmService, lifecycle: Lifecycle, catalogs: Catalogs, readiness: Readiness
+    ) -> None:
+        self._config = config
         self._vms = vms
         self._lifecycle = lifecycle
         self._catalogs = catalogs
+        self._readiness = readiness
 
     async def run(self, request: m.VmRun, peer: Peer) -> None:
         """Create and start a VM and run its command, attached unless `detach`.
@@ -40,6 +47,11 @@ class Sessions:
         When the client leaves, whatever is under way is undone, and a VM that is to be removed is. A VM that does not
         start, or in which the command cannot be run, is kept for its user to look at, unless it is to be removed.
         """
+        condition = parse_condition(request.wait_for) if request.wait_for else None
+        timeout = self._config.wait_timeout if request.wait_timeout is None else request.wait_timeout
+        check_timeout(timeout)
+        if condition is not None and not request.detach:
+            raise BangerError(Code.INVALID, "only a detached VM can be waited for", hint="wait for it with vm.wait")
         attached = request.create.auto_remove and not request.detach
         vm: Vm | None = None
         try:
@@ -47,6 +59,8 @@ class Sessions:
             vm, started, channel = begun
             await peer.send_event("started", result=encode(started))
             if channel is None:
+                if condition is not None:
+                    await self._wait_ready(vm, condition, timeout, peer)
                 await peer.send_event("exit", signalled=False, value=0)
                 return
             with vm.in_use():
@@ -61,6 +75,9 @@ class Sessions:
             if vm is not None and attached:
                 with contextlib.suppress(BangerError):
                     await asyncio.shield(self._lifecycle.delete(vm, force=True))
+
+    async def _wait_ready(self, vm: Vm, condition: Condition, timeout: float, peer: Peer) -> None:
+        await _unless_gone(peer, lambda report: self._readiness.require(vm, condition, timeout))
 
     async def _begin(self, request: m.VmRun, attached: bool, report: Report) -> tuple[Vm, m.VmStarted, Channel | None]:
         stages = Stages(report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from banger.daemon.guest_link import GuestLink
 from banger.daemon.jobs import Report
 from banger.job import Progress
 from banger.store.records import INTENTS, STOPPED, VmRecord
+from banger.vmm.machine import Forward
 
 if TYPE_CHECKING:
     from banger.daemon.vm_helpers import Helpers
@@ -30,7 +32,8 @@ class Vm:
 
     `lock` is held by whatever changes it. `starting` is its start while one is under way, `ends` (stopped, killed,
     removed) what is being done to it that no start may outlast, `warnings`, by what they are about, what it has lost,
-    `restarting` whether it is about to be started by its policy. Times are of a clock that nobody sets and that goes on
+    `restarting` whether it is about to be started by its policy, `reserved` the published ports that are kept for it
+    until something in its guest listens there. Times are of a clock that nobody sets and that goes on
     while the host sleeps.
     """
 
@@ -44,6 +47,7 @@ class Vm:
         self.warnings: dict[str, str] = {}
         self.link: GuestLink | None = None
         self.watcher: asyncio.Task[None] | None = None
+        self.reserved: dict[Forward, socket.socket] = {}
         self._began = self._touched = _elapsed()
         self._users = 0
         self._seen: tuple[int, dict[str, int]] | None = None

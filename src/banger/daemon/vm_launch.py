@@ -11,7 +11,7 @@ from pathlib import Path
 
 from banger import system
 from banger.config import Config
-from banger.daemon import vm_disk, vm_plan
+from banger.daemon import vm_disk, vm_forwards, vm_plan
 from banger.daemon.events import Events
 from banger.daemon.guest_link import GuestLink
 from banger.daemon.host_network import HostNetwork
@@ -67,6 +67,8 @@ class Launcher:
         await self._workers.run(lambda job: require_tools(uses, driver.name))
         await self._workers.run(lambda job: programs.look_up(self._config, driver.name))
         check_ports(vm, vm.record.ports, self._table, is_new=False)
+        if not driver.taps:
+            vm_forwards.reserve(vm, machine.forwards)
         remove_logs(directory)
         with contextlib.ExitStack() as stack, _killed_on_failure() as helpers:
             streams = [CONSOLE, *driver.streams, *([NETWORK] if machine.nics and not driver.taps else [])]
@@ -130,6 +132,7 @@ class Launcher:
     def sweep(self, vm: Vm) -> None:
         """Remove what a VMM that has ended leaves: helpers, files in the directory of its VM, its control group."""
         directory = self._layout.vm(vm.record.id)
+        vm_forwards.release(vm, vm.reserved)
         if processes := vm_disk.read_processes(directory):
             _end_network(processes)
         for name in self.traces(vm):

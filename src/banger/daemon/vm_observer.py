@@ -10,12 +10,14 @@ from pathlib import Path
 from banger.api import models as m
 from banger.api.codec import Json, encode
 from banger.api.errors import BangerError, Code
+from banger.api.vm_conditions import GRAMMAR, parse_condition
 from banger.api.vm_filters import EVENT_KEYS, matches, parse_filters
 from banger.daemon import vm_policy
 from banger.daemon.events import Events, Subscription
 from banger.daemon.jobs import Report
 from banger.daemon.streams import Peer
 from banger.daemon.vm import Vm
+from banger.daemon.vm_readiness import Readiness, check_timeout
 from banger.daemon.vm_service import VmService
 from banger.daemon.vm_table import VmTable
 from banger.durations import MAX_SECONDS
@@ -42,22 +44,20 @@ REACHED: Mapping[str, Callable[[Vm, bool], bool]] = {
 class VmObserver:
     """Tells clients what becomes of VMs."""
 
-    def __init__(self, layout: Layout, table: VmTable, vms: VmService, events: Events) -> None:
+    def __init__(self, layout: Layout, table: VmTable, vms: VmService, readiness: Readiness, events: Events) -> None:
         self._layout = layout
         self._table = table
         self._vms = vms
+        self._readiness = readiness
         self._events = events
 
     async def wait(self, request: m.VmWait, report: Report) -> m.VmWaited:
-        """Return once a VM is in a state; one that has been removed is stopped, too."""
+        """Return once a VM is in a state, or its guest ready; one that has been removed is stopped, too."""
+        check_timeout(request.timeout)
+        vm = self._table.find(request.vm)
         reached = REACHED.get(request.state)
         if reached is None:
-            raise BangerError(
-                Code.INVALID, f"{request.state!r} cannot be waited for", hint=f"use one of {', '.join(REACHED)}"
-            )
-        if request.timeout is not None and not 0 <= request.timeout <= MAX_SECONDS:
-            raise BangerError(Code.INVALID, f"nobody can wait for {request.timeout:g} s", hint="use 0 to ten years")
-        vm = self._table.find(request.vm)
+            return await self._wait_ready(vm, request)
         with self._events.subscribed() as events, contextlib.suppress(TimeoutError):
             async with asyncio.timeout(request.timeout):
                 while not reached(vm, vm in self._table):
@@ -67,6 +67,20 @@ class VmObserver:
         here = vm in self._table
         state = vm.state if here else "removed"
         return m.VmWaited(vm.name, state, vm.record.reason, vm.record.status, reached(vm, here))
+
+    async def _wait_ready(self, vm: Vm, request: m.VmWait) -> m.VmWaited:
+        try:
+            condition = parse_condition(request.state)
+        except BangerError as error:
+            error.hint = f"wait for one of {', '.join(REACHED)}, or: {GRAMMAR}"
+            raise
+        if vm.state in ("created", "stopped"):
+            raise BangerError(
+                Code.WRONG_STATE, f"the VM {vm.name!r} is {vm.state}, not running", hint=f"banger vm start {vm.name}"
+            )
+        # a main command that ended long ago keeps nobody from starting a server in another way
+        ready = await self._readiness.wait(vm, condition, request.timeout, ended=vm.record.status is not None)
+        return m.VmWaited(vm.name, vm.state, vm.record.reason, vm.record.status, ready)
 
     async def events(self, request: m.VmEvents, peer: Peer) -> None:
         """Send the events that a client asks for, until it leaves."""

@@ -196,6 +196,7 @@ def plan(
         labels=dict(request.labels),
         auto_stop=config.auto_stop if request.auto_stop is None else request.auto_stop,
         restart=request.restart or "no",
+        healthcheck=list(image.config.healthcheck),
         balloon=config.balloon if request.balloon is None else request.balloon,
     )
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 
 from banger.api import models as m
 from banger.daemon.jobs import Report
+from banger.daemon.vm_forwards import REACHABLE, Forwards
 from banger.daemon.vm_service import VmService
-from banger.guest.agent import Agent, Listener, guest_errors
+from banger.guest.agent import Agent, Listener
 from banger.guest.speaks import HTTP, HTTPS, UNKNOWN, speaks
-from banger.net.publish import GUEST_ADDRESS, LOOPBACK
+from banger.net.publish import LOOPBACK
 
-_SECONDS = 10.0
 _MOST_PROBED, _AT_ONCE = 32, 16
 _ANY = {"0.0.0.0": LOOPBACK, "::": "::1"}  # addresses that mean all, and where in the guest they can be dialled
 
@@ -21,15 +21,16 @@ _ANY = {"0.0.0.0": LOOPBACK, "::": "::1"}  # addresses that mean all, and where 
 class VmPorts:
     """Serves vm.ports."""
 
-    def __init__(self, vms: VmService) -> None:
+    def __init__(self, vms: VmService, forwards: Forwards) -> None:
         self._vms = vms
+        self._forwards = forwards
 
     async def ports(self, request: m.VmPortsRequest, report: Report) -> m.VmPorts:
         """List the ports of a running VM: those that something listens on, and those that are published."""
         vm = self._vms.find(request.vm)
         agent = await self._vms.agent(vm)
-        with guest_errors(f"cannot list the ports of {vm.name!r}"):
-            listeners = await Agent(agent.session, _SECONDS).ports()
+        assert vm.link is not None
+        listeners = await self._forwards.look(vm, vm.link)  # where it says that a port leads, it does
         ports = [*_listening(listeners, vm.record.ports), *_leading_nowhere(listeners, vm.record.ports)]
         ports.sort(key=lambda port: (port.port, port.protocol, port.pid or 0))
         unprobed = 0
@@ -57,7 +58,7 @@ def _listening(listeners: Iterable[Listener], published: Sequence[m.PublishedPor
             addresses=found,
             process=process,
             pid=pid,
-            reachable=protocol == "tcp" and any(address in (*_ANY, GUEST_ADDRESS) for address in found),
+            reachable=protocol == "tcp" and any(address in REACHABLE for address in found),
             published=[each for each in published if protocol == "tcp" and each.guest_port == port],
             speaks=UNKNOWN,
             urls=[],
@@ -81,11 +82,15 @@ async def _probe(agent: Agent, ports: Sequence[m.GuestPort]) -> list[str]:
     slots = asyncio.Semaphore(_AT_ONCE)
 
     async def probe(port: m.GuestPort) -> str:
-        address = min(_ANY.get(address, address) for address in port.addresses)
         async with slots:
-            return await speaks(lambda: agent.dial(port.port, address))
+            return await speaks(lambda: agent.dial(port.port, dialled(port.addresses)))
 
     return await asyncio.gather(*(probe(port) for port in ports))
+
+
+def dialled(addresses: Sequence[str]) -> str:
+    """Where in the guest something that listens on these addresses is reached."""
+    return min(_ANY.get(address, address) for address in addresses)
 
 
 def _speaking(port: m.GuestPort, spoken: str) -> m.GuestPort:

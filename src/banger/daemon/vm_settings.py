@@ -9,7 +9,7 @@ from pathlib import Path
 
 from banger.api import models as m
 from banger.api.errors import BangerError, Code
-from banger.daemon import vm_changes, vm_plan
+from banger.daemon import vm_changes, vm_forwards, vm_plan
 from banger.daemon.events import Events
 from banger.daemon.guest_link import GuestLink
 from banger.daemon.host_network import HostNetwork
@@ -73,7 +73,7 @@ class VmSettings:
             given_up = {port.host_port for port in before.ports if port not in wanted.ports}
             new = [port for port in wanted.ports if port not in before.ports and port.host_port not in given_up]
             check_ports(vm, new, self._table, is_new=True)
-            published = await link.vmm.change_forwards(before.machine, wanted.machine.forwards)
+            published = await vm_forwards.change(vm, link, wanted.machine.forwards)
         # a disk first: one that has grown although nobody knows of it is as good as before
         for setting, size in sizes.items():
             os.truncate(directory / _DISKS[setting], size)

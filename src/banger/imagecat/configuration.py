@@ -102,6 +102,8 @@ def _plain(config: ImageConfig) -> dict[str, Json]:
     for name, text in (("User", config.user), ("WorkingDir", config.workdir), ("StopSignal", config.stop_signal)):
         if text:
             plain[name] = text
+    if config.healthcheck:
+        plain["Healthcheck"] = {"Test": ["CMD", *config.healthcheck]}
     for name, keys in (("Volumes", config.volumes), ("ExposedPorts", config.exposed_ports)):
         if keys:
             plain[name] = {key: {} for key in keys}

@@ -41,6 +41,7 @@ class ImageConfig:
     volumes: tuple[str, ...] = ()
     exposed_ports: tuple[str, ...] = ()  # "8080/tcp"
     stop_signal: str = ""  # "SIGTERM", "15"
+    healthcheck: tuple[str, ...] = ()  # the words of its command
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> ImageManifest:
             volumes=config.texts("volumes"),
             exposed_ports=config.texts("exposed_ports"),
             stop_signal=config.text("stop_signal", ""),
+            healthcheck=config.texts("healthcheck"),
         ),
         home=fields.text("home", "/root"),
         key_fingerprint=fields.text("key_fingerprint", ""),

@@ -234,9 +234,17 @@ def parse_config(config: bytes, label: str) -> ImageConfig:
         volumes=fields.keys("Volumes"),
         exposed_ports=fields.keys("ExposedPorts"),
         stop_signal=_text(fields, "StopSignal"),
+        healthcheck=_healthcheck(fields),
     )
     _check_texts(parsed, label)
     return parsed
+
+
+def _healthcheck(fields: Fields) -> tuple[str, ...]:
+    """The command of a HEALTHCHECK, () without one (Docker Image Specification 1.2, "Healthcheck")."""
+    kind, *words = (_texts(fields.object("Healthcheck"), "Test") if fields.has("Healthcheck") else ()) or ("NONE",)
+    shell = _texts(fields, "Shell") or ("/bin/sh", "-c")
+    return {"CMD": tuple(words), "CMD-SHELL": (*shell, *words)}.get(kind, ())
 
 
 def _check_texts(config: ImageConfig, label: str) -> None:

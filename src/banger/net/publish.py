@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 
 from banger.api.errors import BangerError, Code
 from banger.api.models import PublishedPort
@@ -79,14 +79,26 @@ def check_ports_free(ports: Sequence[PublishedPort]) -> None:
                 raise PortTaken(port, error) from error
 
 
+def reserve(forward: Forward) -> socket.socket:
+    """A socket that keeps the host's side of a published port, at which connections are refused. Raises PortTaken.
+
+    Who listens there with SO_REUSEADDR set, as QEMU does, can do so all the same.
+    """
+    return _bound(forward, lambda bound: None)
+
+
 def listen(forward: Forward) -> socket.socket:
     """A socket that listens at the host's side of a published port. Raises PortTaken."""
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return _bound(forward, lambda bound: bound.listen(128))
+
+
+def _bound(forward: Forward, begin: Callable[[socket.socket], None]) -> socket.socket:
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((forward.address, forward.host_port))
-        listening.listen(128)
+        bound.bind((forward.address, forward.host_port))
+        begin(bound)
     except OSError as error:
-        listening.close()
+        bound.close()
         raise PortTaken(PublishedPort(forward.address, forward.host_port, forward.guest_port), error) from error
-    return listening
+    return bound

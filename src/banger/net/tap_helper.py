@@ -15,6 +15,7 @@ with it, even when it is killed: pasta runs in a PID namespace of which it is th
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -23,6 +24,8 @@ import signal
 import socket
 import struct
 import sys
+import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -64,6 +67,8 @@ PUBLISH_ADDRESS, PUBLISH_NETMASK = "10.0.3.2", "255.255.255.0"
 _QUEUE = 16384
 _MAX_CONNECTIONS = 512
 _BUFFER = 256 << 10
+# seconds that a client is kept for a guest that does not listen yet, and between two attempts
+_PATIENCE, _PAUSE = 10.0, 0.1
 
 
 class SetupError(Exception):
@@ -341,6 +346,7 @@ class Loop:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[], None]] = {}
+        self._waiting: deque[tuple[float, Callable[[], None]]] = deque()
 
     def add(self, descriptor: int, callback: Callable[[], None], events: int = select.EPOLLIN) -> None:
         self._callbacks[descriptor] = callback
@@ -353,11 +359,18 @@ class Loop:
         self._epoll.unregister(descriptor)
         del self._callbacks[descriptor]
 
+    def later(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call once after so many seconds, the same number in all calls."""
+        self._waiting.append((time.monotonic() + seconds, callback))
+
     def turn(self) -> None:
-        for descriptor, _ in self._epoll.poll():
-            # an earlier callback of this turn may have removed it
+        timeout = max(0.0, self._waiting[0][0] - time.monotonic()) if self._waiting else None
+        for descriptor, _ in self._epoll.poll(timeout):
+            # an earlier callback of this turn may have removed it, or given its number to another
             if callback := self._callbacks.get(descriptor):
                 callback()
+        while self._waiting and self._waiting[0][0] <= time.monotonic():
+            self._waiting.popleft()[1]()
 
 
 class Listener:
@@ -376,21 +389,63 @@ class Listener:
             client, _ = self._listening.accept()
         except OSError:  # gone again
             return
-        guest = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        for end in (client, guest):
-            end.setblocking(False)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._connections += 1
         if self._connections == _MAX_CONNECTIONS:
             self._loop.remove(self._listening.fileno())
-        guest.connect_ex(self._target)  # what becomes of it is seen by the first write or read
-        Connection(self._loop, client, guest, self._closed)
+        Connecting(self._loop, client, self._target, self._closed)
 
     def _closed(self) -> None:
         if self._connections == _MAX_CONNECTIONS:
             self._loop.add(self._listening.fileno(), self._accept)
         self._connections -= 1
+
+
+class Connecting:
+    """A client for whom the guest is tried until something listens there, for a while; then it is reset."""
+
+    def __init__(self, loop: Loop, client: socket.socket, target: tuple[str, int], closed: Callable[[], None]) -> None:
+        self._loop = loop
+        self._client = client
+        self._target = target
+        self._closed = closed
+        self._until = time.monotonic() + _PATIENCE
+        self._try()
+
+    def _try(self) -> None:
+        guest = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        guest.setblocking(False)
+        error = guest.connect_ex(self._target)
+        if error in (0, errno.EINPROGRESS):
+            self._loop.add(guest.fileno(), lambda: self._tried(guest), select.EPOLLOUT)
+        else:
+            self._failed(guest)
+
+    def _tried(self, guest: socket.socket) -> None:
+        error = guest.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not error:
+            try:
+                guest.getpeername()
+            except OSError:  # not connected yet: the event was for who had this number before
+                return
+        self._loop.remove(guest.fileno())
+        if error:
+            self._failed(guest)
+        else:
+            Connection(self._loop, self._client, guest, self._closed)
+
+    def _failed(self, guest: socket.socket) -> None:
+        guest.close()
+        if time.monotonic() < self._until:
+            self._loop.later(_PAUSE, self._try)
+            return
+        reset_by_closing(self._client)
+        self._client.close()
+        self._closed()
+
+
+def reset_by_closing(end: socket.socket) -> None:
+    """Let the other side see a reset when this end is closed: socket(7), SO_LINGER."""
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 class Connection:
@@ -403,8 +458,11 @@ class Connection:
         self._pending = [b"", b""]  # to be written to that end
         self._reading = [True, True]  # that end has not sent its last
         self._writing = [True, True]  # that end has not been sent the last
-        self._events = [0, select.EPOLLOUT]  # first of all the guest has to be connected
+        self._events = [select.EPOLLIN, select.EPOLLIN]
         for end, events in zip(self._ends, self._events, strict=True):
+            end.setblocking(False)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             loop.add(end.fileno(), self._move, events)
 
     def _move(self) -> None:
@@ -415,7 +473,7 @@ class Connection:
                 self._carry(index)
         except OSError:
             for end in self._ends:
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                reset_by_closing(end)
             self._close()
             return
         if any(self._writing):

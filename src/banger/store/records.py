@@ -27,6 +27,7 @@ class VmRecord:
     `wanted`: somebody has started it and nobody has stopped it since; `failed`: its last run ended in a failure;
     `restarts`: so often in a row its `restart` policy has brought it back. `status` is how its main command ended.
     `balloon`: memory that its guest leaves idle is taken from it.
+    `healthcheck` is the image's command that tells whether it works, [] without one.
     `next_machine` and `next_ports` take the place of `machine` and `ports`, which are what its VMM runs with, once it
     has ended.
     """
@@ -67,6 +68,7 @@ class VmRecord:
     next_machine: Machine | None = None
     next_ports: list[PublishedPort] | None = None
     balloon: bool = False
+    healthcheck: list[str] = field(default_factory=list)
 
 
 def broken_record(vm_id: str, name: str, reason: str) -> VmRecord:

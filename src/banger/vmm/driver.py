@@ -70,10 +70,19 @@ class Vmm(Protocol):
         """Return when the guest has been reset since the last call."""
 
     async def change_forwards(self, machine: Machine, forwards: Sequence[Forward]) -> Published:
-        """Publish these ports in place of those of `machine`, as far as that takes no new VMM.
+        """Publish these ports in place of those of `machine`, as far as that takes no new VMM; new ones are not opened.
 
-        Raises BangerError, with the ports as they were, when one of them cannot be had.
+        Raises BangerError when the VMM has ended.
         """
+
+    async def opened_forwards(self, machine: Machine) -> list[Forward]:
+        """Those of the published ports of `machine` that lead into the guest. Raises BangerError."""
+
+    async def open_forward(self, machine: Machine, forward: Forward) -> None:
+        """Lead a port into the guest from now on. Raises BangerError when the port cannot be had."""
+
+    async def close_forward(self, machine: Machine, forward: Forward) -> bool:
+        """Accept no new connections at a port, and whether that is possible; those that there are stay."""
 
     def disk_serial(self, disk: Disk) -> str:
         """What the guest sees as the serial of a disk."""

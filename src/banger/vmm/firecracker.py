@@ -120,6 +120,15 @@ class FirecrackerVmm:
         kept = list(machine.forwards)
         return Published(kept, "" if kept == list(forwards) else "Firecracker changes no ports while it runs")
 
+    async def opened_forwards(self, machine: Machine) -> list[Forward]:
+        return list(machine.forwards)  # its network's helper waits for the guest itself
+
+    async def open_forward(self, machine: Machine, forward: Forward) -> None:
+        pass
+
+    async def close_forward(self, machine: Machine, forward: Forward) -> bool:
+        return False
+
     async def resize_disk(self, disk: Disk, size: int) -> bool:
         await self.api.patch_drive(PartialDrive(disk.id, disk.path))
         return True

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import re
 import signal
 import socket
 from collections.abc import Mapping, Sequence
@@ -69,6 +70,7 @@ _LOW_PORTS_WAIT = "QEMU gets the right to ports below 1024 only when it is start
 _STARTED_WITHOUT = "it was started without published ports"
 _MAX_MEMORY = 1 << 52  # bytes: what no machine has
 _LEAST_BALLOON = 1 << 20
+_OPENED = re.compile(r"TCP\[HOST_FORWARD\]\s+[0-9]+\s+(\S+)\s+([0-9]+)\s")  # of `info usernet`
 _QMP_SECONDS = 20.0  # a QEMU that has not answered by then is stopped or stuck
 
 
@@ -141,7 +143,8 @@ def command_line(
         argv += _disk(disk, index, files[disk.path])
     for nic in machine.nics:
         if nic.network == "publish":
-            argv += ["-netdev", _publish_netdev(machine, nic)]
+            # its ports are opened over QMP, when the guest listens
+            argv += ["-netdev", f"user,id={nic.id},restrict=on,ipv6=off,net={publish.NETWORK}"]
         else:
             argv += ["-netdev", f"stream,id={nic.id},server=on,addr.type=fd,addr.str={streams[NETWORK]}"]
         argv += ["-device", f"virtio-net-pci,netdev={nic.id},mac={nic.mac},addr={nic.slot:x},romfile="]
@@ -162,10 +165,12 @@ def _disk(disk: Disk, fdset: int, descriptor: int) -> list[str]:
     ]  # fmt: skip
 
 
-def _publish_netdev(machine: Machine, nic: Nic) -> str:
-    guest = _guest_address(nic)
-    rules = [f"hostfwd=tcp:{f.address}:{f.host_port}-{guest}:{f.guest_port}" for f in machine.forwards]
-    return ",".join([f"user,id={nic.id},restrict=on,ipv6=off,net={publish.NETWORK}", *rules])
+def _publish_nic(machine: Machine) -> Nic | None:
+    return next((nic for nic in machine.nics if nic.network == "publish"), None)
+
+
+def _host(forward: Forward) -> str:
+    return f"tcp:{forward.address}:{forward.host_port}"
 
 
 def _guest_address(nic: Nic) -> str:
@@ -233,23 +238,14 @@ class QemuVmm:
         self._reset.clear()
 
     async def change_forwards(self, machine: Machine, forwards: Sequence[Forward]) -> Published:
-        nic = next((nic for nic in machine.nics if nic.network == "publish"), None)
         # it may have given up the host's network when it was started, and the right to listen on low ports
-        if nic is None or not (machine.forwards or self._has_our_network()):
+        if _publish_nic(machine) is None or not (machine.forwards or self._has_our_network()):
             return Published([], _STARTED_WITHOUT if forwards else "")
         waiting = [f for f in forwards if f.host_port < _LOW_PORTS and f not in machine.forwards]
         now = [forward for forward in forwards if forward not in waiting]
-        added = [forward for forward in now if forward not in machine.forwards]
-        gone = [forward for forward in machine.forwards if forward not in now]
-        done: list[tuple[Forward, bool]] = []
-        try:
-            for forward, wanted in [*((forward, False) for forward in gone), *((forward, True) for forward in added)]:
-                await self._forward(nic, forward, wanted)
-                done.append((forward, wanted))
-        except BangerError:
-            for forward, wanted in reversed(done):
-                await self._forward(nic, forward, not wanted)
-            raise
+        for forward in machine.forwards:
+            if forward not in now:
+                await self.close_forward(machine, forward)
         return Published(now, _LOW_PORTS_WAIT if waiting else "")
 
     def _has_our_network(self) -> bool:
@@ -258,19 +254,30 @@ class QemuVmm:
         except OSError:  # it has ended
             return False
 
-    async def _forward(self, nic: Nic, forward: Forward, wanted: bool) -> None:
-        host = f"tcp:{forward.address}:{forward.host_port}"
-        rule = f"hostfwd_add {nic.id} {host}-{_guest_address(nic)}:{forward.guest_port}"
-        # there is no command of QMP's own for this; the monitor's answer is what it prints, and '' when all is well
-        said = await self._qmp.ask(
-            "human-monitor-command", **{"command-line": rule if wanted else f"hostfwd_remove {nic.id} {host}"}
-        )
-        if said and wanted:
+    async def opened_forwards(self, machine: Machine) -> list[Forward]:
+        said = await self._monitor("info usernet")
+        opened = {(address.replace("*", "0.0.0.0"), int(port)) for address, port in _OPENED.findall(said)}
+        return [forward for forward in machine.forwards if (forward.address, forward.host_port) in opened]
+
+    async def open_forward(self, machine: Machine, forward: Forward) -> None:
+        nic = _publish_nic(machine)
+        assert nic is not None
+        said = await self._monitor(f"hostfwd_add {nic.id} {_host(forward)}-{_guest_address(nic)}:{forward.guest_port}")
+        if said:
             raise BangerError(
                 Code.EXHAUSTED,
                 f"port {forward.host_port} on {forward.address} cannot be published: {own_words(said)}",
                 hint="publish another one",
             )
+
+    async def close_forward(self, machine: Machine, forward: Forward) -> bool:
+        if (nic := _publish_nic(machine)) is not None:
+            await self._monitor(f"hostfwd_remove {nic.id} {_host(forward)}")
+        return True
+
+    async def _monitor(self, command: str) -> str:
+        """Run a command of which QMP has none of its own; what it prints, '' mostly when all is well."""
+        return await self._qmp.ask("human-monitor-command", **{"command-line": command})
 
     def disk_serial(self, disk: Disk) -> str:
         return disk.serial

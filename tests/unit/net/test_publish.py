@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from banger.api.errors import BangerError, Code
 from banger.api.models import PublishedPort
-from banger.net.publish import check_ports_free, free_ports, parse_publish
+from banger.net.publish import PortTaken, check_ports_free, free_ports, parse_publish, reserve
+from banger.vmm.machine import Forward
 
 ports = st.integers(1, 65535)
 
@@ -102,3 +103,16 @@ def test_free_ports_differ_and_are_free() -> None:
 def test_ports_that_are_taken_are_not_chosen() -> None:
     taken = frozenset(range(1, 65536)) - frozenset(free_ports(50, frozenset()))
     assert not set(free_ports(5, taken)) & taken
+
+
+def test_a_reserved_port_refuses_clients_until_somebody_listens_there() -> None:
+    (number,) = free_ports(1, frozenset())
+    forward = Forward("127.0.0.1", number, 80)
+    with reserve(forward):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", number))
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", number))
+        listening = socket.create_server(("127.0.0.1", number))
+        with listening, socket.create_connection(("127.0.0.1", number)), pytest.raises(PortTaken):
+            reserve(forward)

@@ -97,9 +97,10 @@ def test_command_line_gives_only_what_is_needed() -> None:
     slots = [part.removeprefix("addr=") for value in devices for part in value.split(",") if part.startswith("addr=")]
     assert len(slots) == len(set(slots))
     text = " ".join(argv)
-    assert "hostfwd=tcp:127.0.0.1:8080-10.0.3.15:80" in text
     # the network that leads to the host's own services must carry nothing but the published ports
-    assert all("restrict=on" in value for value in argv if value.startswith("user,"))
+    (network,) = (value for value in argv if value.startswith("user,"))
+    assert "restrict=on" in network
+    assert "8080" not in text  # it is opened when the guest listens
     # no path of the host: the unprivileged user could not open it
     assert "/vms/" not in text
 
@@ -145,7 +146,9 @@ def test_launch_adopt_and_kill(tmp_path: Path) -> None:
         async with asyncio.timeout(TIMEOUT):
             with socket.create_server(("127.0.0.1", 0)) as free:
                 port = free.getsockname()[1]
-            vmm, ends = await launched(directory, machine((Forward("127.0.0.1", port, 80),)))
+            forward = Forward("127.0.0.1", port, 80)
+            published = machine((forward,))
+            vmm, ends = await launched(directory, published)
             try:
                 pid = vmm.process.identity.pid
                 status = Path(f"/proc/{pid}/status").read_text()
@@ -158,6 +161,7 @@ def test_launch_adopt_and_kill(tmp_path: Path) -> None:
                     assert "CapEff:\t0000000000000000" in status
                 assert os.getsid(pid) == pid
                 assert Path(f"/proc/{pid}/ns/net").samefile("/proc/self/ns/net")  # where the port is published
+                await vmm.open_forward(published, forward)
                 with socket.create_connection(("127.0.0.1", port)):
                     pass
                 # another daemon comes: it takes the same process over
@@ -167,6 +171,7 @@ def test_launch_adopt_and_kill(tmp_path: Path) -> None:
                 adopted = await qemu.QemuDriver().adopt(directory, found)
                 await adopted.set_reboot(True)
                 await adopted.set_reboot(False)
+                assert await adopted.opened_forwards(published) == [forward]
                 await adopted.set_balloon(32 << 20)
                 assert await adopted.balloon_bytes() == 0  # no driver in the guest takes notice
                 await adopted.kill()
@@ -194,16 +199,25 @@ def test_ports_change_at_once_but_for_those_that_need_more_rights(tmp_path: Path
         wanted = machine((first,))
         vmm, ends = await launched(directory, wanted)
         try:
+            # none leads into the guest before that is asked for
+            assert (await vmm.opened_forwards(wanted), _listens(first)) == ([], False)
+            await vmm.open_forward(wanted, first)
+            assert (await vmm.opened_forwards(wanted), _listens(first)) == ([first], True)
             done = await vmm.change_forwards(wanted, [second, low])
             assert done.forwards == [second]
             assert "below 1024" in done.why
-            assert (_listens(first), _listens(second)) == (False, True)
+            assert not _listens(first)
             # the same port, to another one of the guest; then none, and again one
             other = dataclasses.replace(second, guest_port=81)
             for before, after in (([second], [other]), ([other], []), ([], [first])):
+                for forward in before:
+                    await vmm.open_forward(wanted, forward)
                 done = await vmm.change_forwards(dataclasses.replace(wanted, forwards=before), after)
                 assert (done.forwards, done.why) == (after, "")
-            assert (_listens(first), _listens(second)) == (True, False)
+                assert (_listens(first), _listens(second)) == (False, False)
+            taken = socket.create_server((first.address, first.host_port))
+            with taken, pytest.raises(BangerError, match=rf"port {first.host_port} on .* cannot be published"):
+                await vmm.open_forward(wanted, first)
         finally:
             await vmm.kill()
             vmm.release()
@@ -488,6 +502,7 @@ def test_what_a_qemu_that_was_taken_over_says_is_short_and_harmless(tmp_path: Pa
     qemu_.answers = {"query-status": {"return": 5}, "balloon": {"error": error}}
     forward = Forward("127.0.0.1", 8080, 80)
     nic = Nic("net0", "52:54:00:00:00:01", ["10.0.2.15/24"], "", [], "publish", 5)
+    published = dataclasses.replace(machine(), nics=[nic], forwards=[forward])
 
     async def test() -> None:
         async with asyncio.timeout(TIMEOUT), qemu_.controlled() as vmm:
@@ -495,7 +510,7 @@ def test_what_a_qemu_that_was_taken_over_says_is_short_and_harmless(tmp_path: Pa
                 await vmm.set_balloon(64 << 20)
             qemu_.answers["human-monitor-command"] = {"return": HOSTILE}
             with pytest.raises(BangerError, match=r"8080 on 127\.0\.0\.1 cannot be published: ") as unpublished:
-                await vmm._forward(nic, forward, wanted=True)
+                await vmm.open_forward(published, forward)
             for caught in (refused.value, unpublished.value):
                 assert caught.message.isprintable()
                 assert len(caught.message) < 2500  # 400 characters, escaped

@@ -49,6 +49,7 @@ class VmChanged(Model):
 class VmWait(Model):
     """Wait until a VM is `state`: running, stopped, removed, or exited (its main command has ended).
 
+    Or until its guest is ready, as vm.run has it in `wait_for`: that fails when the VM or its main command ends first.
     After `timeout` seconds (None: never, 0: at once) the answer is that it is not.
     """
 

@@ -26,12 +26,20 @@ class VmExec(Model):
 
 
 class VmRun(Model):
-    """Create a VM, start it and run its command, attached unless `detach`. `env` goes to this command only."""
+    """Create a VM, start it and run its command, attached unless `detach`. `env` goes to this command only.
+
+    `wait_for`, of detached ones: after the started event wait until the guest is ready. 80: something listens on this
+    TCP port; http[s]://:8080/health: a GET of this succeeds; log:TEXT: the command prints that; exec:COMMAND: this ends
+    with status 0 in a shell; health: the image's HEALTHCHECK does. That fails when the command or the VM ends first,
+    and with timed_out after `wait_timeout` seconds (None: as configured); either way the VM stays as it is.
+    """
 
     create: VmCreate
     terminal: Terminal | None = None
     env: list[str] = field(default_factory=list)
     detach: bool = False
+    wait_for: str = ""
+    wait_timeout: float | None = None
 
 
 class TreeWrite(Model):
