@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tomllib
 from collections.abc import Mapping
@@ -144,8 +143,10 @@ def load(path: Path) -> Config:
 
 def _written(value: object) -> str:
     """A value as the file has it, or what kind of value it is."""
-    if isinstance(value, str | bool | int | float):
-        return json.dumps(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str | int | float):
+        return repr(value)
     return "a list" if isinstance(value, list) else "a table" if isinstance(value, dict) else "a time"
 
 
