@@ -180,13 +180,13 @@ def test_long_call_answers_plainly_unless_asked(tmp_path: Path) -> None:
     ("body", "said"),
     [
         (b"{}", "vm"),
-        (b'{"vm": 5}', "vm"),
-        (b'{"vm": null}', "vm"),
-        (b'{"vm": "a", "grace": "long"}', "grace"),
-        (b"[]", "request"),
-        (b"{", ""),
-        (b"", ""),
-        (b"\xff\xfe", ""),
+        (b'{"vm": 5}', "vm: it must be text"),
+        (b'{"vm": null}', "vm: it must be text"),
+        (b'{"vm": "a", "grace": "long"}', "grace: it must be a number"),
+        (b"[]", "request: it must be an object"),
+        (b"{", "the request is no JSON that can be read"),
+        (b"", "request: it is missing"),
+        (b"\xff\xfe", "the request is no JSON that can be read"),
     ],
 )
 def test_invalid_request_names_the_field(tmp_path: Path, body: bytes, said: str) -> None:
