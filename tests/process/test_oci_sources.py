@@ -279,7 +279,7 @@ def test_paths_that_are_something_else(layout: Path, tmp_path: Path) -> None:
         (f"docker-archive:{file}", Code.CORRUPT, "is no archive of `docker save`"),
         (f"docker-archive:{tmp_path}/fifo", Code.INVALID, "not a regular file"),
         ("docker-archive:/dev/zero", Code.INVALID, "not a regular file"),
-        (f"docker-archive:{__file__}", Code.CORRUPT, "is damaged"),
+        (f"docker-archive:{__file__}", Code.CORRUPT, "is a text file, not an archive of images"),
     ):
         error = failure(text, tmp_path)
         assert (error.code, said in error.message) == (code, True), error.message

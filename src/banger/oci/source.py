@@ -66,7 +66,7 @@ def open_source(text: str, job: Job, environment: Environment) -> Iterator[Sourc
         return
     if path.is_file() and (found := recognise(path)).kind not in ARCHIVES:
         message = f"{location.path!r} is {found.what}, not an archive of images"
-        raise BangerError(Code.INVALID, message, hint=found.advice)
+        raise BangerError(Code.CORRUPT, message, hint=found.advice)
     with open_archive(path, job, environment.cache) as files:
         if location.transport == DOCKER_ARCHIVE:
             yield DockerArchiveSource(files, location.name, job)
