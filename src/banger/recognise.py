@@ -97,7 +97,7 @@ def recognise(path: Path) -> Recognised:
     """
     try:
         kind = _kind(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # or a NUL character is in the path
         raise BangerError(Code.NOT_FOUND, f"there is no file or directory {str(path)!r}") from error
     except OSError as error:
         raise BangerError(Code.INVALID, f"{str(path)!r} cannot be read: {error.strerror}") from error

@@ -164,11 +164,11 @@ def test_what_cannot_be_registered(tmp_path: Path, images: Path, kernel: Path) -
     cases: list[tuple[str, Path, Path | None, Code, str]] = [
         ("there", rootfs, None, Code.EXISTS, "there already is an image 'there'"),
         ("../up", rootfs, None, Code.INVALID, "'../up' is not a valid image name"),
-        ("new", tmp_path / "missing", None, Code.NOT_FOUND, f"{tmp_path / 'missing'} does not exist"),
+        ("new", tmp_path / "missing", None, Code.NOT_FOUND, "there is no file or directory"),
         ("new", tmp_path / "root", None, Code.INVALID, f"{tmp_path / 'root'} is not a regular file"),
         ("new", kernel / "vmlinux", None, Code.INVALID, "neither an ext4 nor a squashfs filesystem"),
         ("new", own, None, Code.INVALID, f"{own} belongs to banger"),
-        ("new", rootfs, seed, Code.INVALID, f"the work-seed {seed} is not an ext4 filesystem"),
+        ("new", rootfs, seed, Code.INVALID, f"the work-seed {seed} is a squashfs, not an ext4 filesystem"),
         ("new", rootfs, own, Code.INVALID, f"{own} belongs to banger"),
         ("new", rootfs, tmp_path / "gone", Code.NOT_FOUND, f"{tmp_path / 'gone'} does not exist"),
     ]

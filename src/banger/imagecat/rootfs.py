@@ -51,7 +51,7 @@ def filesystem_type(file: Path) -> str:
     try:
         if not file.is_file():
             found = recognise.recognise(file)
-            raise BangerError(Code.INVALID, f"{file} is {found.what}, not a regular file", hint=found.advice)
+            raise BangerError(Code.INVALID, f"{file} is not a regular file", hint=found.advice)
         with open(file, "rb") as stream:
             head = stream.read(_HEAD).ljust(_HEAD, b"\0")
             size = os.fstat(stream.fileno()).st_size
