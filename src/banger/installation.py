@@ -14,7 +14,7 @@ DEB_PREFIX = "/usr/lib/banger-vm"  # where scripts/make-deb puts the environment
 class Owner(StrEnum):
     """What installed banger, and so what updates it."""
 
-    CLONE = "a clone"
+    CLONE = "git"
     DEB = "apt"
     UV = "uv"
     PIPX = "pipx"

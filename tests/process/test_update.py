@@ -1,7 +1,10 @@
 """`banger update` with the real uv and pipx: to a signed release and back, and not while the daemon is busy."""
 
 import contextlib
+import functools
+import http.server
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,9 @@ import pytest
 from banger.api import models as m
 from banger.api import operations as op
 from banger.api.client import Client
+from banger.api.errors import BangerError
+from banger.minisign import PublicKey
+from banger.releases import fetch, find
 from tests.process.packages import User, build, sources
 
 INSTALL = {"uv": ("uv", "tool", "install", "--quiet"), "pipx": ("pipx", "install", "--quiet")}
@@ -60,6 +66,25 @@ def trusting(user: User, releases: Releases) -> User:
     return user
 
 
+def test_releases_at_a_url(releases: Releases) -> None:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=releases.directory)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            place = f"http://127.0.0.1:{server.server_port}"
+            found = find(place)
+            assert {version: url.rpartition("/")[2] for version, url in found.items()} == {
+                version: wheel.name for version, wheel in releases.wheels.items()
+            }
+            assert find(found["2.0"]) == {"2.0": found["2.0"]}
+            content = fetch(found["2.0"], "2.0", PublicKey.parse(releases.key))
+            assert content == releases.wheels["2.0"].read_bytes()
+            with pytest.raises(BangerError, match="minisig"):
+                fetch(found["1.0"], "1.0", PublicKey.parse(releases.key))
+        finally:
+            server.shutdown()
+
+
 def version(user: User) -> str:
     return user.banger("version")[1].removeprefix("banger ").strip()
 
@@ -104,6 +129,12 @@ def test_nothing_happens_while_the_daemon_is_busy(trusting: User) -> None:
         assert (status, "the daemon is busy: commands are attached to machines" in err) == (1, True)
         assert client.identity().version == "1.0"
     assert version(trusting) == "1.0"
+
+
+def test_older_releases_are_no_update(trusting: User, releases: Releases, tmp_path: Path) -> None:
+    older = tmp_path / releases.wheels["1.0"].name.replace("1.0", "0.5")
+    older.write_bytes(b"")
+    assert trusting.banger("update", "--from", str(tmp_path)) == (0, "banger is 1.0 already\n", "")
 
 
 def test_to_a_release_and_back(trusting: User) -> None:

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import urllib.parse
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -71,25 +72,33 @@ def update(check: bool, wanted: str | None, place: str | None, as_json: bool) ->
     if by not in _TOOLS:
         message = f"banger was installed by {by.value}, which has to update it"
         raise BangerError(Code.UNSUPPORTED, message, hint=_advice(by, wanted))
-    kept = releases.find(str(_kept(layout))) if _kept(layout).is_dir() else {}
     version = wanted or max(found, key=version_key, default="")
-    if version == __version__:
+    if version == __version__ or (version and not wanted and not is_older(__version__, version)):
         print(f"banger is {__version__} already")
         return
-    if version in found:
-        content = releases.fetch(found[version], version, _key(settings, found[version], by))
-        target = str(_keep(layout, Path(found[version]).name, content))
-    elif version in kept:
-        target = kept[version]
-    elif found:
-        there = ", ".join(sorted(found, key=version_key))
-        raise BangerError(Code.NOT_FOUND, f"there is no banger {version} in {place}", hint=f"there are {there}")
-    else:
-        target = f"{DISTRIBUTION}=={version}" if version else _latest(by)
+    target = _target(layout, settings, by, version, place, found)
+    tool = _tool(by)
     stop_idle_daemon(layout)
     _keep_current(layout)
-    _replace([*_tool(by), target])
+    _replace([*tool, target])
     _forget(layout, {__version__, version})
+
+
+def _target(layout: Layout, settings: Config, by: Owner, version: str, place: str, found: Mapping[str, str]) -> str:
+    """What the tool is to install: a release that was checked, a wheel that was kept, else what it finds by itself."""
+    kept = releases.find(str(_kept(layout))) if _kept(layout).is_dir() else {}
+    if version in found:
+        content = releases.fetch(found[version], version, _key(settings, found[version], by))
+        return str(_keep(layout, Path(found[version]).name, content))
+    if version in kept:
+        return kept[version]
+    if found:
+        there = ", ".join(sorted(found, key=version_key))
+        raise BangerError(Code.NOT_FOUND, f"there is no banger {version} in {place}", hint=f"there are {there}")
+    if version:
+        return f"{DISTRIBUTION}=={version}"
+    # uv keeps to a version that was asked for before unless it is told otherwise
+    return f"{DISTRIBUTION}@latest" if by is Owner.UV else DISTRIBUTION
 
 
 def _tell(newest: str, by: Owner, cure: str, as_json: bool) -> None:
@@ -151,11 +160,6 @@ def _key(settings: Config, wheel: str, by: Owner) -> minisign.PublicKey:
             f"you trust, or install the file yourself: {' '.join(_TOOLS[by])} FILE",
         )
     return minisign.PublicKey.parse(settings.release_key)
-
-
-def _latest(by: Owner) -> str:
-    # uv keeps to a version that was asked for before unless it is told otherwise
-    return f"{DISTRIBUTION}@latest" if by is Owner.UV else DISTRIBUTION
 
 
 def _tool(by: Owner) -> list[str]:
