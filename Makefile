@@ -27,7 +27,8 @@ export PIP_REQUIRE_VIRTUALENV := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_PROGRESS_BAR := off
 
-.PHONY: run prepared first-run first-image first-kernel test test-kvm test-distros soak lint bench install uninstall lock agent wheels deb clean python test-host
+.PHONY: run test test-kvm test-distros soak lint bench install uninstall lock agent wheels deb clean python test-host
+.PHONY: prepared first-run first-image first-kernel again
 .PHONY: debian-kernel void-kernel alpine-kernel generic-kernel
 .DELETE_ON_ERROR:
 # only the first run does things side by side
@@ -136,7 +137,8 @@ python:
 test-host: python
 	@$(PYTHON) scripts/setup-host --test
 
-build/host: src/banger/hostpackages.toml scripts/setup-host | python
+# looked at again with every new environment
+build/host: src/banger/hostpackages.toml scripts/setup-host $(if $(wildcard $(VENV)/installed),,again) | python
 	@$(PYTHON) scripts/setup-host
 	@mkdir -p build && touch $@
 
@@ -152,8 +154,11 @@ $(VENV)/requirements: requirements.lock requirements-build.lock | build/host
 
 # compiled too: pip does not, and where bytecode is not cached every command pays 30 ms
 $(VENV)/installed: $(VENV)/requirements build/agent pyproject.toml hatch_build.py
-	@$(QUIETLY) "banger" sh -c '$(BIN)/pip install --no-deps --no-build-isolation -e . && $(BIN)/python -m compileall -q src'
+	@$(QUIETLY) "banger" sh -c '$(BIN)/pip install --no-deps --no-build-isolation -e . \
+		&& $(BIN)/python -m compileall -q src'
 	@touch $@
+
+again:
 
 # What checks and tests need besides.
 $(VENV)/dev: requirements-dev.lock $(VENV)/installed
