@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from banger.api.errors import BangerError, Code
 from banger.decompress import MAGIC_SIZE, compression
-from banger.disk import tar
+from banger.disk import EXT4, SQUASHFS, tar
 from banger.kernelcat import deb, rpm
 from banger.kernelcat.streams import Section, peek
 from banger.paths import absolute_path
@@ -24,7 +24,6 @@ TAR, DIRECTORY = "tar", "directory"  # what may be a root filesystem; anything e
 COMPRESSED, UNKNOWN = "compressed", "unknown"  # damaged archives, most often
 # what may be an archive of images
 ARCHIVES = (TAR, "docker-archive", "oci-archive", "package", COMPRESSED, UNKNOWN)
-SQUASHFS, EXT4 = "squashfs", "ext4"
 
 _HEAD = 68 << 10  # bytes: the superblock of btrfs is the last that is looked for
 

@@ -19,7 +19,7 @@ from banger.api import models as m
 from banger.api.errors import BangerError, Code
 from banger.archives import Bounds, plain_member
 from banger.catalogs.format import origin_of, revision
-from banger.disk import space, tar
+from banger.disk import EXT4, space, tar
 from banger.disk.tar import Member, TarReader
 from banger.disk.work_seed import make_work_seed
 from banger.entries import MANIFEST, sum_file
@@ -36,7 +36,6 @@ from banger.imagecat.manifest import (
 )
 from banger.imagecat.rootfs import filesystem_type
 from banger.job import Job
-from banger.recognise import EXT4
 
 PUBLISHED = (
     "arch",

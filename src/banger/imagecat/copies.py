@@ -11,7 +11,7 @@ from pathlib import Path
 
 from banger import entries, system
 from banger.api.errors import BangerError, Code
-from banger.disk import space
+from banger.disk import EXT4, space
 from banger.entries import MANIFEST
 from banger.imagecat import registered
 from banger.imagecat.build import Publishing, refuse_existing
@@ -26,7 +26,6 @@ from banger.imagecat.manifest import (
 )
 from banger.job import Job
 from banger.kernelcat import manifest as kernels
-from banger.recognise import EXT4
 
 _CHUNK = 1 << 20
 _ZEROS = bytes(_CHUNK)

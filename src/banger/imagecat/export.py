@@ -12,12 +12,11 @@ from typing import BinaryIO, cast
 
 from banger import system
 from banger.api.errors import BangerError, Code
-from banger.disk import space
+from banger.disk import SQUASHFS, space
 from banger.imagecat import configuration
 from banger.imagecat.manifest import ImageManifest, registered_problem
 from banger.job import Job, command_failed, widen_pipe
 from banger.oci import layout
-from banger.recognise import SQUASHFS
 
 TAR_LIMIT = 64 << 30  # bytes of the tar that a root filesystem becomes
 

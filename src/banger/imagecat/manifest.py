@@ -9,6 +9,7 @@ from pathlib import Path
 
 from banger import entries, system
 from banger.api.errors import BangerError, Code
+from banger.disk import EXT4, SQUASHFS
 from banger.entries import MANIFEST, BrokenEntry, Manifest
 from banger.fields import Fields
 from banger.imagecat import registered
@@ -17,7 +18,6 @@ from banger.imagecat.registered import Registered
 from banger.job import Job
 from banger.kernelcat import manifest as kernels
 from banger.kernelcat.manifest import KernelManifest
-from banger.recognise import EXT4, SQUASHFS
 
 ROOTFS_SQUASHFS = "rootfs.squashfs"
 ROOTFS_EXT4 = "rootfs.ext4"

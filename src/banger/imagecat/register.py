@@ -8,6 +8,7 @@ from pathlib import Path
 
 from banger import system
 from banger.api.errors import BangerError, Code
+from banger.disk import EXT4
 from banger.fields import ARCHITECTURES
 from banger.imagecat import registered
 from banger.imagecat.build import (
@@ -25,7 +26,6 @@ from banger.job import Job
 from banger.kernelcat.importer import Claims, build_kernel
 from banger.kernelcat.manifest import read_local
 from banger.kernelcat.staged import Found
-from banger.recognise import EXT4
 
 
 @dataclass(frozen=True)

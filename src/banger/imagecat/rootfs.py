@@ -13,9 +13,9 @@ from typing import BinaryIO, cast
 
 from banger import recognise
 from banger.api.errors import BangerError, Code
+from banger.disk import EXT4, SQUASHFS
 from banger.disk.squashfs import elf_machine
 from banger.job import Job
-from banger.recognise import EXT4, SQUASHFS
 
 _HEAD = 2048  # bytes that hold both kinds of superblock
 _LISTING_LIMIT = 4 << 20  # bytes of a directory's listing

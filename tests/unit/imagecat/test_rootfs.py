@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from banger.api.errors import BangerError, Code
+from banger.disk import EXT4, SQUASHFS
 from banger.imagecat.rootfs import filesystem_type
-from banger.recognise import EXT4, SQUASHFS
 
 
 def squashfs(size: int, version: int = 4) -> bytes:
