@@ -57,7 +57,12 @@ def spares_the_host(program: str) -> bool:
 
 @once_per_file
 def _spares_the_host(program: str) -> bool:
-    return passt_probe.spares_the_host([*_command(program), _IPV4_ONLY], GUEST_ADDRESS, GATEWAY)
+    command = [*_command(program), _IPV4_ONLY]
+    try:
+        # a network that is always there, so that a host can be offline; older ones refuse it at once
+        return passt_probe.spares_the_host([*command, "--interface", "lo"], GUEST_ADDRESS, GATEWAY)
+    except passt_probe.Undecided:
+        return passt_probe.spares_the_host(command, GUEST_ADDRESS, GATEWAY)
 
 
 @once_per_file
