@@ -267,7 +267,7 @@ def test_rows_that_cannot_be_decoded_are_told_apart(tmp_path: Path) -> None:
     rows = {row.name: row for row in store.rows()}
     assert [name for name, row in rows.items() if row.record] == ["good"]
     assert rows["good"].error == ""
-    assert "Expecting property name" in rows["broken"].error
+    assert rows["broken"].error == "something is wrong at line 1, column 2"
     assert rows["old"].error == "VmRecord.machine: missing"
     assert rows["foreign"].error == "it holds the record of x ('foreign')"
     assert rows["bytes"].error
