@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.distros.distro import Root, fresh_root, host_release
+from banger.vmm.detect import host_arch
+from tests.distros.distro import SOURCE, Root, fresh_root, host_release
 
 pytestmark = [
     pytest.mark.timeout(2400),
@@ -19,17 +23,15 @@ pytestmark = [
 OTHER = "bookworm" if host_release() == "trixie" else "trixie"
 REST = [release for release in ("bookworm", "trixie", "testing") if release != OTHER]
 
+_IN_CLONE = 'cd banger; PATH="$PWD/.venv/bin:$PATH"\n'
 _USE = """
-cd banger
-export PATH="$PWD/.venv/bin:$PATH"
 banger doctor
 serve='echo it works > index.html; exec python3 -m http.server 80'
 banger run -d --name web -p 80 --wait-for 80 debian-trixie -- sh -c "$serve"
-python3 - $(banger vm show web --json) <<'END'
+banger vm show web --json | python3 -c '
 import json, sys, urllib.request
-port = json.loads("".join(sys.argv[1:]))["ports"][0]["host_port"]
-print(urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60).read().decode())
-END
+port = json.load(sys.stdin)["ports"][0]["host_port"]
+print(urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60).read().decode())'
 banger exec web -- apt-get -qq update
 banger stop web
 banger start web
@@ -45,7 +47,7 @@ def _first_steps(root: Root, home: str, user: str) -> None:
     said = root.run("cd banger && make run", user=user)
     assert "\nLinux " in said
     assert "Debian GNU/Linux" in said
-    said = root.run(_USE, user=user)
+    said = root.run(_IN_CLONE + _USE, user=user)
     assert "it works" in said
 
 
@@ -72,3 +74,25 @@ def test_a_clone_of_an_ordinary_user(root: Root) -> None:
     root.clone("root")
     root.run("banger/scripts/setup-host")
     _first_steps(root, "home/ada", "ada")
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Debian package for this host's architecture."""
+    output = tmp_path_factory.mktemp("package")
+    command = [sys.executable, str(SOURCE / "scripts/make-deb"), "--output", str(output), host_arch()]
+    subprocess.run(command, check=True)
+    (made,) = output.glob("*.deb")
+    return made
+
+
+@pytest.mark.distros
+@pytest.mark.parametrize("root", [OTHER, *REST], indirect=True)
+def test_the_debian_package(root: Root, package: Path) -> None:
+    shutil.copy(package, root.directory / "root/banger-vm.deb")
+    root.run("apt-get -qq update")
+    root.run("DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ./banger-vm.deb")
+    assert "Linux " in root.run("banger vm run --rm -- uname -a")
+    assert "it works" in root.run(_USE)
+    root.run("apt-get purge -y banger-vm")
+    assert not (root.directory / "usr/lib/banger-vm").exists()
