@@ -129,7 +129,15 @@ def test_starts_after_a_crash_and_sweeps_what_it_left(tmp_path: Path) -> None:
         assert daemon.layout.socket.exists()
         leftovers = []
         layout = daemon.layout
-        for directory in (layout.kernels, layout.images, layout.vms, layout.cache, layout.ssh_key.parent):
+        places = (
+            layout.kernels,
+            layout.kernels / "mine",
+            layout.images,
+            layout.vms,
+            layout.cache,
+            layout.ssh_key.parent,
+        )
+        for directory in places:
             leftovers.append(directory / ".staging-half-12345678")
             (leftovers[-1] / "deep").mkdir(parents=True)
             (leftovers[-1] / "deep/rootfs").write_bytes(b"x" * 100)

@@ -103,6 +103,7 @@ class Daemon:
         """Bring the state directory in order and take over running VMs."""
         for directory in (
             self._layout.kernels,
+            *self._layout.kernels.glob("[!.]*/"),  # a boot archive is made in the directory of its kernel
             self._layout.kernel_catalogs,
             self._layout.images,
             self._layout.image_catalogs,
