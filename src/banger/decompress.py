@@ -80,11 +80,11 @@ def chunks(
         zstandard.ZstdError,
         lz4.block.LZ4BlockError,
     ) as error:
-        raise BangerError(Code.CORRUPT, f"{subject} is damaged: {error}") from error
+        raise BangerError(Code.CORRUPT, f"{subject} is damaged") from error
     except OSError as error:
         if error.errno is not None:
             raise  # from the system: bz2 reports damage as an OSError without a number
-        raise BangerError(Code.CORRUPT, f"{subject} is damaged: {error}") from error
+        raise BangerError(Code.CORRUPT, f"{subject} is damaged") from error
 
 
 def decompress(data: bytes, limit: int) -> bytes:

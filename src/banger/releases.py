@@ -9,6 +9,7 @@ import os
 import re
 import urllib.parse
 import zipfile
+import zlib
 from pathlib import Path
 
 from banger import minisign
@@ -23,7 +24,8 @@ _NAME = re.compile(rf"{DISTRIBUTION.replace('-', '_')}-([^-]+)-py3-none-[^-]+\.w
 
 def find(place: str) -> dict[str, str]:
     """The wheels for this machine by version, each with its path or URL, in a directory, at a URL, or one such file."""
-    directory, _, name = place.rpartition("/")
+    directory, slash, name = place.rpartition("/")
+    directory = directory or ("" if slash else ".")
     if _NAME.fullmatch(name):
         names = [name]
     elif _is_url(place):
@@ -38,7 +40,7 @@ def find(place: str) -> dict[str, str]:
             raise BangerError(Code.NOT_FOUND, f"there are no releases in {place}: {error.strerror}") from error
     machine = os.uname().machine
     found = {match[1]: name for name in names if (match := _NAME.fullmatch(name)) and f"_{machine}" in name}
-    return {version: f"{directory or '.'}/{name}" for version, name in found.items()}
+    return {version: f"{directory}/{name}" for version, name in found.items()}
 
 
 def fetch(wheel: str, version: str, key: minisign.PublicKey) -> bytes:
@@ -59,8 +61,8 @@ def _version(content: bytes) -> str:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             (name,) = [name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)]
             metadata = email.message_from_bytes(archive.read(name))
-    except (zipfile.BadZipFile, ValueError) as error:
-        raise BangerError(Code.CORRUPT, f"the release is no wheel: {error}") from error
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, ValueError) as error:
+        raise BangerError(Code.CORRUPT, "the release is no wheel") from error
     return f"{metadata['Version']}" if metadata["Name"] == DISTRIBUTION else f"{metadata['Name']}"
 
 

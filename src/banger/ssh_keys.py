@@ -77,7 +77,7 @@ def _make(path: Path) -> None:
 
 
 def _configured_key(configured: str) -> SshKey:
-    path = _expanded(configured)
+    path = expand_home(configured)
     if not path.is_absolute():
         raise BangerError(
             Code.INVALID,
@@ -90,15 +90,6 @@ def _configured_key(configured: str) -> SshKey:
         return SshKey(path, _public_of(path))
     text = _read(beside).decode(errors="replace")
     return SshKey(path, _check_public(text, beside))
-
-
-def _expanded(configured: str) -> Path:
-    try:
-        return expand_home(configured)
-    except RuntimeError as error:
-        raise BangerError(
-            Code.INVALID, f"ssh_key = {configured!r} in config.toml names a user without a home", hint="write the path"
-        ) from error
 
 
 def _check_private(path: Path) -> None:

@@ -99,9 +99,11 @@ def fresh_root(suite: str, directory: Path) -> Iterator[Root]:
 
 
 def _cache() -> Path:
-    """What is kept for all test runs of this machine."""
-    cache = Path(tempfile.gettempdir()) / "banger-test-distros"
-    cache.mkdir(exist_ok=True)
+    """What is kept for all test runs of this machine; raises PermissionError where somebody else has made it."""
+    cache = Path(tempfile.gettempdir()) / f"banger-test-distros-{os.getuid()}"
+    cache.mkdir(mode=0o755, exist_ok=True)
+    if cache.lstat().st_uid != os.getuid():
+        raise PermissionError(f"{cache} belongs to another user")
     return cache
 
 

@@ -41,9 +41,8 @@ banger daemon stop
 """
 
 
-def _first_steps(root: Root, home: str, user: str) -> None:
-    """What the README tells a newcomer to do first."""
-    root.clone(home, user)
+def _first_steps(root: Root, user: str) -> None:
+    """What the README tells a newcomer to do first, in a clone."""
     said = root.run("cd banger && make run", user=user)
     assert "\nLinux " in said
     assert "Debian GNU/Linux" in said
@@ -62,18 +61,20 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Root]:
     "root", [OTHER, *(pytest.param(release, marks=pytest.mark.distros) for release in REST)], indirect=True
 )
 def test_a_clone_on_a_fresh_distribution(root: Root) -> None:
-    _first_steps(root, "root", "root")
+    root.clone("root")
+    _first_steps(root, "root")
 
 
 @pytest.mark.distros
 @pytest.mark.parametrize("root", [OTHER, *REST], indirect=True)
 def test_a_clone_of_an_ordinary_user(root: Root) -> None:
     root.add_user("ada")
+    root.clone("home/ada", "ada")
     refused = root.attempt("cd banger && make run", user="ada")
     assert refused.returncode != 0
-    root.clone("root")
-    root.run("banger/scripts/setup-host")
-    _first_steps(root, "home/ada", "ada")
+    assert "sudo apt-get install" in refused.stdout
+    root.run("/home/ada/banger/scripts/setup-host")
+    _first_steps(root, "ada")
 
 
 @pytest.fixture(scope="session")
@@ -94,5 +95,8 @@ def test_the_debian_package(root: Root, package: Path) -> None:
     root.run("DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ./banger-vm.deb")
     assert "Linux " in root.run("banger vm run --rm -- uname -a")
     assert "it works" in root.run(_USE)
+    root.run("apt-get install -y --no-install-recommends uidmap")
+    root.add_user("ada")
+    assert "Linux " in root.run("banger vm run --rm -- uname -a", user="ada")
     root.run("apt-get purge -y banger-vm")
     assert not (root.directory / "usr/lib/banger-vm").exists()

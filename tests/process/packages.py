@@ -46,7 +46,11 @@ class User:
         names = {"CONFIG": ".config", "STATE": ".local/state", "CACHE": ".cache", "DATA": ".local/share"}
         directories = {f"XDG_{name}_HOME": str(home / path) for name, path in names.items()}
         self.environment: Mapping[str, str] = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("PYTHON", "VIRTUAL_ENV", "DBUS_"))
+            },
             **directories,
             "HOME": str(home),
             "XDG_RUNTIME_DIR": str(home / "run"),

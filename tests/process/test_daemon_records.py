@@ -133,7 +133,7 @@ def test_vm_of_which_neither_record_can_be_read_is_broken(daemon: DaemonProcess)
     for _ in range(2):
         broken = shown(daemon, "one")
         assert (broken.state, broken.id, broken.directory) == ("broken", vm.id, vm.directory)
-        assert "its row in the database is damaged (Expecting property name" in broken.reason
+        assert "its row in the database is damaged (something is wrong at line 1, column 2" in broken.reason
         assert f"{path}: VmRecord.id: expected text, got 5" in broken.reason
         error = refused(daemon, "one")
         assert error.code is Code.CORRUPT

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from banger.api.client import Client
+from banger.api.errors import BangerError
 from tests.process.packages import TIMEOUT, User
 
 BANGER = (sys.executable, "-m", "banger.cli")
@@ -95,7 +96,7 @@ def test_systemd_starts_the_daemon_and_all_can_be_taken_back(user: User) -> None
         }
         banger("system", "uninstall")
         assert "nothing is installed" in banger("system", "uninstall")
-        with contextlib.suppress(Exception):
+        with pytest.raises(BangerError, match="no daemon answers"):
             Client(user.home / "run/banger/bangerd.sock").identity()
         assert files(user.home / ".config") == {
             name.removeprefix(".config/"): content for name, content in before.items() if name.startswith(".config/")
@@ -106,7 +107,7 @@ def test_systemd_starts_the_daemon_and_all_can_be_taken_back(user: User) -> None
 def test_without_systemd_the_rest_is_installed(user: User) -> None:
     done = user.run(*BANGER, "system", "install")
     assert done.returncode == 0
-    assert "units of systemd: left out, for this machine was not started by systemd" in done.stdout
+    assert "units of systemd: left out, for this " in done.stdout
     completion = user.home / ".local/share/bash-completion/completions/banger"
     asked = f"source {completion}; COMP_WORDS=(banger vers); complete -p banger"
     assert (

@@ -94,7 +94,7 @@ def test_a_newer_release_is_told(user: User, releases: Releases) -> None:
     place = str(releases.directory)
     assert user.banger("update", "--check", "--from", place) == (
         0,
-        f"banger is 1.0, and 3.0 is to be had: run 'banger update --from {place}'\n",
+        f"banger is 1.0, and 3.0 is available: run 'banger update --from {place}'\n",
         "",
     )
 
@@ -138,7 +138,7 @@ def test_older_releases_are_no_update(trusting: User, releases: Releases, tmp_pa
 
 
 def test_to_a_release_and_back(trusting: User) -> None:
-    """Back even where the old one is to be had nowhere else: its wheel was kept."""
+    """Back even where the old one is available nowhere else: its wheel was kept."""
     status, out, err = trusting.banger("update", "--to", "2.0")
     assert (status, out.splitlines()[-1]) == (0, "banger 2.0"), err
     assert trusting.banger("daemon", "start")[0] == 0

@@ -161,7 +161,7 @@ def test_the_command_for_control_groups_brings_them(tmp_path: Path, kernel: Path
     source = Path(confinement.__file__).parents[2]
     with running_daemon(tmp_path, entries=[kernel, development_image]) as daemon:
         host = Host(daemon)
-        host.ok("vm", "run", "-d", "--image", "debian-bookworm", "--name", "host", "--", "sleep", "infinity")
+        host.ok("vm", "run", "-d", "--image", development_image.name, "--name", "host", "--", "sleep", "infinity")
         host.ok("vm", "exec", "host", "--", "mkdir", "-p", "/opt/src")
         host.ok("vm", "cp", str(source / "banger"), "host:/opt/src/")
         host.ok("vm", "exec", "host", "--", "sh", "-c", f"cat > /tmp/try.sh <<'EOF'\n{TRY}\nEOF")

@@ -183,7 +183,7 @@ def test_one_that_is_not_ready_in_time_goes_on(host: Host) -> None:
     [
         (("--wait-for", "80"), "--wait-for goes with --detach"),
         (("-d", "--wait-timeout", "1s"), "--wait-timeout goes with --wait-for"),
-        (("-d", "--wait-for", "ready"), "--wait-for: 'ready' is nothing that a VM can be waited for to do"),
+        (("-d", "--wait-for", "ready"), "--wait-for: 'ready' is not a condition to wait for"),
     ],
 )
 def test_mistakes(host: Host, options: tuple[str, ...], message: str) -> None:

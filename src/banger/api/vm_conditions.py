@@ -48,6 +48,6 @@ def parse_condition(text: str) -> Condition:
         return Condition(HEALTH, text)
     raise BangerError(
         Code.INVALID,
-        f"{text!r} is nothing that a VM can be waited for to do",
+        f"{text!r} is not a condition to wait for",
         hint=f"write {GRAMMAR}; a URL's host is the guest itself",
     )

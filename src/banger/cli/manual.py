@@ -14,8 +14,8 @@ _SECTIONS = (
     (
         "EXIT STATUS",
         "0 after success, 1 when an operation failed, 2 for wrong usage. Commands that run one in a guest end with its "
-        "status, 128 and more when a signal ended it; 125 when banger itself failed, 126 when the command cannot be "
-        "executed, 127 when it is not found.",
+        "status, 128 and more when a signal ended it; 124 when what they wait for does not come in time, 125 when "
+        "banger itself failed, 126 when the command cannot be executed, 127 when it is not found.",
     ),
     (
         "FILES",

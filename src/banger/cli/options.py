@@ -402,7 +402,7 @@ RUNNING = NameType("operation")
 Decorated = Callable[..., object]
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 interactive_option = click.option(
-    "-i", "--interactive", is_flag=True, expose_value=False, help="Nothing: input always reaches the command."
+    "-i", "--interactive", is_flag=True, expose_value=False, help="No effect: input always reaches the command."
 )
 filter_option = click.option(
     "--filter",

@@ -22,7 +22,7 @@ SYSTEM = LazyGroup(
     "system",
     {
         "install": Entry("system", "install", "Add units of systemd, completions and the manual page."),
-        "status": Entry("system", "status", "Show what of that is there."),
+        "status": Entry("system", "status", "Show which of them are installed."),
         "uninstall": Entry("system", "uninstall", "Take away what 'install' added."),
     },
     help="""Banger in your systemd, your shells and your manual.
@@ -43,6 +43,8 @@ def install() -> None:
     layout = user_layout()
     layout.create()
     systemd = _no_systemd()
+    if not systemd:
+        stop_idle_daemon(layout)  # it holds the socket
     installed = Installed(layout)
     for name, (path, text) in user_files().items():
         if systemd and name in (SOCKET_UNIT, SERVICE_UNIT):
@@ -55,7 +57,6 @@ def install() -> None:
     if systemd:
         print(f"units of systemd: left out, for {systemd}; the daemon starts with the first command")
         return
-    stop_idle_daemon(layout)  # it holds the socket
     _systemctl("daemon-reload")
     _systemctl("enable", "--now", SOCKET_UNIT)
     print(f"{SOCKET_UNIT}: enabled, so that systemd starts the daemon when it is needed")

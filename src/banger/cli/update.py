@@ -106,7 +106,7 @@ def _tell(newest: str, by: Owner, cure: str, as_json: bool) -> None:
     if as_json:
         print_json({"version": __version__, "newest": newest, "newer": is_newer, "installed_by": by.value})
     elif is_newer:
-        print(f"banger is {__version__}, and {newest} is to be had: {cure if by in _TOOLS else _advice(by, newest)}")
+        print(f"banger is {__version__}, and {newest} is available: {cure if by in _TOOLS else _advice(by, newest)}")
     else:
         print(f"banger is {__version__}, and there is none that is newer")
 
@@ -167,7 +167,7 @@ def _tool(by: Owner) -> list[str]:
     found = find_command(program) or find_command(program, str(Path.home() / ".local/bin"))
     if found is None:
         raise BangerError(
-            Code.MISSING_TOOL, f"{program}, which installed banger, is not to be found", f"put {program} on your PATH"
+            Code.MISSING_TOOL, f"{program}, which installed banger, was not found", f"put {program} on your PATH"
         )
     return [found, *words]
 

@@ -12,7 +12,7 @@ _NO_SNAPSHOTS = "the state of a VM cannot be saved yet: a stopped VM keeps its d
 _NO_BUILDS = "banger builds no images: build with another tool, then 'banger pull docker-archive:FILE'"
 _NO_NETWORKS = "VMs share no network yet: publish ports with 'banger run -p HOST:GUEST'"
 _NO_PUSH = "images cannot be pushed: write one with 'banger image export --oci -o FILE', and let skopeo copy it"
-_UPGRADES = "install a newer banger as you installed this one, then run 'banger daemon restart'"
+_UPGRADES = "use 'banger update'"
 
 # the command of the same group that means the same: the first one that the group has
 _SAME_COMMANDS = {
@@ -125,7 +125,7 @@ _COMMANDS = {
     "init": "nothing has to be set up: 'banger run' starts a VM, and 'banger doctor' checks this host",
     "setup": "nothing has to be set up: 'banger run' starts a VM, and 'banger doctor' checks this host",
     "upgrade": _UPGRADES,
-    "uninstall": "remove banger as you installed it",
+    "banger uninstall": "run 'banger system uninstall', then remove banger as you installed it",
     "image commit": "no image can be made of a VM yet: 'banger image import' makes one of a tar or a directory",
     "image load": "use 'banger pull docker-archive:FILE'",
     "image save": "use 'banger image export --oci -o FILE NAME'",
@@ -216,7 +216,7 @@ _OF_A_NEW_VM = {
     "--ip": _NO_NETWORKS,
     "--link": _NO_NETWORKS,
     "--add-host": "write it to /etc/hosts: 'banger exec VM -- sh -c \"echo ADDRESS NAME >> /etc/hosts\"'",
-    "--health-cmd": "health checks do not exist yet: --restart on-failure starts a VM again when its command fails",
+    "--health-cmd": "it is taken from the image: wait for it with 'banger run -d --wait-for health IMAGE'",
     "--cloud-init": "cloud-init is not run: give the command after --, or run it with 'banger exec VM -- COMMAND'",
     "--memory-swap": "VMs have no swap: use --memory",
     "--bridge": _NO_NETWORKS,

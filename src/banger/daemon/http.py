@@ -49,6 +49,8 @@ _WRONG = {
     "dict": "it must be an object",
     "model": "it must be an object",
     "dataclass": "it must be an object",
+    "unexpected": "there is no such field",
+    "extra": "there is no such field",
 }
 _STATUS = {Code.INVALID: 400, Code.NOT_FOUND: 404, Code.EXISTS: 409, Code.IN_USE: 409, Code.WRONG_STATE: 409}
 

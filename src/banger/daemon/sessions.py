@@ -24,6 +24,7 @@ from banger.daemon.vm_service import Catalogs, VmService
 from banger.guest.agent import Agent, ExecRequest, guest_errors
 from banger.guest.session import Exit, SessionLost
 from banger.job import Progress
+from banger.reasons import in_words
 from banger.store.records import CREATED, REMOVING, RUNNING
 
 T = TypeVar("T")
@@ -105,12 +106,12 @@ class Sessions:
         untouched = vm.state == CREATED and not vm.ends
         if isinstance(error, BangerError) and "console" not in error.details:
             self._lifecycle.add_console(vm, error)
-        if not isinstance(error, BangerError) or vm.record.auto_remove or untouched:
+        if not isinstance(error, Exception) or vm.record.auto_remove or untouched:
             with contextlib.suppress(BangerError):  # somebody has removed it already
                 await self._lifecycle.delete(vm, force=True)
             return
-        await self._lifecycle.give_up(vm, error.message)
-        if vm.record.state != REMOVING:
+        await self._lifecycle.give_up(vm, in_words(error))
+        if isinstance(error, BangerError) and vm.record.state != REMOVING:
             error.details["kept"] = vm.name
 
     async def _open_exec(self, vm: Vm, argv: list[str], request: m.VmRun, log: bool) -> Channel:

@@ -163,7 +163,7 @@ async def _may_redirect(link: GuestLink) -> bool:
 async def change(vm: Vm, link: GuestLink, wanted: Sequence[Forward]) -> Published:
     """Let a VM, whose lock is held, publish these ports as far as its VMM can.
 
-    Raises PortTaken, and changes nothing then.
+    Raises PortTaken, and changes nothing then unless the port is one that gets another target.
     """
     machine = vm.record.machine
     gone = [forward for forward in machine.forwards if forward not in wanted]

@@ -24,6 +24,7 @@ from banger.durations import format_duration
 from banger.guest.agent import ExecRequest, guest_errors
 from banger.guest.session import Exit, GuestFailure
 from banger.paths import Layout
+from banger.reasons import in_words
 from banger.store.database import Store, despite_full_disk
 from banger.store.records import BROKEN, INTENTS, REMOVING, RUNNING, STARTING, STOPPED, STOPPING, VmRecord
 from banger.vmm.driver import PANICKED, POWERED_OFF, REBOOTED, RESET_AT_BOOT
@@ -131,7 +132,7 @@ class Lifecycle:
             stays = "" if vm.record.auto_remove else f"; all of it: banger vm logs --console {vm.name}"
             error.hint = f"the console's last lines follow{stays}"
             error.details["console"] = console
-        else:
+        elif vm.state != RUNNING:  # a guest that did boot has a reason of its own
             error.hint = "its console is empty: raise boot_timeout in config.toml if it is slow, or run 'banger doctor'"
 
     def _promised_memory(self) -> int:
@@ -487,7 +488,7 @@ def _why(error: BaseException) -> str:
     """Why a start came to nothing."""
     if isinstance(error, asyncio.CancelledError):
         return "the start was cancelled"
-    return error.message if isinstance(error, BangerError) else f"it cannot be started: {error}"
+    return error.message if isinstance(error, BangerError) else f"it cannot be started: {in_words(error)}"
 
 
 def _remove_directory(directory: Path) -> None:

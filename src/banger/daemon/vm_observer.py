@@ -74,6 +74,7 @@ class VmObserver:
         except BangerError as error:
             error.hint = f"wait for one of {', '.join(REACHED)}, or: {GRAMMAR}"
             raise
+        self._table.require(vm)
         if vm.state in ("created", "stopped"):
             raise BangerError(
                 Code.WRONG_STATE, f"the VM {vm.name!r} is {vm.state}, not running", hint=f"banger vm start {vm.name}"

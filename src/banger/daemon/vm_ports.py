@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from banger.api import models as m
+from banger.api.errors import BangerError, Code
 from banger.daemon.jobs import Report
 from banger.daemon.vm_forwards import REACHABLE, Forwards
 from banger.daemon.vm_service import VmService
@@ -29,8 +30,9 @@ class VmPorts:
         """List the ports of a running VM: those that something listens on, and those that are published."""
         vm = self._vms.find(request.vm)
         agent = await self._vms.agent(vm)
-        assert vm.link is not None
-        listeners = await self._forwards.look(vm, vm.link)  # where it says that a port leads, it does
+        if (link := vm.link) is None:
+            raise BangerError(Code.WRONG_STATE, f"the VM {vm.name!r} was stopped meanwhile")
+        listeners = await self._forwards.look(vm, link)  # where it says that a port leads, it does
         ports = [*_listening(listeners, vm.record.ports), *_leading_nowhere(listeners, vm.record.ports)]
         ports.sort(key=lambda port: (port.port, port.protocol, port.pid or 0))
         unprobed = 0

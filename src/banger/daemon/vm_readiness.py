@@ -28,7 +28,7 @@ _MOST_OF_A_LINE = 1 << 16  # bytes in which a text is looked for
 _FIRST_LOOK_SECONDS = 1.0  # at least, for who only wants to look
 _LAST_LINES = 10
 # What a command says last takes another way than word of its end, and it may leave a server in the background.
-_LAST_SECONDS = 0.5
+_LAST_SECONDS = 2.0
 # what may pass while a guest boots; other failures stay
 _PASSING = (Code.GUEST, Code.WRONG_STATE, Code.NOT_FOUND, Code.EXHAUSTED)
 
@@ -175,8 +175,9 @@ class Readiness:
     async def _addresses(self, vm: Vm, port: int) -> list[str]:
         """Where in a guest something listens on a TCP port; of a published one those that it leads to."""
         await self._vms.agent(vm)
-        assert vm.link is not None
-        listeners = await self._forwards.look(vm, vm.link)
+        if (link := vm.link) is None:  # it was stopped this moment
+            return []
+        listeners = await self._forwards.look(vm, link)
         published = any(forward.guest_port == port for forward in vm.record.machine.forwards)
         return [
             each.address
@@ -188,7 +189,7 @@ class Readiness:
 def check_timeout(timeout: float | None) -> None:
     """Raise INVALID for what is no time to wait."""
     if timeout is not None and not 0 <= timeout <= MAX_SECONDS:
-        raise BangerError(Code.INVALID, f"nobody can wait for {timeout:g} s", hint="use 0 to ten years")
+        raise BangerError(Code.INVALID, f"a wait of {timeout:g} s is not possible", hint="use 0 to ten years")
 
 
 async def _printed(log: Path, text: bytes, follow: Callable[[], bool] | None) -> bool:

@@ -225,7 +225,7 @@ class TarReader:
     def _number(self, raw: bytes) -> int:
         value = _parse_number(raw)
         if value is None:
-            raise self.corrupt("is damaged or is not a tar archive: a header has a number that is none")
+            raise self.corrupt("is damaged or is not a tar archive: a field of a header is not a number")
         return value
 
     def _metadata(self, header: bytes) -> bytes:

@@ -65,14 +65,21 @@ def _spares_the_host(program: str) -> bool:
         return passt_probe.spares_the_host(command, GUEST_ADDRESS, GATEWAY)
 
 
-@once_per_file
 def logging_options(program: str) -> list[str]:
-    """What makes this passt or pasta write its messages to its standard error.
+    """What makes this passt or pasta write its messages to its standard error; nothing where it does not say.
 
     Since 2024 it does by itself when it runs in the foreground; the option is in its help no longer, and will go away.
     """
+    try:
+        return ["--stderr"] if b"--stderr" in _help(program) else []
+    except (OSError, subprocess.SubprocessError):
+        return []
+
+
+@once_per_file
+def _help(program: str) -> bytes:
     said = subprocess.run([program, "--help"], stdin=subprocess.DEVNULL, capture_output=True, timeout=_READY_SECONDS)
-    return ["--stderr"] if b"--stderr" in said.stdout + said.stderr else []
+    return said.stdout + said.stderr
 
 
 def _command(program: str) -> list[str]:

@@ -37,7 +37,7 @@ def test_conditions(text: str, kind: str | None, port: int, value: str) -> None:
      "http://example.org/", "http://:0/", "http://:99999/", "http://:80/a b", "http://:80/\r\nX: y", "ftp://:80/"],
 )  # fmt: skip
 def test_mistakes(text: str) -> None:
-    with pytest.raises(BangerError, match="is nothing that a VM can be waited for to do") as caught:
+    with pytest.raises(BangerError, match="is not a condition to wait for") as caught:
         parse_condition(text)
     assert caught.value.code is Code.INVALID
     assert "log:TEXT" in caught.value.hint

@@ -114,6 +114,8 @@ def _options(command: click.Command) -> list[str]:
         (["kernel", "info"], "use 'banger kernel show'"),
         (["image", "inspect"], "use 'banger image show'"),
         (["image", "catalog", "update"], "use 'banger image catalog refresh'"),
+        (["uninstall"], "run 'banger system uninstall'"),
+        (["upgrade"], "use 'banger update'"),
         (["attach"], "use 'banger logs -f VM'"),
         (["commit"], "no image can be made of a VM yet"),
         (["vm", "snapshot"], "the state of a VM cannot be saved yet"),
