@@ -17,6 +17,7 @@ from banger.api.errors import BangerError, Code
 from banger.download import fetch_small
 from banger.installation import DISTRIBUTION
 from banger.job import Job
+from banger.reasons import in_words
 
 _LISTING, _SIGNATURE, _WHEEL = 1 << 20, 64 << 10, 64 << 20  # bytes at most
 _NAME = re.compile(rf"{DISTRIBUTION.replace('-', '_')}-([^-]+)-py3-none-[^-]+\.whl")
@@ -36,8 +37,8 @@ def find(place: str) -> dict[str, str]:
         directory = place
         try:
             names = [entry.name for entry in Path(place).iterdir()]
-        except OSError as error:
-            raise BangerError(Code.NOT_FOUND, f"there are no releases in {place}: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            raise BangerError(Code.NOT_FOUND, f"there are no releases in {place}: {in_words(error)}") from error
     machine = os.uname().machine
     found = {match[1]: name for name in names if (match := _NAME.fullmatch(name)) and f"_{machine}" in name}
     return {version: f"{directory}/{name}" for version, name in found.items()}

@@ -378,7 +378,7 @@ def test_short_forms_do_what_the_long_ones_do(banger: Banger) -> None:
         (["ps"], ["vm", "list", "--filter", "state=running"]),
         (["logs", "-n", "3", "web"], ["vm", "logs", "--tail", "3", "web"]),
         (["exec", "-i", "web", "both"], ["vm", "exec", "web", "--", "both"]),
-        (["stop", "web", "nobody"], ["vm", "stop", "web", "nobody"]),
+        (["stop", "web"], ["vm", "stop", "web"]),
     ):
         before = len(banger.server.requests)
         one, asked = banger(*short), banger.server.requests[before:]

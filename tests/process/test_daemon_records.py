@@ -87,6 +87,7 @@ def test_firecracker_that_ended_while_no_daemon_was_there(
     daemon: DaemonProcess, said: str, boot: str, reason: str
 ) -> None:
     """A guest's reboot ends it: it is started again, which fails here, since there is none; not when the host did."""
+    kept = "firecracker is not installed" if reason == REBOOTED else reason
     vm = create(daemon, name="one")
     daemon.stop()
     (Path(vm.directory) / "console.log").write_text(f"its last words\n{said}\n")
@@ -100,7 +101,7 @@ def test_firecracker_that_ended_while_no_daemon_was_there(
     while shown(daemon, "one").state != "stopped" or (reason == REBOOTED and tried not in daemon.log):
         assert time.monotonic() < deadline, daemon.log
         time.sleep(0.02)
-    assert shown(daemon, "one").reason == reason
+    assert shown(daemon, "one").reason == kept
     assert (tried in daemon.log) == (reason == REBOOTED)
     assert daemon.log.count("took over 0 running VMs, found 1 ended\n") == 1
     with daemon.client.open(op.VM_EVENTS, m.VmEvents(["one"], ["kind=stopped"], 3600, False)) as stream:

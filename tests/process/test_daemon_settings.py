@@ -197,7 +197,7 @@ def test_events_wait_and_inspect(daemon: DaemonProcess) -> None:
     daemon.start()
     assert run(daemon, "vm", "events", "--since", "1h", "--no-follow", "--filter", "kind=created").stdout == past.stdout
     for request, message in (
-        (m.VmWait("other", "happy"), "'happy' cannot be waited for"),
+        (m.VmWait("other", "happy"), "'happy' is not a condition to wait for"),
         (m.VmWait("nobody"), "there is no VM 'nobody'"),
     ):
         with pytest.raises(BangerError, match=message):

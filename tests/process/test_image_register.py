@@ -170,7 +170,7 @@ def test_what_cannot_be_registered(tmp_path: Path, images: Path, kernel: Path) -
         ("new", own, None, Code.INVALID, f"{own} belongs to banger"),
         ("new", rootfs, seed, Code.INVALID, f"the work-seed {seed} is a squashfs, not an ext4 filesystem"),
         ("new", rootfs, own, Code.INVALID, f"{own} belongs to banger"),
-        ("new", rootfs, tmp_path / "gone", Code.NOT_FOUND, f"{tmp_path / 'gone'} does not exist"),
+        ("new", rootfs, tmp_path / "gone", Code.NOT_FOUND, f"there is no file or directory '{tmp_path / 'gone'}'"),
     ]
     for name, file, work_seed, code, message in cases:
         with pytest.raises(BangerError, match=re.escape(message)) as caught:

@@ -297,7 +297,7 @@ def test_catalogs_on_the_command_line(publisher: Publisher, daemon: DaemonProces
     assert added == "added corp: 2 kernels, signed\n"
     lines = [line.split() for line in banger(daemon, "catalog", "ls").splitlines()]
     assert lines[0] == ["NAME", "KERNELS", "SIGNED", "UPDATED", "FETCHED", "LOCATION"]
-    assert [line[:3] for line in lines[1:]] == [["banger", "6", "-"], ["corp", "2", "yes"]]
+    assert [line[:3] for line in lines[1:]] == [["banger", "12", "-"], ["corp", "2", "yes"]]
     listed = json.loads(banger(daemon, "catalog", "list", "--json"))["catalogs"]
     assert listed[1]["location"] == publisher.location
     assert listed[1]["public_key"] == key.read_text().splitlines()[1]

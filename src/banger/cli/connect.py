@@ -36,7 +36,7 @@ def ensure_daemon(layout: Layout | None = None) -> Client:
     found = find_daemon(client)
     if found is None:
         start_daemon(layout)
-    elif found != _OURS and _is_to_go(found):
+    elif _is_to_go(found):
         _replace(layout, client, found)
     return client
 

@@ -127,6 +127,7 @@ class ImagePulls:
 
     def look(self, name: str) -> tuple[ImageManifest | None, CatalogEntry | None]:
         """The local image that a name or a reference means, else its entry in a catalog if it has one. Blocks."""
+        name = _plain(name)
         if there := self._find_local(name):
             return there, None
         try:
