@@ -68,9 +68,13 @@ def test_a_service_that_is_not_root_on_musl(host: Host, make: Make) -> None:
         stop_signal="SIGUSR1",
     )
     run = host.run("vm", "run", "-d", "-P", "--image", "service", "--name", "service", "-e", "GREETING=good day")
-    assert (run.stdout, run.stderr) == (b"service\n", b"not published, since only TCP ports are: 53/udp\n")
     (port,) = host.vm("service").ports
     assert port.guest_port == 8080
+    leads = f"127.0.0.1:{port.host_port} leads to port 8080 of service\n"
+    assert (run.stdout, run.stderr.decode()) == (
+        b"service\n",
+        f"{leads}not published, since only TCP ports are: 53/udp\n",
+    )
     assert f"127.0.0.1:{port.host_port}:8080" in host.ok("vm", "show", "service")
     host.wait_output("serve as app in /srv/app, good day\n", "vm", "logs", "service")
     wait_page(port.host_port, b"from the image\n")
