@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,25 @@ def test_a_clone_of_an_ordinary_user(root: Root) -> None:
     assert "sudo apt-get install" in refused.stdout
     root.run("/home/ada/banger/scripts/setup-host")
     _first_steps(root, "ada")
+
+
+def _readme() -> str:
+    """The commands that README.md tells a newcomer to type, but for those that need a registry or a terminal."""
+    text = (SOURCE / "README.md").read_text()
+    part = text[text.index("## The first ten minutes") : text.index("### Options you will want")]
+    lines = "".join(re.findall(r"```sh\n(.*?)```", part, re.DOTALL)).splitlines()
+    return "\n".join(line for line in lines if not re.search(r"alpine|vm console", line))
+
+
+@pytest.mark.distros
+@pytest.mark.parametrize("root", [OTHER, *REST], indirect=True)
+def test_the_lines_of_the_readme(root: Root) -> None:
+    root.run("apt-get -qq update && apt-get -qq install -y --no-install-recommends curl")
+    root.clone("root")
+    root.run("cd banger && make run && make install")
+    said = root.run(f"export PATH=$HOME/.local/bin:$PATH\ncd banger\nset -x\n{_readme()}")
+    assert "Linux " in said
+    assert "Directory listing" in said  # what python3 -m http.server serves
 
 
 @pytest.fixture(scope="session")
