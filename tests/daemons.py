@@ -217,6 +217,14 @@ def running_daemon(
     assert not problems, f"{problems}\n{daemon.log}"
 
 
+def banger(daemon: DaemonProcess, *arguments: str) -> tuple[int, str, str]:
+    """Run a command of the installation under test, while `daemon` may be of another; its status and what it prints."""
+    environment = {**daemon.environment, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    command = [sys.executable, "-m", "banger.cli", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+    return done.returncode, done.stdout, done.stderr
+
+
 @contextlib.contextmanager
 def shared_directory(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
     """A directory that all workers of a test run share, locked, for what is made once."""

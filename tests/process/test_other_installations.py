@@ -14,7 +14,7 @@ from banger import __version__
 from banger.api import models as m
 from banger.api import operations as op
 from banger.installation import PACKAGE
-from tests.daemons import TIMEOUT, DaemonProcess, running_daemon
+from tests.daemons import TIMEOUT, DaemonProcess, banger, running_daemon
 
 NO_VMS = '{\n  "vms": []\n}\n'
 
@@ -31,14 +31,6 @@ def set_version(elsewhere: Path, version: str, target: Path) -> Path:
     shutil.copytree(elsewhere, target)
     (target / "banger/__init__.py").write_text(f'__version__ = "{version}"\n')
     return target
-
-
-def banger(daemon: DaemonProcess, *arguments: str) -> tuple[int, str, str]:
-    """Run a command of the installation under test."""
-    environment = {**daemon.environment, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    command = [sys.executable, "-m", "banger.cli", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
-    return done.returncode, done.stdout, done.stderr
 
 
 @contextlib.contextmanager

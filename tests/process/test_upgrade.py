@@ -1,9 +1,6 @@
 """A newer command line meets an older daemon: a real process, of the same code but an older number."""
 
 import contextlib
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +9,7 @@ import pytest
 from banger.api import models as m
 from banger.api import operations as op
 from tests import hostile_vmm
-from tests.daemons import TIMEOUT, DaemonProcess, running_daemon
+from tests.daemons import DaemonProcess, banger, running_daemon
 from tests.tiny import tiny_entries
 
 _OLDER = 'import banger\nbanger.__version__ = "0.0.9"\n'
@@ -30,14 +27,6 @@ def older(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         hostile_vmm.choose(old.environment, vm.id, "honest")
         old.client.call(op.VM_START, m.VmRef("good"))
         yield old
-
-
-def banger(daemon: DaemonProcess, *arguments: str) -> tuple[int, str, str]:
-    """Run a command of today's version."""
-    environment = {**daemon.environment, "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
-    command = [sys.executable, "-m", "banger.cli", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
-    return done.returncode, done.stdout, done.stderr
 
 
 def test_an_idle_older_daemon_is_replaced_and_its_vms_stay(older: DaemonProcess) -> None:

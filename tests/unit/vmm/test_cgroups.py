@@ -15,16 +15,6 @@ cgroup /sys/fs/cgroup/systemd cgroup rw,xattr,name=systemd 0 0
 """
 
 
-@pytest.fixture
-def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: 0)
-
-
-@pytest.fixture
-def as_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: 1000)
-
-
 def written(path: Path, text: str) -> Path:
     path.write_text(text)
     return path

@@ -19,16 +19,6 @@ V1 = "cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\n"
 
 
 @pytest.fixture
-def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: 0)
-
-
-@pytest.fixture
-def as_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: 1000)
-
-
-@pytest.fixture
 def proc(tmp_path: Path) -> Path:
     """What /proc says where nothing forbids anything."""
     proc = tmp_path / "proc"
