@@ -226,6 +226,29 @@ def banger(daemon: DaemonProcess, *arguments: str) -> tuple[int, str, str]:
 
 
 @contextlib.contextmanager
+def socket_activation(daemon: DaemonProcess) -> Iterator[subprocess.Popen[bytes]]:
+    """systemd-socket-activate(1) at the socket of a daemon that does not run; it becomes the daemon."""
+    daemon.layout.create()
+    daemon.layout.runtime.mkdir(mode=0o700, parents=True)
+    # without these it hands on little of its environment, and the daemon would be the user's own
+    variables = [f"--setenv={name}" for name in daemon.environment if name.startswith(("XDG_", "PYTHON"))]
+    argv = ["systemd-socket-activate", *variables, f"--listen={daemon.layout.socket}"]
+    activator = subprocess.Popen(
+        [*argv, sys.executable, "-m", "banger.daemon"],
+        env=daemon.environment,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert activator.stderr is not None
+        assert b"Listening on" in activator.stderr.readline()
+        yield activator
+    finally:
+        activator.kill()
+        activator.wait()
+
+
+@contextlib.contextmanager
 def shared_directory(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
     """A directory that all workers of a test run share, locked, for what is made once."""
     base = factory.getbasetemp()

@@ -21,7 +21,7 @@ from banger.api.client import connect
 from banger.api.errors import BangerError, Code
 from banger.job import Progress
 from banger.vmm.detect import detect
-from tests.daemons import TIMEOUT, DaemonProcess, running_daemon
+from tests.daemons import TIMEOUT, DaemonProcess, running_daemon, socket_activation
 
 NOBODY = 65534
 
@@ -287,20 +287,7 @@ def test_client_that_leaves_cancels_an_import(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="systemd-socket-activate is not installed")
 def test_started_by_systemd(tmp_path: Path) -> None:
     daemon = DaemonProcess(tmp_path, {})
-    daemon.layout.create()
-    daemon.layout.runtime.mkdir(mode=0o700, parents=True)
-    # without these it hands on little of its environment, and the daemon would be the user's own
-    variables = [f"--setenv={name}" for name in daemon.environment if name.startswith(("XDG_", "PYTHON"))]
-    argv = ["systemd-socket-activate", *variables, f"--listen={daemon.layout.socket}"]
-    activator = subprocess.Popen(
-        [*argv, sys.executable, "-m", "banger.daemon"],
-        env=daemon.environment,
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        assert activator.stderr is not None
-        assert b"Listening on" in activator.stderr.readline()
+    with socket_activation(daemon) as activator:
         said = status(daemon)
         assert said.pid == activator.pid
         daemon.client.call(op.DAEMON_STOP, m.Empty())
@@ -308,9 +295,6 @@ def test_started_by_systemd(tmp_path: Path) -> None:
         assert (activator.returncode, b"Traceback" in errors) == (0, False)
         # the socket is systemd's: the next connection must find it to start the next daemon
         assert daemon.layout.socket.exists()
-    finally:
-        activator.kill()
-        activator.wait()
 
 
 def test_takes_a_passed_socket(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from banger import __version__
 from banger.api import models as m
 from banger.api import operations as op
 from banger.installation import PACKAGE
-from tests.daemons import TIMEOUT, DaemonProcess, banger, running_daemon
+from tests.daemons import TIMEOUT, DaemonProcess, banger, running_daemon, socket_activation
 
 NO_VMS = '{\n  "vms": []\n}\n'
 
@@ -92,19 +92,7 @@ def test_status_tells_whose_it_is(tmp_path: Path, elsewhere: Path) -> None:
 def test_one_that_systemd_starts_is_left_and_the_cure_is_named(tmp_path: Path, elsewhere: Path) -> None:
     """Stopping it would only have it started again."""
     daemon = DaemonProcess(tmp_path, {"PYTHONPATH": str(elsewhere)})
-    daemon.layout.create()
-    daemon.layout.runtime.mkdir(mode=0o700, parents=True)
-    variables = [f"--setenv={name}" for name in daemon.environment if name.startswith(("XDG_", "PYTHON"))]
-    argv = ["systemd-socket-activate", *variables, f"--listen={daemon.layout.socket}"]
-    activator = subprocess.Popen(
-        [*argv, sys.executable, "-m", "banger.daemon"],
-        env=daemon.environment,
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        assert activator.stderr is not None
-        assert b"Listening on" in activator.stderr.readline()
+    with socket_activation(daemon) as activator:
         status, _, err = banger(daemon, "vm", "list")
         assert status == 0
         assert "systemd starts it: run 'banger system install' to have it start this one" in err
@@ -112,9 +100,6 @@ def test_one_that_systemd_starts_is_left_and_the_cure_is_named(tmp_path: Path, e
         assert (said.pid, said.activated) == (activator.pid, True)
         daemon.client.call(op.DAEMON_STOP, m.Empty())
         activator.communicate(timeout=TIMEOUT)
-    finally:
-        activator.kill()
-        activator.wait()
 
 
 def test_a_missing_agent_leads_to_what_installed_banger(elsewhere: Path) -> None:
