@@ -68,7 +68,7 @@ def chunks(
         yield from decode(source)
         while concatenated and (head := source.skip_padding()):
             if compression(head) != kind:
-                raise ValueError(f"something else follows its {kind} data")
+                raise BangerError(Code.CORRUPT, f"{subject} is damaged: something else follows its {kind} data")
             yield from decode(source)
     except EOFError as error:
         raise BangerError(Code.CORRUPT, f"{subject} is damaged: it ends early") from error

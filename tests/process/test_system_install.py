@@ -45,6 +45,7 @@ def systemd(user: User) -> Iterator[tuple[str, ...]]:
         try:
             while b"READY=1" not in notices.recv(4096):
                 assert manager.poll() is None
+            notices.close()  # it would wait for whoever does not read them
             yield ("nsenter", "--target", str(manager.pid), "--mount")
         finally:
             manager.terminate()
