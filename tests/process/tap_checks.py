@@ -137,7 +137,7 @@ def echo(connection: socket.socket) -> None:
 
 _UPLOAD = f"""
 client = socket.create_connection(({OUTSIDE!r}, PORT), timeout=60)
-client.sendall(bytes({8 * MIB}))
+client.sendall(bytes(SIZE))
 print(client.recv(100).decode(), client.getsockname()[0])
 """
 _DOWNLOAD = f"""
@@ -149,18 +149,34 @@ print(received)
 """
 
 
-def test_the_guest_reaches_the_outside(tmp_path: Path) -> None:
+async def upload(directory: Path, size: int) -> None:
+    """Send that many bytes out of a guest, and have the server say how many came from which address."""
+
     def count(connection: socket.socket) -> None:
         # the pasta of Debian 12 may repeat what it sends to a guest that has closed its side
         received = 0
-        while received < 8 * MIB and (data := connection.recv(MIB)):
+        while received < size and (data := connection.recv(MIB)):
             received += len(data)
         connection.sendall(str(received).encode())
 
+    async with running(directory) as network:
+        with tcp_server(OUTSIDE, count) as port:
+            script = _UPLOAD.replace("PORT", str(port)).replace("SIZE", str(size))
+            assert await said(network, script) == f"{size} 10.0.2.15"
+
+
+@pytest.mark.xfail(
+    not passt.logging_options(shutil.which("pasta") or ""),
+    reason="the pasta of Debian 13 drops what its socket does not take at once, and the guest waits for time-outs",
+    run=False,
+)
+def test_the_guest_sends_much_at_once(tmp_path: Path) -> None:
+    run(upload(tmp_path, 8 * MIB))
+
+
+def test_the_guest_reaches_the_outside(tmp_path: Path) -> None:
     async def test() -> None:
-        async with running(tmp_path) as network:
-            with tcp_server(OUTSIDE, count) as port:
-                assert await said(network, _UPLOAD.replace("PORT", str(port))) == f"{8 * MIB} 10.0.2.15"
+        await upload(tmp_path, MIB // 4)
         async with running(tmp_path) as network:
             with tcp_server(OUTSIDE, lambda connection: connection.sendall(bytes(8 * MIB))) as port:
                 assert await said(network, _DOWNLOAD.replace("PORT", str(port))) == str(8 * MIB)
