@@ -4,7 +4,7 @@ ARGS ?= vm run --rm -- sh -c 'uname -a; head -n 1 /etc/os-release'
 BINDIR ?= $(HOME)/.local/bin
 UV ?= uv
 # what `make run` takes on a machine where nothing is prepared
-FIRST_RUN := one to two minutes and 1 GB of disk
+FIRST_RUN := about a minute and 1 GB of disk
 export ARGS_FROM ?= $(origin ARGS)
 
 # The first Python that is new enough, as the real file behind any shim.
