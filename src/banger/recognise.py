@@ -31,8 +31,14 @@ _IMPORT = "'banger image import NAME --from {path}'"
 _ROOTFS = f"make an image of it: {_IMPORT}"
 _REGISTER = "make an image of it: 'banger image register NAME --rootfs {path} --kernel-ref KERNEL'"
 _KERNEL = "make a kernel of it: 'banger kernel import NAME --from {path}'"
-_DISK = "take the root filesystem out of it: 'virt-tar-out -a {path} / rootfs.tar', then 'banger image import NAME --from rootfs.tar'"  # noqa: E501
-_OTHER = "an image is made of a tar or a directory with a root filesystem ('banger image import'), or of an ext4 or squashfs file ('banger image register')"  # noqa: E501
+_DISK = (
+    "take the root filesystem out of it: 'virt-tar-out -a {path} / rootfs.tar', "
+    "then 'banger image import NAME --from rootfs.tar'"
+)
+_OTHER = (
+    "an image is made of a tar or a directory with a root filesystem ('banger image import'), "
+    "or of an ext4 or squashfs file ('banger image register')"
+)
 _UNPACK = "unpack it first"
 
 
