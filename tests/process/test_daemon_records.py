@@ -139,6 +139,9 @@ def test_vm_of_which_neither_record_can_be_read_is_broken(daemon: DaemonProcess)
         error = refused(daemon, "one")
         assert error.code is Code.CORRUPT
         assert "'banger vm rm one' removes that" in error.hint
+        with pytest.raises(BangerError) as caught:  # rather than wait for what can never be
+            daemon.client.call(op.VM_WAIT, m.VmWait("one", "80"))
+        assert caught.value.code is Code.CORRUPT
         with pytest.raises(BangerError, match="already a VM named 'one'"):
             create(daemon, name="one")
         daemon.client.call(op.VM_PRUNE, m.Empty())  # removes the other one alone
