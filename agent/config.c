@@ -11,7 +11,7 @@
 
 #include "system.h"
 
-enum { MAX_STRINGS = 1024, MAX_STRING = 32768 };
+enum { MAX_STRING = 128 * 1024 - 1 }; /* of a variable: execve(2), "Limits on size of arguments and environment" */
 
 static char *no_environment[] = {NULL};
 char **configured_environment = no_environment;
@@ -20,7 +20,7 @@ enum guest_state guest_state = STATE_WAITING;
 /* Ends with NULL. */
 struct strings {
     char **items;
-    size_t count;
+    size_t count, room;
 };
 
 struct configuration {
@@ -55,18 +55,22 @@ static bool is_line(const char *text) {
 static int add_string(struct strings *strings, struct bytes value, const char *what, bool line,
                       struct failure *failure) {
     char *text = value_string(value, MAX_STRING);
-    if (!text || (line && !is_line(text)) || strings->count == MAX_STRINGS) {
+    if (!text || (line && !is_line(text))) {
         free(text);
-        return fail(failure, EINVAL, "a %s of the configuration is not valid, or there are too many", what);
+        return fail(failure, EINVAL, "a %s of the configuration is not valid", what);
     }
-    char **items = realloc(strings->items, (strings->count + 2) * sizeof *items);
-    if (!items) {
-        free(text);
-        return fail(failure, ENOMEM, "no memory for the configuration");
+    if (strings->count + 1 >= strings->room) {
+        size_t room = strings->room ? 2 * strings->room : 16;
+        char **items = realloc(strings->items, room * sizeof *items);
+        if (!items) {
+            free(text);
+            return fail(failure, ENOMEM, "no memory for the configuration");
+        }
+        strings->items = items;
+        strings->room = room;
     }
-    items[strings->count++] = text;
-    items[strings->count] = NULL;
-    strings->items = items;
+    strings->items[strings->count++] = text;
+    strings->items[strings->count] = NULL;
     return 0;
 }
 

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <limits.h>
+#include <search.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,7 +42,7 @@ static struct strings read_strings(struct bytes request, uint16_t wanted, size_t
     while (strings.items != NULL && fields_next(&fields, &tag, &value)) {
         if (tag != wanted)
             continue;
-        char *text = value_string(value, MAX_PAYLOAD);
+        char *text = value_string(value, MAX_REQUEST);
         if (text == NULL)
             return (struct strings){NULL, 0};
         strings.items[strings.count++] = text;
@@ -49,15 +50,25 @@ static struct strings read_strings(struct bytes request, uint16_t wanted, size_t
     return strings;
 }
 
-/* Adds NAME=value, replacing an earlier value of that name. */
+static int compare_names(const void *left, const void *right) {
+    const char *a = *(char *const *)left, *b = *(char *const *)right;
+    while (*a == *b && *a != '=')
+        a++, b++;
+    return (*a != '=' ? (unsigned char)*a : 0) - (*b != '=' ? (unsigned char)*b : 0);
+}
+
+/* Adds NAME=value, replacing an earlier value of that name; there may be as many as fit into 2 MiB. */
 static void set_variable(struct strings *environment, char *variable) {
-    size_t name = strcspn(variable, "=") + 1;
-    for (size_t i = 0; i < environment->count; i++)
-        if (strncmp(environment->items[i], variable, name) == 0) {
-            environment->items[i] = variable;
-            return;
-        }
-    environment->items[environment->count++] = variable;
+    static void *names; /* where the variable of each name stands */
+    char **place = &environment->items[environment->count];
+    *place = variable;
+    char ***found = tsearch(place, &names, compare_names);
+    if (found == NULL || *found == place) {
+        environment->count++;
+    } else {
+        **found = variable;
+        *place = NULL;
+    }
 }
 
 static char *variable(const char *name, const char *value) {

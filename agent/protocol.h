@@ -1,4 +1,4 @@
-/* Constants of the guest protocol, version 1; docs/guest-protocol.md says what they mean. */
+/* Constants of the guest protocol, version 2; docs/guest-protocol.md says what they mean. */
 #ifndef BANGER_PROTOCOL_H
 #define BANGER_PROTOCOL_H
 
@@ -17,11 +17,13 @@
  * Zero bytes between frames are skipped.
  */
 enum {
-    PROTOCOL_VERSION = 1,
+    OLDEST_VERSION = 1, /* without PART */
+    PROTOCOL_VERSION = 2,
     HEADER_SIZE = 16,
     TRAILER_SIZE = 4,
     MAX_FRAME = 65536,
     MAX_PAYLOAD = MAX_FRAME - HEADER_SIZE - TRAILER_SIZE,
+    MAX_REQUEST = 4 * 1024 * 1024, /* payload of an OPEN with its PARTs: twice what Linux takes of a command's words */
     HELLO_SIZE = 32,
     NONCE_SIZE = 16,
     INITIAL_WINDOW = 512 * 1024, /* bytes of DATA either side may send on a new channel before WINDOW arrives */
@@ -49,6 +51,7 @@ enum frame_type {
     FRAME_RESIZE = 9, /* u16 rows, u16 columns */
     FRAME_EXIT = 10,  /* u32 0: exited, 1: ended by a signal; u32 status or signal; the last frame before CLOSE */
     FRAME_CLOSE = 11, /* no payload: the sender has forgotten the channel; answered by CLOSE unless already sent */
+    FRAME_PART = 12,  /* the next bytes of the payload of the OPEN that comes for this channel; from version 2 on */
 };
 
 /* Streams of a channel. */

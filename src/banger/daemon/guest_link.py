@@ -71,7 +71,8 @@ class GuestLink:
             stage("boot")
             booted = (await agent.health()).state is GuestState.WAITING
             if booted:
-                await Agent(session, self._boot_timeout).configure(self._config)
+                with guest_errors("the guest cannot be configured"):
+                    await Agent(session, self._boot_timeout).configure(self._config)
                 await agent.clock(time.time_ns())
                 await agent.reseed(os.urandom(_ENTROPY_BYTES))
                 stage("configure")

@@ -151,7 +151,7 @@ class Lifecycle:
             await agent.spawn(
                 ExecRequest(
                     argv=tuple(vm.record.command),
-                    cwd=vm.record.workdir or None,
+                    cwd=vm_plan.directory(vm.record, vm.record.command),
                     user=vm.record.user or None,
                     log=True,
                     main=True,

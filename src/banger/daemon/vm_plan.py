@@ -15,6 +15,7 @@ from banger.daemon.host_network import HostNetwork
 from banger.daemon.vm_policy import parse_restart
 from banger.durations import MAX_SECONDS
 from banger.guest import agent as guest
+from banger.guest.arguments import check_words
 from banger.guest.protocol import DiskRole
 from banger.imagecat import runtime
 from banger.imagecat.home import ROOT_HOME
@@ -58,6 +59,7 @@ def check_request(request: VmCreate) -> None:
     for variable in request.env:
         if "=" not in variable or variable.startswith("="):
             raise BangerError(Code.INVALID, f"{variable!r} is not an environment variable", hint="write NAME=VALUE")
+    check_words(request.command, request.env)
     for label, value in request.labels.items():
         try:
             check_label(label, value)
@@ -137,6 +139,8 @@ def plan(
                 hint=f"use another one: see 'banger {what} list'",
             )
     machine_type, cpu, firmware, command_line = HARDWARE[choice.driver](arch, choice.accelerator)
+    command, image_env = resolve_command(request, image), runtime.environment(image.config)
+    check_environment(command, [*image_env, *request.env])
     init = request.init or image.init
     if init == "image":
         # without udev in the image systemd would wait 90 s for this console's device
@@ -180,11 +184,11 @@ def plan(
         init=init,
         net=request.net or "user",
         ports=ports,
-        image_env=runtime.environment(image.config),
+        image_env=image_env,
         env=list(request.env),
         user=request.user or image.config.user,
         workdir=request.workdir or runtime.workdir(image.config),
-        command=resolve_command(request, image),
+        command=command,
         auto_remove=request.auto_remove,
         attached=False,
         machine=machine,
@@ -265,6 +269,16 @@ def guest_config(
         volumes=(*_VOLUMES, *record.volumes),
         directories=tuple(path for path in (record.workdir,) if runtime.is_plain_path(path)),
     )
+
+
+def directory(record: VmRecord, argv: Sequence[str]) -> str | None:
+    """Where a command of a VM starts; None: at home, where a login shell does unless its image names another place."""
+    return record.workdir if argv and record.workdir else record.workdir.removesuffix("/") or None
+
+
+def check_environment(command: Sequence[str], variables: list[str]) -> None:
+    """Raise CANNOT_EXECUTE when a command has more than Linux takes of words and NAME=VALUE, the last of a name."""
+    check_words(command, (f"{name}={value}" for name, value in environment(variables).items()))
 
 
 def environment(variables: list[str]) -> dict[str, str]:

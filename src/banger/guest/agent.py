@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from banger.api.errors import BangerError, Code
+from banger.guest.arguments import HINT
 from banger.guest.protocol import (
     DiskRole,
     ExecFlags,
@@ -27,6 +28,8 @@ from banger.guest.session import AgentError, AgentSession, Channel, Exit, GuestF
 from banger.reasons import in_words
 
 _U32_MAX = (1 << 32) - 1
+# what an agent of protocol version 1 takes of a configuration
+_OLD_TEXT, _OLD_TEXTS = 32768, 1024
 _PORT_MAX = (1 << 16) - 1
 
 
@@ -202,7 +205,9 @@ def _agent_error(error: AgentError, what: str, argv: Sequence[str] | None) -> Ba
         code, hint = Code.CANNOT_EXECUTE, "give a directory that is there in the guest and that the user may enter"
     elif error.errno in (errno.ENOENT, errno.ENOTDIR):
         code, hint = Code.NOT_FOUND, "check the path; it is one inside the guest"
-    elif command and error.errno in (errno.EACCES, errno.ENOEXEC, errno.E2BIG):
+    elif error.errno == errno.E2BIG:
+        code, hint = Code.CANNOT_EXECUTE if command else Code.INVALID, error.hint or HINT
+    elif command and error.errno in (errno.EACCES, errno.ENOEXEC):
         code, hint = Code.CANNOT_EXECUTE, "check that it may be executed and is a program for the guest's architecture"
     elif error.errno == errno.ESRCH:
         code, hint = Code.INVALID, "use a user of the guest's /etc/passwd, or a numeric uid"
@@ -234,6 +239,8 @@ class Agent:
 
     async def configure(self, config: GuestConfig) -> None:
         """Configure the guest, or replace what an earlier configuration has set."""
+        if self.session.version < 2:
+            _check_old(config)
         await self._call(OpenKind.CONFIGURE, _config_fields(config))
 
     async def exec(self, request: ExecRequest) -> Channel:
@@ -363,6 +370,20 @@ class Agent:
 
     async def _open(self, kind: OpenKind, fields: FieldList) -> Channel:
         return await self.session.open(kind, fields, self._timeout)
+
+
+def _check_old(config: GuestConfig) -> None:
+    """Raise AgentError(E2BIG) for an environment that an agent of protocol version 1 refuses without a word of why."""
+    longest = max(config.environment, key=lambda name: len(name) + len(config.environment[name]), default="")
+    size = len(f"{longest}={config.environment.get(longest, '')}".encode("utf-8", "surrogateescape"))
+    if size > _OLD_TEXT or len(config.environment) > _OLD_TEXTS:
+        what = f"the variable {longest!r} has {size:,} bytes" if size > _OLD_TEXT else "there are too many variables"
+        raise AgentError(
+            errno.E2BIG,
+            f"{what}, and the agent of this VM, which is from an older banger, takes {_OLD_TEXTS:,} variables of"
+            f" {_OLD_TEXT:,} bytes",
+            "take it away with 'banger vm set --unset-env NAME', or create the VM anew to give it today's agent",
+        )
 
 
 def _config_fields(config: GuestConfig) -> list[tuple[Tag, FieldValue]]:

@@ -9,8 +9,18 @@ from banger.api.errors import BangerError, Code
 from banger.api.models import VmCreate
 from banger.config import Config
 from banger.daemon import names
-from banger.daemon.vm_plan import check_size, environment, free_uid, resolve_command
+from banger.daemon.vm_plan import (
+    check_environment,
+    check_request,
+    check_size,
+    directory,
+    environment,
+    free_uid,
+    resolve_command,
+)
+from banger.guest.arguments import MOST_EACH
 from banger.imagecat.manifest import ImageConfig, ImageManifest
+from banger.store.records import broken_record
 
 
 def image(entrypoint: tuple[str, ...], cmd: tuple[str, ...]) -> ImageManifest:
@@ -54,6 +64,41 @@ def test_command(entrypoint: tuple[str, ...], cmd: tuple[str, ...], request_: Vm
 )
 def test_command_beside_the_images_own_init(cmd: str, request_: VmCreate, expected: list[str]) -> None:
     assert resolve_command(request_, dataclasses.replace(image((), (cmd,)), init="image")) == expected
+
+
+@pytest.mark.parametrize(
+    ("workdir", "argv", "expected"),
+    [
+        ("/", ["pwd"], "/"),
+        ("/srv", ["pwd"], "/srv"),
+        ("/", [], None),
+        ("/srv", [], "/srv"),
+        # a VM from before images without a directory of their own started in the root
+        ("", ["pwd"], None),
+    ],
+)
+def test_where_a_command_starts(workdir: str, argv: list[str], expected: str | None) -> None:
+    record = dataclasses.replace(broken_record("0" * 12, "x", ""), workdir=workdir)
+    assert directory(record, argv) == expected
+
+
+def test_what_linux_does_not_take_is_named() -> None:
+    check_environment(["x" * MOST_EACH] * 15, [f"A={'y' * 140_000}", "A=short"])
+    for argv, variables, said in (
+        (["x", "y" * (MOST_EACH + 1)], [], "the argument 1 has 131,072 bytes, and Linux takes 131,071 in one"),
+        ([], ["A=1", f"BIG={'é' * 70_000}"], "the variable 'BIG' has 140,004 bytes, and Linux takes 131,071 in one"),
+        (
+            [f"{'z' * 100_000}"] * 21,
+            ["B=" + "y" * 120_000],
+            "arguments and environment have 2,2.*'B' has 120,002 of them",
+        ),
+        ([""] * 240_000, [], "arguments and environment have 2,160,000 bytes"),
+    ):
+        with pytest.raises(BangerError, match=said) as caught:
+            check_environment(argv, variables)
+        assert caught.value.code is Code.CANNOT_EXECUTE
+    with pytest.raises(BangerError, match="the variable 'A' has"):
+        check_request(VmCreate(env=[f"A={'x' * 140_000}"]))
 
 
 def test_last_value_of_a_variable_wins() -> None:
