@@ -106,6 +106,16 @@ static int make_environment(const struct account *account, struct bytes request,
     return 0;
 }
 
+/* Programs open /dev/stdout and the like anew, by the permissions of the pipe that it is. So it becomes the user's, and
+ * those may open it who become somebody else later. No others come by it: it has no name but in /proc of its holders. */
+static void give_streams(const struct account *account) {
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+        struct stat status;
+        if (fstat(fd, &status) == 0 && S_ISFIFO(status.st_mode) && fchown(fd, account->uid, (gid_t)-1) == 0)
+            fchmod(fd, 0666);
+    }
+}
+
 static int become(const struct account *account, struct failure *failure) {
     if (geteuid() != 0 && account->uid == geteuid())
         return 0;
@@ -193,7 +203,10 @@ static void run_command(const void *context, struct failure *failure) {
     }
     if (account_find(user.count > 0 ? user.items[user.count - 1] : "root", &account, failure) != 0 ||
         make_environment(&account, command->request, &environment, failure) != 0 ||
-        (command->terminal && take_terminal(&account, failure) != 0) || become(&account, failure) != 0 ||
+        (command->terminal && take_terminal(&account, failure) != 0))
+        return;
+    give_streams(&account);
+    if (become(&account, failure) != 0 ||
         enter_directory(&account, read_strings(command->request, TAG_CWD, 0), failure) != 0)
         return;
     if (arguments.count == 0) {

@@ -112,6 +112,28 @@ async def test_a_user_with_a_group_and_one_without_an_account(agent: Agent, user
     assert output.stdout.decode().startswith(ids)
 
 
+@needs_root
+@pytest.mark.parametrize("user", ["root", "daemon", "54321:12345"])
+async def test_the_standard_streams_are_the_users(agent: Agent, user: str, log: Path) -> None:
+    script = (
+        "for name in out err; do echo $name >/dev/std$name; done; echo out >>/proc/self/fd/1; echo err >/dev/fd/2;"
+        "cat /dev/stdin; stat -Lc %u /dev/stdin /dev/stdout /dev/stderr"
+    )
+    output = await run(agent, "sh", "-c", script, user=user, cwd="/", input=b"typed\n")
+    uid = b"%d\n" % {"root": 0, "daemon": 1}.get(user, 54321)
+    assert (output.stdout, output.stderr) == (b"out\nout\ntyped\n" + 3 * uid, b"err\nerr\n")
+    await agent.spawn(ExecRequest(("sh", "-c", script), cwd="/", user=user, log=True, main=True))
+    assert await agent.wait_main() == Exit(False, 0)
+    assert b"out\n" in log.read_bytes()
+
+
+@needs_root
+async def test_the_standard_streams_of_one_who_becomes_another(agent: Agent) -> None:
+    become = "import os; os.setgroups([]); os.setgid(1234); os.setuid(1234); open('/dev/stdout', 'w').write('other')"
+    output = await run(agent, sys.executable, "-c", become, user="daemon" if os.geteuid() else "root", cwd="/")
+    assert (output.stdout, output.stderr) == (b"other", b"")
+
+
 async def test_the_longest_argument_and_all_that_fit_together(agent: Agent) -> None:
     output = await run(agent, "/bin/sh", "-c", "echo ${#1}", "sh", "x" * MOST_EACH)
     assert output.stdout == b"%d\n" % MOST_EACH
