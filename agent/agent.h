@@ -57,6 +57,9 @@ int fail(struct failure *failure, int code, const char *format, ...) __attribute
 /* A call: reads its fields, appends to the reply; 0 or the errno that is also in `failure`. It may block. */
 typedef int call_handler(struct fields *request, struct buffer *reply, struct failure *failure);
 
+/* What commands look for programs in, unless somebody says it. */
+#define USUAL_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 /* config.c, net.c, disks.c, boot.c: the guest as a system ------------------------------------------------------- */
 
 call_handler call_configure; /* first time: disks, root, network, init; later: whatever the request holds */

@@ -13,10 +13,9 @@
 #include <unistd.h>
 
 #include "call.h"
+#include "namespace.h"
 #include "process.h"
 #include "session.h"
-
-#define USUAL_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 enum { PATH_LIMIT = 4096 };
 
@@ -295,6 +294,8 @@ int exec_open(struct channel *channel, struct bytes request, struct failure *fai
     }
     if ((channel->flags & EXEC_MAIN) && !process_main_reserve())
         return fail(failure, EBUSY, "the main command is still running");
+    if ((channel->flags & EXEC_INIT) && namespace_there())
+        return fail(failure, EBUSY, "a command is PID 1 already, and still running");
     channel->terminal = command.terminal;
     channel->start = exec_start;
     int code = command.terminal ? open_terminal(&plumbing, size, failure)

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from banger.api.errors import BangerError, Code
 from banger.guest.agent import Agent, GuestConfig, guest_errors
-from banger.guest.protocol import DiskRole, GuestState
+from banger.guest.protocol import DiskRole, GuestState, InitMode
 from banger.guest.session import AgentSession, GuestFailure, SessionLost
 from banger.vmm.driver import Vmm
 
@@ -48,6 +48,7 @@ class GuestLink:
         self._config = config
         self._boot_timeout = boot_timeout
         self._on_reboot = on_reboot
+        self.init: InitMode | None = None  # who is PID 1, once it is configured by us
         self._agent: Agent | None = None
         self._connected = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -72,7 +73,7 @@ class GuestLink:
             booted = (await agent.health()).state is GuestState.WAITING
             if booted:
                 with guest_errors("the guest cannot be configured"):
-                    await Agent(session, self._boot_timeout).configure(self._config)
+                    self.init = await Agent(session, self._boot_timeout).configure(self._config)
                 await agent.clock(time.time_ns())
                 await agent.reseed(os.urandom(_ENTROPY_BYTES))
                 stage("configure")

@@ -90,7 +90,7 @@ class Sessions:
             channel = None
             if not request.detach:
                 image = await self._catalogs.ensure_image(vm.record.image, report)
-                argv = vm_plan.resolve_command(request.create, image)
+                argv = vm_plan.main_command(request.create, image, vm.record.pid1)
                 channel = await self._open_exec(vm, argv, request, log=not attached and request.terminal is None)
                 stages.done("command")
         except BaseException as error:
@@ -126,6 +126,7 @@ class Sessions:
                 terminal=(request.terminal.rows, request.terminal.columns) if request.terminal else None,
                 log=log,
                 main=request.terminal is None,
+                init=vm.record.pid1 == "command",
             ),
         )
 

@@ -110,6 +110,8 @@ class Lifecycle:
         vm.link = link
         try:
             await link.connect(stages.done)
+            if link.init is not None:
+                vm.record = dataclasses.replace(vm.record, pid1=link.init.name.lower())
             await self._run_main(vm, link)
             vm.record = dataclasses.replace(vm.record, wanted=True, failed=False, status=None)
             self.put(vm, state=RUNNING, reason="", started_at=vm_plan.now())
@@ -144,17 +146,19 @@ class Lifecycle:
         )
 
     async def _run_main(self, vm: Vm, link: GuestLink) -> None:
-        if not vm.record.command:
+        command = vm_plan.command_at_start(vm.record)
+        if not command:
             return
         agent = await link.agent()
-        with guest_errors(f"cannot run {vm.record.command[0]!r} in {vm.name!r}", argv=vm.record.command):
+        with guest_errors(f"cannot run {command[0]!r} in {vm.name!r}", argv=command):
             await agent.spawn(
                 ExecRequest(
-                    argv=tuple(vm.record.command),
-                    cwd=vm_plan.directory(vm.record, vm.record.command),
+                    argv=tuple(command),
+                    cwd=vm_plan.directory(vm.record, command),
                     user=vm.record.user or None,
                     log=True,
                     main=True,
+                    init=vm.record.pid1 == "command",
                 )
             )
 
@@ -305,7 +309,7 @@ class Lifecycle:
     async def _watch(self, vm: Vm, link: GuestLink) -> None:
         """Notice when a VM ends by itself, or is to end with its main command; a task for as long as it runs."""
         ended = asyncio.create_task(link.vmm.process.ended.wait())
-        main = asyncio.create_task(_main_end(link)) if vm.record.command else None
+        main = asyncio.create_task(_main_end(link)) if vm_plan.command_at_start(vm.record) else None
         try:
             if main is not None:
                 await asyncio.wait({ended, main}, return_when=asyncio.FIRST_COMPLETED)

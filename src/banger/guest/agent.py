@@ -19,6 +19,7 @@ from banger.guest.protocol import (
     Fields,
     FieldValue,
     GuestState,
+    InitMode,
     OpenKind,
     ProtocolError,
     Tag,
@@ -31,13 +32,6 @@ _U32_MAX = (1 << 32) - 1
 # what an agent of protocol version 1 takes of a configuration
 _OLD_TEXT, _OLD_TEXTS = 32768, 1024
 _PORT_MAX = (1 << 16) - 1
-
-
-class InitMode(IntEnum):
-    """Who is PID 1 once the guest is configured."""
-
-    AGENT = 0
-    IMAGE = 1
 
 
 class ShutdownMode(IntEnum):
@@ -79,6 +73,8 @@ class GuestConfig:
     keys: tuple[str, ...] = ()  # lines of authorized_keys, in /root and on the home disk
     disks: tuple[Disk, ...] = ()
     init: InitMode | None = None
+    words: tuple[str, ...] = ()  # of an init of the image, or those that AUTO looks at; they start in `workdir`
+    workdir: str = ""
     volumes: tuple[str, ...] = ()
     directories: tuple[str, ...] = ()  # made when they are missing
 
@@ -94,6 +90,7 @@ class ExecRequest:
     terminal: tuple[int, int] | None = None
     log: bool = False  # its output also goes to the log port
     main: bool = False  # its end is kept for `wait_main` and `health`
+    init: bool = False  # it is PID 1 of a PID namespace, which later commands join
 
 
 @dataclass(frozen=True)
@@ -237,11 +234,12 @@ class Agent:
         self.session = session
         self._timeout = timeout
 
-    async def configure(self, config: GuestConfig) -> None:
-        """Configure the guest, or replace what an earlier configuration has set."""
+    async def configure(self, config: GuestConfig) -> InitMode | None:
+        """Configure the guest, or replace what an earlier configuration has set; who is PID 1, None from old agents."""
         if self.session.version < 2:
             _check_old(config)
-        await self._call(OpenKind.CONFIGURE, _config_fields(config))
+        reply = await self._call(OpenKind.CONFIGURE, _config_fields(config))
+        return InitMode(reply.number(Tag.INIT, max(InitMode))) if Tag.INIT in reply else None
 
     async def exec(self, request: ExecRequest) -> Channel:
         """Run a command attached to the channel that is returned; closing that sends it SIGHUP."""
@@ -413,6 +411,8 @@ def _config_fields(config: GuestConfig) -> list[tuple[Tag, FieldValue]]:
         fields.append((Tag.DISK, [*nested, (Tag.READONLY, int(disk.readonly))]))
     if config.init is not None:
         fields.append((Tag.INIT, int(config.init)))
+        fields += [(Tag.ARG, word) for word in config.words]
+        fields += [(Tag.CWD, config.workdir)] if config.workdir else []
     return fields
 
 
@@ -428,6 +428,7 @@ def _exec_fields(request: ExecRequest, flags: ExecFlags) -> list[tuple[Tag, Fiel
         fields.append((Tag.TERMINAL, (rows & 0xFFFF) << 16 | columns & 0xFFFF))
     flags |= ExecFlags.LOG if request.log else ExecFlags(0)
     flags |= ExecFlags.MAIN if request.main else ExecFlags(0)
+    flags |= ExecFlags.INIT if request.init else ExecFlags(0)
     return [*fields, (Tag.FLAGS, int(flags))]
 
 

@@ -149,6 +149,7 @@ class ExecFlags(IntFlag):
     DETACHED = 1
     LOG = 2
     MAIN = 4
+    INIT = 8
 
 
 class TreeFlags(IntFlag):
@@ -162,6 +163,15 @@ class DiskRole(IntEnum):
     HOME = 3
     MODULES = 4
     OTHER = 5
+
+
+class InitMode(IntEnum):
+    """Who is PID 1: the agent, an init of the image, what the main command asks for, or that command in a namespace."""
+
+    AGENT = 0
+    IMAGE = 1
+    AUTO = 2
+    COMMAND = 3
 
 
 class GuestState(IntEnum):

@@ -13,9 +13,11 @@ from banger.daemon.vm_plan import (
     check_environment,
     check_request,
     check_size,
+    command_at_start,
     directory,
     environment,
     free_uid,
+    main_command,
     resolve_command,
 )
 from banger.guest.arguments import MOST_EACH
@@ -50,20 +52,51 @@ def test_command(entrypoint: tuple[str, ...], cmd: tuple[str, ...], request_: Vm
     assert resolve_command(request_, image(entrypoint, cmd)) == expected
 
 
+INIT = "/sbin/init"
+
+
 @pytest.mark.parametrize(
-    ("cmd", "request_", "expected"),
+    ("entrypoint", "cmd", "request_", "pid1", "expected"),
     [
-        ("/sbin/init", VmCreate(), []),
-        ("/sbin/init", VmCreate(command=["x"]), ["x"]),
-        ("/sbin/init", VmCreate(entrypoint="n", command=["x"]), ["n", "x"]),
-        # somebody wants it otherwise
-        ("/sbin/init", VmCreate(init="agent"), ["/sbin/init"]),
+        ((), (INIT,), VmCreate(), "image", []),
+        ((), (INIT,), VmCreate(command=["x"]), "image", ["x"]),
+        ((INIT,), (), VmCreate(command=["x"]), "image", ["x"]),
+        ((INIT,), ("--old",), VmCreate(command=["--new"]), "image", []),
+        # a link of that name led to an init of containers, or somebody wants it otherwise
+        ((), (INIT,), VmCreate(), "command", [INIT]),
+        ((), (INIT,), VmCreate(init="agent"), "agent", [INIT]),
+        # what the agent has seen to be an init only
+        (("/entry",), ("systemd",), VmCreate(), "image", []),
+        (("/entry",), ("systemd",), VmCreate(), "agent", ["/entry", "systemd"]),
+        ((INIT,), (), VmCreate(entrypoint="n", command=["x"]), "agent", ["n", "x"]),
         # the guest's init is another one than the image's command
-        ("serve", VmCreate(), ["serve"]),
+        ((), ("serve",), VmCreate(init="image"), "image", ["serve"]),
+        # a login shell whatever there is
+        ((), (INIT,), VmCreate(shell=True), "image", []),
     ],
 )
-def test_command_beside_the_images_own_init(cmd: str, request_: VmCreate, expected: list[str]) -> None:
-    assert resolve_command(request_, dataclasses.replace(image((), (cmd,)), init="image")) == expected
+def test_command_beside_pid_1(
+    entrypoint: tuple[str, ...], cmd: tuple[str, ...], request_: VmCreate, pid1: str, expected: list[str]
+) -> None:
+    assert main_command(request_, image(entrypoint, cmd), pid1) == expected
+
+
+@pytest.mark.parametrize(
+    ("init", "beside", "pid1", "expected"),
+    [
+        ("auto", [], "image", []),
+        ("auto", ["b"], "image", ["b"]),
+        ("auto", ["b"], "command", ["c"]),
+        ("auto", [], "agent", ["c"]),
+        # from before there was a choice
+        ("image", None, "image", ["c"]),
+        ("agent", None, "", ["c"]),
+    ],
+)
+def test_what_runs_at_each_start(init: str, beside: list[str] | None, pid1: str, expected: list[str]) -> None:
+    record = broken_record("0" * 12, "x", "")
+    record = dataclasses.replace(record, init=init, command=["c"], beside=beside, pid1=pid1)
+    assert command_at_start(record) == expected
 
 
 @pytest.mark.parametrize(
