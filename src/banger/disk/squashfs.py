@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -15,7 +14,8 @@ from typing import BinaryIO
 from banger import system
 from banger.api.errors import BangerError, Code
 from banger.disk import tar
-from banger.job import Job, command_failed, widen_pipe
+from banger.disk.tar2sqfs import Packer, PackerFailedError, packing
+from banger.job import Job
 
 SIZE_LIMIT = 64 << 30  # bytes of tar stream
 _FREE_RESERVE = 256 << 20  # bytes to leave free on the target's filesystem
@@ -159,46 +159,31 @@ def pack(files: Files, target: Path, job: Job) -> Contents:
     """
     # zstd's level 1 packs as fast as lz4 and costs a guest 12 % of its read speed for 24 % less space: measurements
     # in docs/image-catalog.md. tar2sqfs 1.2 also writes lz4 metadata that unsquashfs refuses.
-    argv: list[str | Path] = ["tar2sqfs", "--quiet", "--force", "--no-skip"]
-    argv += ["--compressor", "zstd", "--comp-extra", "level=1", target]
-    with (
-        contextlib.closing(files),
-        tempfile.TemporaryFile() as errors,
-        job.popen(argv, stdin=-1, stdout=errors, stderr=errors) as packer,
-    ):
-        assert packer.stdin is not None
-        widen_pipe(packer.stdin)
-        try:
-            with open(packer.stdin.fileno(), "wb", buffering=1 << 18, closefd=False) as sink:
-                contents = _feed(files, sink, target, job)
-            packer.stdin.close()
-            status = packer.wait()
-        except BrokenPipeError:
-            status = packer.wait()
-        job.check()
-        if status != 0:
-            errors.seek(0)
-            message = errors.read(1 << 20)
-            if _is_full(target):
-                raise _no_space(target)
-            raise command_failed(argv, status, message)
+    options = ["--compressor", "zstd", "--comp-extra", "level=1"]
+    try:
+        with contextlib.closing(files), packing(target, options, job) as packer:
+            contents = _feed(files, packer, target, job)
+    except PackerFailedError as error:
+        if _is_full(target):
+            raise _no_space(target) from error
+        raise
     return contents
 
 
-def _feed(files: Files, sink: BinaryIO, target: Path, job: Job) -> Contents:
+def _feed(files: Files, packer: Packer, target: Path, job: Job) -> Contents:
     contents = Contents()
     unchecked = _CHECK_EVERY  # bytes since the last look at the free space and for a cancellation
     for member, data in files:
         contents.members += 1
-        sink.write(tar.encode_header(member))
+        packer.add(member)
         if member.size:
             first = True
             for chunk in data:
                 if first:
                     _look_at(member, chunk, contents)
                     first = False
-                sink.write(chunk)
-            sink.write(bytes(-member.size % tar.BLOCK))
+                packer.write(chunk)
+            packer.write(bytes(-member.size % tar.BLOCK))
         unchecked += member.size + tar.BLOCK
         if unchecked >= _CHECK_EVERY:
             unchecked = 0
@@ -207,7 +192,6 @@ def _feed(files: Files, sink: BinaryIO, target: Path, job: Job) -> Contents:
                 raise _no_space(target)
             with contextlib.suppress(FileNotFoundError):  # the packer has not begun yet
                 system.begin_writeback(target)
-    sink.write(tar.encode_end())
     return contents
 
 
