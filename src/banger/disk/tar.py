@@ -455,7 +455,7 @@ def _block(
     return b"%b%06o\0 %b" % (head, (zlib.adler32(head, 0) & 0xFFFF) + tail_sum + 8 * 0x20, tail)
 
 
-@functools.lru_cache(1024)
+@functools.lru_cache(64)
 def _block_tail(
     kind: bytes, link: bytes, magic: bytes, device: tuple[int, int], gnu_sparse: bytes
 ) -> tuple[bytes, int]:
