@@ -138,12 +138,12 @@ def _checked(reader: tar.TarReader) -> Files:
 class _Paths:
     """The paths of an archive that gives each once, in less memory than a `_Tree`: 75 bytes for a file.
 
-    Of files it holds hash values, which SipHash keeps apart (PEP 456); two that are the same only cost a `_Tree`.
+    It holds hash values, which SipHash keeps apart (PEP 456); two that are the same only cost a `_Tree`.
     """
 
     def __init__(self) -> None:
         self._files: set[int] = set()
-        self._directories: dict[bytes, bool] = {b"": False}  # whether a member has described it
+        self._directories = {hash(b""): False}  # whether a member has described it
 
     def add(self, member: tar.Member) -> bool:
         """Whether the path is new, in a directory, and what it links to a file."""
@@ -154,20 +154,20 @@ class _Paths:
         if value in self._files:
             return False
         if member.kind == tar.DIRECTORY:
-            if self._directories.get(path):
+            if self._directories.get(value):
                 return False
-            self._directories[path] = True
+            self._directories[value] = True
             return True
-        if path in self._directories or (member.kind == tar.HARD_LINK and hash(member.link) not in self._files):
+        if value in self._directories or (member.kind == tar.HARD_LINK and hash(member.link) not in self._files):
             return False
         self._files.add(value)
         return True
 
     def _has_directory(self, path: bytes) -> bool:
-        while path not in self._directories:
-            if hash(path) in self._files:
+        while (value := hash(path)) not in self._directories:
+            if value in self._files:
                 return False
-            self._directories[path] = False
+            self._directories[value] = False
             path = path.rpartition(b"/")[0]
         return True
 
