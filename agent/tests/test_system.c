@@ -128,33 +128,6 @@ static void test_proc_lines(void) {
     CHECK(parse_mount("22 29 0:5 /\\ /a\\04 rw - t s rw", &mount) && strcmp(mount.target, "/a\\04") == 0);
 }
 
-static void test_directories(void) {
-    int outside = make_directory("outside"), root = make_directory("root");
-    char target[256];
-    snprintf(target, sizeof target, "%s/outside", scratch);
-    CHECK(symlinkat("../outside", root, "relative") == 0 && symlinkat(target, root, "absolute") == 0);
-    CHECK(symlinkat("/proc/self/root", root, "magic") == 0 && symlinkat("loop", root, "loop") == 0);
-    CHECK(mkdirat(root, "usr", 0755) == 0 && mkdirat(root, "usr/lib", 0755) == 0);
-    CHECK(symlinkat("usr/lib", root, "lib") == 0);
-    write_text(root, "file", "text");
-
-    int directory = directory_open(root, "/lib/modules/6.1", &failure);
-    CHECK(directory >= 0 && S_ISDIR(status_of(root, "usr/lib/modules/6.1").st_mode));
-    close(directory);
-    directory = directory_open(root, "/../..//new/./x/..", &failure);
-    CHECK(directory >= 0 && status_of(directory, ".").st_ino == status_of(root, "new").st_ino);
-    close(directory);
-    static const char *const refused[] = {"/relative/x", "/absolute/x", "/magic/x", "/loop",
-                                          "/file",       "/file/x",     "x",        ""};
-    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
-        failure.code = 0;
-        CHECK(directory_open(root, refused[i], &failure) < 0 && failure.code != 0);
-    }
-    CHECK(!exists(outside, "x") && has_text(root, "file", "text"));
-    close(outside);
-    close(root);
-}
-
 static void make_home(int from) {
     struct timespec times[2] = {{1000000, 1}, {2000000, 2}};
     write_text(from, "file", "content");
@@ -440,7 +413,6 @@ int main(void) {
     test_addresses();
     test_listener_lines();
     test_proc_lines();
-    test_directories();
     test_copy();
     test_deep_copy();
     test_home();
