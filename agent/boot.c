@@ -243,8 +243,10 @@ void boot_run_init(void) {
     pid_t child = fork();
     if (child < 0)
         fatal("cannot start the image's init: %s", strerror(errno));
-    if (child > 0)
+    if (child > 0) {
+        drivers_serve(child);
         execute_init();
+    }
     setsid();
     mark_argv();
     prctl(PR_SET_NAME, "banger-agent", 0, 0, 0);

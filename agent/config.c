@@ -306,6 +306,7 @@ static int build_guest(const struct configuration *configuration, struct failure
         return failure->code;
     root_stands = true;
     make_directories(&configuration->directories);
+    drivers_prepare(own_init);
     if (net_loopback(failure) || (own_init && boot_choose_init(failure)))
         return failure->code;
     if (!own_init) {

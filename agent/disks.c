@@ -283,11 +283,13 @@ static void mount_beside(const char *type, const char *target, unsigned long fla
 static void complete_kernel_mounts(void) {
     mount_beside("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=620,ptmxmode=666");
     mount_beside("tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV | MS_STRICTATIME, "mode=1777");
+    mount_beside("mqueue", "/dev/mqueue", API_FLAGS, NULL);
     mount_beside("cgroup2", "/sys/fs/cgroup", API_FLAGS, "nsdelegate");
     make_link("/proc/self/fd", AT_FDCWD, "/dev/fd");
     make_link("/proc/self/fd/0", AT_FDCWD, "/dev/stdin");
     make_link("/proc/self/fd/1", AT_FDCWD, "/dev/stdout");
     make_link("/proc/self/fd/2", AT_FDCWD, "/dev/stderr");
+    make_link("/proc/kcore", AT_FDCWD, "/dev/core");
 }
 
 /* Moves /dev and /sys into the new root; /proc comes last, since mounting by descriptor needs it. All three have to be

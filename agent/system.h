@@ -131,9 +131,27 @@ void provide_file(const char *path, const struct buffer *content);
  * 0 or an errno; then nothing is left behind. */
 int write_beside(int directory, const char *name, const struct buffer *content, mode_t mode);
 
+/* drivers.c ------------------------------------------------------------------------------------------------------ */
+
 /* Where a kernel's modules are in the guest, followed by its release, or else. */
 #define MODULES "/lib/modules/"
 #define SPARE_MODULES SPARE_PLACES "modules"
+
+/* Opens the directory of the running kernel's modules; -1 when there is none. */
+int modules_open(void);
+/* Once the root stands: makes the device nodes whose drivers are loaded when they are opened, and serves the kernel's
+ * requests for modules. With `own_init` systemd is kept from a service that fails in images without kmod. */
+void drivers_prepare(bool own_init);
+/* Lets the kernel run the program of the process `pid` as its modprobe. */
+void drivers_serve(pid_t pid);
+
+/* modprobe.c ----------------------------------------------------------------------------------------------------- */
+
+/* Loads the modules that `name` stands for, a module or an alias, with all that they need, by modules.dep, modules.alias
+ * and modules.softdep (depmod(8)) of the directory `modules`. `load` gets each file (0 or an errno). 0 or an errno. */
+int modprobe(int modules, const char *name, int (*load)(int modules, const char *path));
+/* What the kernel runs, as a process of its own: the image's kmod, where there is one, else the above. Exit status. */
+int modprobe_main(char **arguments);
 
 /* keys.c -------------------------------------------------------------------------------------------------------- */
 
