@@ -74,6 +74,27 @@ static const struct disk *disk_of_role(const struct disk *disks, size_t count, u
     return NULL;
 }
 
+/* Files on the overlay disk that hold inodes. */
+static void hold_inodes(bool hold) {
+    enum { INODES = 8 };
+    mkdir(OVERLAY "/reserve", 0700);
+    for (int i = 0; i < INODES; i++) {
+        char path[64];
+        snprintf(path, sizeof path, OVERLAY "/reserve/%d", i);
+        if (hold)
+            mknod(path, S_IFREG | 0600, 0);
+        else
+            unlink(path);
+    }
+}
+
+static int mount_layers(void) {
+#define LAYERS "lowerdir=" IMAGE ",upperdir=" OVERLAY "/upper,workdir=" OVERLAY "/work"
+    /* redirect_dir lets programs rename directories of the image; kernels built without it refuse the option. */
+    int result = mount("overlay", ROOT, "overlay", 0, LAYERS ",redirect_dir=on");
+    return result < 0 && errno == EINVAL ? mount("overlay", ROOT, "overlay", 0, LAYERS) : result;
+}
+
 /* Mounts image and overlay and the two together on ROOT; returns a descriptor of it or -1. */
 static int mount_root(const struct disk *disks, size_t count, struct failure *failure) {
     const struct disk *image = disk_of_role(disks, count, ROLE_IMAGE);
@@ -92,10 +113,17 @@ static int mount_root(const struct disk *disks, size_t count, struct failure *fa
     mkdir(OVERLAY "/work", 0700);
     mkdir(OVERLAY "/volumes", 0700);
     overlay_disk = open(OVERLAY, O_PATH | O_DIRECTORY | O_CLOEXEC);
-#define LAYERS "lowerdir=" IMAGE ",upperdir=" OVERLAY "/upper,workdir=" OVERLAY "/work"
-    /* redirect_dir lets programs rename directories of the image; kernels built without it refuse the option. */
-    if (mount("overlay", ROOT, "overlay", 0, LAYERS ",redirect_dir=on") < 0 &&
-        (errno != EINVAL || mount("overlay", ROOT, "overlay", 0, LAYERS) < 0)) {
+    /* The overlay needs some inodes for its own trials; a user who has taken all must be able to give some back. */
+    hold_inodes(true);
+    int mounted = mount_layers();
+    if (mounted < 0 && errno == ENOSPC) {
+        hold_inodes(false);
+        mounted = mount_layers();
+        int code = errno;
+        hold_inodes(true);
+        errno = code;
+    }
+    if (mounted < 0) {
         fail(failure, errno, "cannot mount the overlay: %s", strerror(errno));
         return -1;
     }
