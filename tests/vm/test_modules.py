@@ -87,7 +87,7 @@ def test_an_image_without_any_program_for_modules(host: Host, tmp_path: Path) ->
 
 def test_an_image_of_one_program(host: Host, tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
-    compiler = ["cc", "-static", "-x", "c", "-o", tmp_path / "one/open", "-"]
+    compiler = ["cc", "-static", "-x", "c", "-o", f"{tmp_path}/one/open", "-"]
     subprocess.run(compiler, input=_OPEN.encode(), check=True)
     image(host, tmp_path, "one", entrypoint=("/open",))
     devices = ("/dev/net/tun", "/dev/fuse", "/dev/loop-control", "/dev/mapper/control")
