@@ -13,15 +13,16 @@
 
 #define REQUESTS "/proc/sys/kernel/modprobe"
 
-/* What systemd's udev gives such nodes (50-udev-default.rules, `static_node`); root's alone are all others. */
-static const struct node_rule {
+/* What systemd's udev gives devices that are not for root alone (50-udev-default.rules), in images without it. */
+static const struct access_rule {
     const char *name, *group;
     mode_t mode;
 } rules[] = {
-    {"net/tun", "root", 0666},        {"fuse", "root", 0666},          {"vfio/vfio", "root", 0666},
-    {"loop-control", "disk", 0660},   {"btrfs-control", "disk", 0660}, {"kvm", "kvm", 0660},
-    {"vhost-net", "kvm", 0660},       {"vhost-vsock", "kvm", 0660},    {"snd/seq", "audio", 0660},
-    {"snd/timer", "audio", 0660},     {"rfkill", "root", 0664},        {"kfd", "render", 0660},
+    {"net/tun", "root", 0666},      {"fuse", "root", 0666},          {"vfio/vfio", "root", 0666},
+    {"vsock", "root", 0666},        {"rfkill", "root", 0664},        {"kfd", "render", 0660},
+    {"loop-control", "disk", 0660}, {"btrfs-control", "disk", 0660}, {"kvm", "kvm", 0660},
+    {"vhost-net", "kvm", 0660},     {"vhost-vsock", "kvm", 0660},    {"snd/seq", "audio", 0660},
+    {"snd/timer", "audio", 0660},
 };
 
 int modules_open(void) {
@@ -38,45 +39,44 @@ int modules_open(void) {
     return modules;
 }
 
-/* `path` is below /dev and begins with a slash. */
-static void make_node(int devices, const char *path, mode_t type, dev_t device) {
-    struct node_rule rule = {NULL, "root", 0600};
-    for (size_t i = 0; i < sizeof rules / sizeof *rules; i++)
-        if (strcmp(rules[i].name, path + 1) == 0)
-            rule = rules[i];
-    char leaf[NAME_MAX + 1], user[64];
-    struct account account;
-    struct failure failure;
-    int parent = open_parent_in_root(devices, path, leaf);
-    /* what the driver has made already, or another one of that number, stays as it is */
-    if (parent >= 0 && mknodat(parent, leaf, type | rule.mode, device) == 0) {
-        snprintf(user, sizeof user, "0:%s", rule.group);
-        bool known = account_find(user, &account, &failure) == 0;
-        if (fchownat(parent, leaf, 0, known ? account.gid : 0, AT_SYMLINK_NOFOLLOW) < 0 ||
-            fchmodat(parent, leaf, rule.mode, 0) < 0)
-            console_print("cannot set the mode of /dev%s: %s", path, strerror(errno));
-    }
-    if (parent >= 0)
-        close(parent);
-}
-
-/* Each line is MODULE NAME and c or b with MAJOR:MINOR (depmod(8), modules.devname). */
-static void make_nodes(int modules) {
+/* Each line is MODULE NAME and c or b with MAJOR:MINOR (depmod(8), modules.devname). What a driver has made already
+ * stays as it is. */
+static void make_nodes(int modules, int devices) {
     int fd = openat(modules, "modules.devname", O_RDONLY | O_CLOEXEC);
     FILE *list = fd < 0 ? NULL : fdopen(fd, "r");
-    int devices = open("/dev", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    char line[512], name[128], path[PATH_MAX + 1] = "/", type;
+    char line[512], name[128], path[PATH_MAX + 1] = "/", leaf[NAME_MAX + 1], type;
     unsigned major_number, minor_number;
-    while (list && devices >= 0 && fgets(line, sizeof line, list))
-        if (sscanf(line, "%*s %127s %c%u:%u", name, &type, &major_number, &minor_number) == 4 &&
-            (type == 'c' || type == 'b') && normalise_name(name, path + 1) && path[1])
-            make_node(devices, path, type == 'c' ? S_IFCHR : S_IFBLK, makedev(major_number, minor_number));
+    while (list && fgets(line, sizeof line, list)) {
+        if (sscanf(line, "%*s %127s %c%u:%u", name, &type, &major_number, &minor_number) != 4 ||
+            (type != 'c' && type != 'b') || !normalise_name(name, path + 1))
+            continue;
+        int parent = open_parent_in_root(devices, path, leaf);
+        mode_t mode = (type == 'c' ? S_IFCHR : S_IFBLK) | 0600;
+        if (parent < 0 || (mknodat(parent, leaf, mode, makedev(major_number, minor_number)) < 0 && errno != EEXIST))
+            console_print("cannot make /dev/%s: %s", name, strerror(errno));
+        if (parent >= 0)
+            close(parent);
+    }
     if (list)
         fclose(list);
     else if (fd >= 0)
         close(fd);
-    if (devices >= 0)
-        close(devices);
+}
+
+/* Groups are those of the image: root's where it has none of that name. */
+static void give_access(int devices) {
+    for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
+        const struct access_rule *rule = &rules[i];
+        if (faccessat(devices, rule->name, F_OK, 0) < 0)
+            continue;
+        char user[64];
+        struct account account;
+        struct failure failure;
+        snprintf(user, sizeof user, "0:%s", rule->group);
+        gid_t group = account_find(user, &account, &failure) == 0 ? account.gid : 0;
+        if (fchownat(devices, rule->name, 0, group, 0) < 0 || fchmodat(devices, rule->name, rule->mode, 0) < 0)
+            console_print("cannot set the mode of /dev/%s: %s", rule->name, strerror(errno));
+    }
 }
 
 /* The service that makes these nodes runs where there is a modules.devname, and fails without kmod. */
@@ -106,12 +106,14 @@ void drivers_serve(pid_t pid) {
 }
 
 void drivers_prepare(bool own_init) {
-    int modules = modules_open();
-    if (modules < 0)
-        return;
-    make_nodes(modules);
-    close(modules);
-    drivers_serve(getpid());
-    if (own_init)
-        mask_static_nodes();
+    int modules = modules_open(), devices = open("/dev", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (modules >= 0) {
+        make_nodes(modules, devices);
+        close(modules);
+        drivers_serve(getpid());
+        if (own_init)
+            mask_static_nodes();
+    }
+    give_access(devices);
+    close(devices);
 }
