@@ -243,10 +243,8 @@ void boot_run_init(void) {
     pid_t child = fork();
     if (child < 0)
         fatal("cannot start the image's init: %s", strerror(errno));
-    if (child > 0) {
-        drivers_serve(child);
+    if (child > 0)
         execute_init();
-    }
     setsid();
     mark_argv();
     prctl(PR_SET_NAME, "banger-agent", 0, 0, 0);

@@ -135,11 +135,11 @@ static int mount_root(const struct disk *disks, size_t count, struct failure *fa
     return root;
 }
 
-/* Where a disk is mounted: what is on it can be reached also when its place cannot be made. */
-static int disk_place(int root, const char *path, const char *spare, struct failure *failure) {
+/* Where something that holds data is mounted: it can be reached also when its place cannot be made. */
+static int place_open(int root, const char *path, const char *spare, struct failure *failure) {
     int place = mount_point_open(root, path, failure);
     if (place < 0) {
-        console_print("%s; the disk is mounted on %s instead", failure->message, spare);
+        console_print("%s; what belongs there is mounted on %s instead", failure->message, spare);
         place = directory_open(root, spare, failure);
     }
     return place;
@@ -149,7 +149,7 @@ static int mount_home(const struct disk *disk, int root, struct failure *failure
     const char *path = *disk->target ? disk->target : "/root";
     if (strcmp(path, "/root") == 0) /* whatever else is there is put aside, and what is missing gets its usual mode */
         close(system_directory(root, "root", 0700, true, failure));
-    int target = disk_place(root, path, SPARE_PLACES "home", failure);
+    int target = place_open(root, path, SPARE_PLACES "home", failure);
     if (target < 0 || mount_disk(disk, HOME, failure))
         return failure->code;
     int from = openat(target, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -172,7 +172,7 @@ static int mount_home(const struct disk *disk, int root, struct failure *failure
 /* Mounts a disk at a path of the guest. */
 static int mount_other(const struct disk *disk, int root, const char *target, const char *spare,
                        struct failure *failure) {
-    int directory = disk_place(root, target, spare, failure);
+    int directory = place_open(root, target, spare, failure);
     if (directory < 0)
         return failure->code;
     int code = mount_disk(disk, HOME, failure);
@@ -229,25 +229,27 @@ static int make_volume(int volumes, const char *name, int from, struct failure *
 
 /* A volume that the image leaves no place for, a file being in the way, is left out: its path says nothing bad. So is a
  * new one that cannot be made, since the disk is full: what is written there stays on the same disk. One that holds data
- * already must not be missing without an error: a program would begin anew. */
+ * already is never just missing: a program would begin anew. */
 static int mount_volume(int root, int volumes, const char *path, struct failure *failure) {
-    char name[256], source[300];
-    struct failure reason;
-    int directory = volume_name(path, name, sizeof name) ? mount_point_open(root, path, &reason)
-                                                         : (fail(&reason, ENAMETOOLONG, "%s is too long", path), -1);
+    char name[256] = "", source[300], spare[300];
+    struct failure reason = {ENAMETOOLONG, "its path is too long"};
     struct stat status;
-    bool there = directory >= 0 && fstatat(volumes, name, &status, AT_SYMLINK_NOFOLLOW) == 0;
+    bool named = volume_name(path, name, sizeof name);
+    bool there = named && fstatat(volumes, name, &status, AT_SYMLINK_NOFOLLOW) == 0;
+    snprintf(spare, sizeof spare, SPARE_PLACES "volumes/%s", name);
+    int directory = there   ? place_open(root, path, spare, &reason)
+                    : named ? mount_point_open(root, path, &reason)
+                            : -1;
+    int code = 0;
     if (directory < 0 || (!there && make_volume(volumes, name, directory, &reason))) {
         console_print("no volume at %s: %s", path, reason.message);
-        if (directory >= 0)
-            close(directory);
-        return 0;
+    } else {
+        snprintf(source, sizeof source, OVERLAY "/volumes/%s", name);
+        if (mount_on(directory, source, NULL, MS_BIND, NULL) < 0)
+            code = fail(failure, errno, "cannot mount the volume %s: %s", path, strerror(errno));
     }
-    int code = 0;
-    snprintf(source, sizeof source, OVERLAY "/volumes/%s", name);
-    if (mount_on(directory, source, NULL, MS_BIND, NULL) < 0)
-        code = fail(failure, errno, "cannot mount the volume %s: %s", path, strerror(errno));
-    close(directory);
+    if (directory >= 0)
+        close(directory);
     return code;
 }
 

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/utsname.h>
@@ -97,12 +98,14 @@ static void mask_static_nodes(void) {
     close(root);
 }
 
-/* The kernel starts the program as one that has the root directory of PID 1, whose threads it shares that with. By the
- * way of /proc nothing has to be in the image for it. */
-void drivers_serve(pid_t pid) {
-    char program[32];
-    snprintf(program, sizeof program, "/proc/%d/exe", (int)pid);
-    write_setting(REQUESTS, program);
+/* The agent's own program under another name, mounted, so that it can be run however /dev and /run are mounted. It is
+ * no path in /proc, for programs like iptables run this file by themselves, also in PID namespaces of their own. */
+static void serve_requests(void) {
+    close(open(MODPROBE, O_WRONLY | O_CREAT | O_CLOEXEC, 0755));
+    if (mount("/proc/self/exe", MODPROBE, NULL, MS_BIND, NULL) < 0)
+        console_print("the kernel's requests for modules are not served: cannot mount %s: %s", MODPROBE, strerror(errno));
+    else
+        write_setting(REQUESTS, MODPROBE);
 }
 
 void drivers_prepare(bool own_init) {
@@ -110,7 +113,7 @@ void drivers_prepare(bool own_init) {
     if (modules >= 0) {
         make_nodes(modules, devices);
         close(modules);
-        drivers_serve(getpid());
+        serve_requests();
         if (own_init)
             mask_static_nodes();
     }

@@ -235,8 +235,19 @@ static void execute_kmod(char **arguments) {
     }
 }
 
-int modprobe_main(char **arguments) {
+/* The kernel says "-q -- NAME", iptables "NAME -q". */
+int modprobe_main(int count, char **arguments) {
     execute_kmod(arguments);
-    int modules = modules_open();
-    return modules < 0 || modprobe(modules, arguments[3], load_file) ? 1 : 0;
+    const char *name = NULL;
+    for (int i = 1; i < count; i++) {
+        if (strcmp(arguments[i], "-q") == 0 || strcmp(arguments[i], "--") == 0)
+            continue;
+        if (name || *arguments[i] == '-') {
+            fprintf(stderr, "usage: " MODPROBE " [-q] MODULE; the image has no kmod, which does more\n");
+            return 2;
+        }
+        name = arguments[i];
+    }
+    int modules = name ? modules_open() : -1;
+    return modules < 0 || modprobe(modules, name, load_file) ? 1 : 0;
 }

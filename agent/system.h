@@ -142,16 +142,16 @@ int modules_open(void);
 /* Once the root stands: makes the device nodes whose drivers are loaded when they are opened, and serves the kernel's
  * requests for modules. With `own_init` systemd is kept from a service that fails in images without kmod. */
 void drivers_prepare(bool own_init);
-/* Lets the kernel run the program of the process `pid` as its modprobe. */
-void drivers_serve(pid_t pid);
 
 /* modprobe.c ----------------------------------------------------------------------------------------------------- */
 
 /* Loads the modules that `name` stands for, a module or an alias, with all that they need, by modules.dep, modules.alias
  * and modules.softdep (depmod(8)) of the directory `modules`. `load` gets each file (0 or an errno). 0 or an errno. */
 int modprobe(int modules, const char *name, int (*load)(int modules, const char *path));
-/* What the kernel runs, as a process of its own: the image's kmod, where there is one, else the above. Exit status. */
-int modprobe_main(char **arguments);
+/* What the kernel runs to load a module: below /dev, which no init mounts anew. */
+#define MODPROBE "/dev/.banger-modprobe"
+/* That program: executes the image's kmod, where there is one, else does the above. Exit status. */
+int modprobe_main(int count, char **arguments);
 
 /* keys.c -------------------------------------------------------------------------------------------------------- */
 

@@ -162,7 +162,7 @@ def test_files_in_the_place_of_directories(odd: Host, make: Make) -> None:
         "no volume at /var/lib/docker: cannot make the directory /var/lib/docker: Not a directory",
     ):
         assert wanted in said, said
-    assert any(line.endswith("the disk is mounted on /run/banger/modules instead") for line in said)
+    assert any(line.endswith("what belongs there is mounted on /run/banger/modules instead") for line in said)
     odd.ok("vm", "stop", "blocked")
     odd.ok("vm", "start", "blocked")
     assert sh(odd, "blocked", saved) == "tmp\nrun\nroot\ndev\netc\nlib/modules\nvar\nsrv/app\n"
@@ -213,3 +213,50 @@ def test_a_guest_starts_whatever_its_user_has_done(odd: Host) -> None:
     assert sh(odd, "spoilt", "cat /etc/hosts; rm -r /many /root/filler*") == hosts
     assert restart(odd, "spoilt") == []  # mended by its user
     odd.ok("vm", "rm", "-f", "spoilt")
+
+
+def test_what_holds_data_is_mounted_elsewhere_when_its_place_is_taken(odd: Host, make: Make) -> None:
+    def fill(root: Path) -> None:
+        write(
+            root, {"etc/passwd": "root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n", "home/app/of": ""}
+        )
+
+    make("homed", fill, user="app", volumes=("/data",))
+    start = ("-d", "--name", "homed", "--image", "homed", "--", "sleep", "infinity")
+    odd.ok("vm", "run", *start)
+
+    def as_root(script: str) -> str:
+        return odd.ok("vm", "exec", "-u", "root", "-w", "/", "homed", "--", "sh", "-c", script)
+
+    as_root("echo kept >/home/app/own; echo kept too >/data/own; umount -l /home/app /data; rm -r /home /data")
+    as_root("echo file >/home; ln -s data /data")
+    said = restart(odd, "homed")
+    assert said == [
+        "cannot make the directory /data: Too many levels of symbolic links; "
+        "what belongs there is mounted on /run/banger/volumes/%2Fdata instead",
+        "cannot make the directory /home/app: Not a directory; "
+        "what belongs there is mounted on /run/banger/home instead",
+    ]
+    assert as_root("cat /run/banger/home/own /run/banger/volumes/*/own /home") == "kept\nkept too\nfile\n"
+    as_root("rm /home /data")
+    assert restart(odd, "homed") == []
+    assert as_root("cat /home/app/own /data/own; ls /home/app/of") == "kept\nkept too\n/home/app/of\n"
+    odd.ok("vm", "rm", "-f", "homed")
+
+
+def test_a_damaged_home_disk_is_an_error(odd: Host) -> None:
+    odd.ok("vm", "run", "-d", "--name", "damaged", "--image", IMAGE)
+    sh(odd, "damaged", "echo kept >/root/own")
+    odd.ok("vm", "stop", "damaged")
+    (disk,) = Path(odd.vm("damaged").directory).glob("work.ext4")
+    with open(disk, "r+b", buffering=0) as file:
+        superblock = file.read(4096)
+        file.seek(1024)
+        file.write(bytes(1024))
+        error = odd.fails(1, "vm", "start", "damaged")
+        assert "cannot mount the disk" in error, error
+        file.seek(0)
+        file.write(superblock)
+    odd.ok("vm", "start", "damaged")
+    assert sh(odd, "damaged", "cat /root/own") == "kept\n"
+    odd.ok("vm", "rm", "-f", "damaged")
