@@ -76,7 +76,7 @@ static const struct disk *disk_of_role(const struct disk *disks, size_t count, u
 
 /* Files on the overlay disk that hold inodes. */
 static void hold_inodes(bool hold) {
-    enum { INODES = 8 };
+    enum { INODES = 4 };
     mkdir(OVERLAY "/reserve", 0700);
     for (int i = 0; i < INODES; i++) {
         char path[64];

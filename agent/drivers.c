@@ -14,13 +14,14 @@
 
 #define REQUESTS "/proc/sys/kernel/modprobe"
 
-/* What systemd's udev gives devices that are not for root alone (50-udev-default.rules), in images without it. */
+/* What systemd's udev gives devices that are not for root alone (50-udev-default.rules), in images without it; no group
+ * is root's. */
 static const struct access_rule {
     const char *name, *group;
     mode_t mode;
 } rules[] = {
-    {"net/tun", "root", 0666},      {"fuse", "root", 0666},          {"vfio/vfio", "root", 0666},
-    {"vsock", "root", 0666},        {"rfkill", "root", 0664},        {"kfd", "render", 0660},
+    {"net/tun", "", 0666},          {"fuse", "", 0666},              {"vfio/vfio", "", 0666},
+    {"vsock", "", 0666},            {"rfkill", "", 0664},            {"kfd", "render", 0660},
     {"loop-control", "disk", 0660}, {"btrfs-control", "disk", 0660}, {"kvm", "kvm", 0660},
     {"vhost-net", "kvm", 0660},     {"vhost-vsock", "kvm", 0660},    {"snd/seq", "audio", 0660},
     {"snd/timer", "audio", 0660},
@@ -32,12 +33,7 @@ int modules_open(void) {
     uname(&name);
     snprintf(path, sizeof path, MODULES "%s", name.release);
     int modules = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (modules < 0 || faccessat(modules, "modules.dep", R_OK, 0) < 0) {
-        if (modules >= 0)
-            close(modules);
-        modules = open(SPARE_MODULES, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    }
-    return modules;
+    return modules >= 0 ? modules : open(SPARE_MODULES, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 }
 
 /* Each line is MODULE NAME and c or b with MAJOR:MINOR (depmod(8), modules.devname). What a driver has made already
@@ -45,18 +41,19 @@ int modules_open(void) {
 static void make_nodes(int modules, int devices) {
     int fd = openat(modules, "modules.devname", O_RDONLY | O_CLOEXEC);
     FILE *list = fd < 0 ? NULL : fdopen(fd, "r");
-    char line[512], name[128], path[PATH_MAX + 1] = "/", leaf[NAME_MAX + 1], type;
+    char line[512], name[128], path[PATH_MAX], type;
     unsigned major_number, minor_number;
     while (list && fgets(line, sizeof line, list)) {
         if (sscanf(line, "%*s %127s %c%u:%u", name, &type, &major_number, &minor_number) != 4 ||
-            (type != 'c' && type != 'b') || !normalise_name(name, path + 1))
+            (type != 'c' && type != 'b') || !normalise_name(name, path))
             continue;
-        int parent = open_parent_in_root(devices, path, leaf);
+        for (char *slash = path; (slash = strchr(slash, '/')); *slash++ = '/') {
+            *slash = 0;
+            mkdirat(devices, path, 0755);
+        }
         mode_t mode = (type == 'c' ? S_IFCHR : S_IFBLK) | 0600;
-        if (parent < 0 || (mknodat(parent, leaf, mode, makedev(major_number, minor_number)) < 0 && errno != EEXIST))
+        if (mknodat(devices, path, mode, makedev(major_number, minor_number)) < 0 && errno != EEXIST)
             console_print("cannot make /dev/%s: %s", name, strerror(errno));
-        if (parent >= 0)
-            close(parent);
     }
     if (list)
         fclose(list);
@@ -74,7 +71,7 @@ static void give_access(int devices) {
         struct account account;
         struct failure failure;
         snprintf(user, sizeof user, "0:%s", rule->group);
-        gid_t group = account_find(user, &account, &failure) == 0 ? account.gid : 0;
+        gid_t group = *rule->group && account_find(user, &account, &failure) == 0 ? account.gid : 0;
         if (fchownat(devices, rule->name, 0, group, 0) < 0 || fchmodat(devices, rule->name, rule->mode, 0) < 0)
             console_print("cannot set the mode of /dev/%s: %s", rule->name, strerror(errno));
     }
