@@ -32,27 +32,7 @@ static void remove_scratch(void) {
 }
 
 static int make_root(const char *name) {
-    char path[256];
-    snprintf(path, sizeof path, "%s/%s", scratch, name);
-    CHECK(mkdir(path, 0755) == 0);
-    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    CHECK(fd >= 0);
-    return fd;
-}
-
-static void write_text(int directory, const char *name, const char *text) {
-    int fd = openat(directory, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    CHECK(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text));
-    close(fd);
-}
-
-static bool has_text(int directory, const char *name, const char *text) {
-    char content[256];
-    int fd = openat(directory, name, O_RDONLY | O_CLOEXEC);
-    ssize_t length = fd >= 0 ? read(fd, content, sizeof content) : -1;
-    if (fd >= 0)
-        close(fd);
-    return length == (ssize_t)strlen(text) && memcmp(content, text, (size_t)length) == 0;
+    return check_make_directory(scratch, name);
 }
 
 static bool is_type(int directory, const char *name, mode_t type) {
@@ -114,7 +94,7 @@ static void test_links(void) {
         failure.code = 0;
         CHECK(directory_open(root, refused[i], &failure) < 0 && failure.code != 0);
     }
-    CHECK(!exists(outside, "x") && has_text(root, "file", "text"));
+    CHECK(!exists(outside, "x") && has_content(root, "file", "text"));
     CHECK(mount_point_open(root, "/usr/up", &failure) < 0 && failure.code == EINVAL);
     close(outside);
     close(root);
@@ -190,14 +170,14 @@ static void read_only(const char *path, unsigned long flag) {
 
 static void plain_files(void) {
     provide("/etc/hosts", "first\n"); /* an image without /etc */
-    EXPECT(said("") && has_text(AT_FDCWD, "/etc/hosts", "first\n") && mode_of(AT_FDCWD, "/etc/hosts") == 0644);
+    EXPECT(said("") && has_content(AT_FDCWD, "/etc/hosts", "first\n") && mode_of(AT_FDCWD, "/etc/hosts") == 0644);
     EXPECT(unlink("/etc/hosts") == 0 && symlink("../run/systemd/resolve/stub", "/etc/hosts") == 0);
     provide("/etc/hosts", "second\n");
-    EXPECT(said("") && is_type(AT_FDCWD, "/etc/hosts", S_IFREG) && has_text(AT_FDCWD, "/etc/hosts", "second\n"));
+    EXPECT(said("") && is_type(AT_FDCWD, "/etc/hosts", S_IFREG) && has_content(AT_FDCWD, "/etc/hosts", "second\n"));
     EXPECT(!exists(AT_FDCWD, "/run/banger"));
     EXPECT(rename("/etc", "/away") == 0 && symlink("/srv/etc", "/etc") == 0);
     provide("/etc/hosts", "third\n"); /* a dangling link */
-    EXPECT(said("") && has_text(AT_FDCWD, "/srv/etc/hosts", "third\n"));
+    EXPECT(said("") && has_content(AT_FDCWD, "/srv/etc/hosts", "third\n"));
 }
 
 static void files_in_the_way(void) {
@@ -208,7 +188,7 @@ static void files_in_the_way(void) {
     EXPECT(rename("/etc", "/away") == 0);
     write_text(AT_FDCWD, "/etc", "a file");
     provide("/etc/hosts", "x");
-    EXPECT(said("banger: cannot make the directory /etc/: Not a directory\n") && has_text(AT_FDCWD, "/etc", "a file"));
+    EXPECT(said("banger: cannot make the directory /etc/: Not a directory\n") && has_content(AT_FDCWD, "/etc", "a file"));
     EXPECT(unlink("/etc") == 0 && symlink("etc", "/etc") == 0);
     provide("/etc/hosts", "x");
     EXPECT(said("banger: cannot make the directory /etc/: Too many levels of symbolic links\n"));
@@ -221,24 +201,24 @@ static void read_only_etc(void) {
     read_only("/etc", MS_RDONLY);
     provide("/etc/hosts", "first, and longer\n");
     EXPECT(said("banger: cannot write /etc/hosts: Read-only file system; a file of /run/banger is mounted there\n"));
-    EXPECT(has_text(AT_FDCWD, "/etc/hosts", "first, and longer\n"));
+    EXPECT(has_content(AT_FDCWD, "/etc/hosts", "first, and longer\n"));
     provide("/etc/hosts", "second\n"); /* the guest is renamed while it runs: into the same mount */
-    EXPECT(said("") && has_text(AT_FDCWD, "/etc/hosts", "second\n"));
-    EXPECT(has_text(AT_FDCWD, "/run/banger/hosts", "second\n"));
+    EXPECT(said("") && has_content(AT_FDCWD, "/etc/hosts", "second\n"));
+    EXPECT(has_content(AT_FDCWD, "/run/banger/hosts", "second\n"));
     provide("/etc/resolv.conf", "nameserver\n");
     EXPECT(said("banger: cannot write /etc/resolv.conf: Read-only file system; a file of /run/banger is mounted there\n"));
-    EXPECT(has_text(AT_FDCWD, "/etc/resolv.conf", "nameserver\n"));
+    EXPECT(has_content(AT_FDCWD, "/etc/resolv.conf", "nameserver\n"));
     provide("/etc/hostname", "name\n"); /* there is nothing to mount it on */
     EXPECT(said("banger: cannot write /etc/hostname: Read-only file system\n"));
-    EXPECT(umount("/etc/hosts") == 0 && has_text(AT_FDCWD, "/etc/hosts", "the image's"));
+    EXPECT(umount("/etc/hosts") == 0 && has_content(AT_FDCWD, "/etc/hosts", "the image's"));
     EXPECT(mount(NULL, "/etc", NULL, MS_BIND | MS_REMOUNT, NULL) == 0);
     provide("/etc/hosts", "third\n"); /* mended */
-    EXPECT(said("") && umount("/etc/hosts") < 0 && has_text(AT_FDCWD, "/etc/hosts", "third\n"));
+    EXPECT(said("") && umount("/etc/hosts") < 0 && has_content(AT_FDCWD, "/etc/hosts", "third\n"));
     write_text(AT_FDCWD, "/run/own", "the user's");
     EXPECT(mount("/run/own", "/etc/hosts", NULL, MS_BIND, NULL) == 0);
     provide("/etc/hosts", "fourth\n");
     EXPECT(said("banger: cannot write /etc/hosts: Device or resource busy\n"));
-    EXPECT(has_text(AT_FDCWD, "/etc/hosts", "the user's"));
+    EXPECT(has_content(AT_FDCWD, "/etc/hosts", "the user's"));
 }
 
 /* Blocks and then inodes: the file that is there already gets another one mounted on it. */
@@ -252,10 +232,10 @@ static void full_disk(void) {
     EXPECT(errno == ENOSPC);
     provide("/etc/hosts", "content\n");
     EXPECT(said("banger: cannot write /etc/hosts: No space left on device; a file of /run/banger is mounted there\n"));
-    EXPECT(has_text(AT_FDCWD, "/etc/hosts", "content\n"));
+    EXPECT(has_content(AT_FDCWD, "/etc/hosts", "content\n"));
     provide("/etc/hostname", "name\n"); /* an empty file takes no block */
     EXPECT(said("banger: cannot write /etc/hostname: No space left on device; a file of /run/banger is mounted there\n"));
-    EXPECT(has_text(AT_FDCWD, "/etc/hostname", "name\n"));
+    EXPECT(has_content(AT_FDCWD, "/etc/hostname", "name\n"));
     EXPECT(ftruncate(filler, 0) == 0);
     char name[32];
     int file;
@@ -280,7 +260,7 @@ static void system_directories(void) {
     EXPECT(is_place(root, system_directory(root, "run", 0755, true, &failure), "run"));
     EXPECT(is_place(root, system_directory(root, "root", 0700, true, &failure), "root"));
     EXPECT(said("banger: /root of the image is no directory: it is /root.replaced now\n"));
-    EXPECT(mode_of(root, "root") == 0700 && has_text(root, "root.replaced", "a file"));
+    EXPECT(mode_of(root, "root") == 0700 && has_content(root, "root.replaced", "a file"));
     EXPECT(is_place(root, system_directory(root, "loop", 0755, true, &failure), "loop"));
     EXPECT(is_type(root, "loop", S_IFDIR) && is_type(root, "loop.replaced", S_IFLNK));
     EXPECT(is_place(root, system_directory(root, "proc", 0555, false, &failure), "proc"));
@@ -289,7 +269,7 @@ static void system_directories(void) {
     EXPECT(unlinkat(root, "root", AT_REMOVEDIR) == 0);
     write_text(root, "root", "another");
     EXPECT(system_directory(root, "root", 0700, true, &failure) < 0 && failure.code == EEXIST);
-    EXPECT(has_text(root, "root", "another") && has_text(root, "root.replaced", "a file"));
+    EXPECT(has_content(root, "root", "another") && has_content(root, "root.replaced", "a file"));
     close(root);
 }
 

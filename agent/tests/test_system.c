@@ -24,27 +24,7 @@ static void remove_scratch(void) {
 }
 
 static int make_directory(const char *name) {
-    char path[256];
-    snprintf(path, sizeof path, "%s/%s", scratch, name);
-    CHECK(mkdir(path, 0755) == 0);
-    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    CHECK(fd >= 0);
-    return fd;
-}
-
-static void write_text(int directory, const char *name, const char *text) {
-    int fd = openat(directory, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    CHECK(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text));
-    close(fd);
-}
-
-static bool has_text(int directory, const char *name, const char *text) {
-    char content[256];
-    int fd = openat(directory, name, O_RDONLY | O_CLOEXEC);
-    ssize_t length = fd >= 0 ? read(fd, content, sizeof content) : -1;
-    if (fd >= 0)
-        close(fd);
-    return length == (ssize_t)strlen(text) && memcmp(content, text, (size_t)length) == 0;
+    return check_make_directory(scratch, name);
 }
 
 static struct stat status_of(int directory, const char *name) {
@@ -143,7 +123,7 @@ static void make_home(int from) {
 }
 
 static void check_home(int to) {
-    CHECK(has_text(to, "file", "content") && has_text(to, "directory/below/third", "content"));
+    CHECK(has_content(to, "file", "content") && has_content(to, "directory/below/third", "content"));
     struct stat file = status_of(to, "file"), link = status_of(to, "link");
     CHECK(file.st_nlink == 3 && status_of(to, "second").st_ino == file.st_ino);
     CHECK(status_of(to, "directory/below/third").st_ino == file.st_ino);
@@ -219,7 +199,7 @@ static void test_home(void) {
     write_text(prepared, "own", "own");
     CHECK(mkdirat(prepared, "lost+found", 0700) == 0);
     CHECK(seed_home(from, prepared, &failure) == 0 && is_ready(prepared));
-    CHECK(has_text(prepared, "own", "own") && !exists(prepared, "file") && !exists(prepared, "lost+found"));
+    CHECK(has_content(prepared, "own", "own") && !exists(prepared, "file") && !exists(prepared, "lost+found"));
     close(from);
     close(home);
     close(prepared);
