@@ -1,8 +1,9 @@
 /* Opens directories component by component, resolving symbolic links itself.
  *
  * openat2(RESOLVE_BENEATH) would do it in one call, but needs Linux 5.6 and refuses the absolute links of a tree that
- * is extracted to /. Other processes that move directories meanwhile gain nothing: the descriptor stays with the
- * directory that was opened, and ".." is never handed to the kernel.
+ * is extracted to /. RESOLVE_IN_ROOT follows those, but cannot make what is missing on the way. Other processes that move
+ * directories meanwhile gain nothing: the descriptor stays with the directory that was opened, and ".." is never handed
+ * to the kernel.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -56,8 +57,9 @@ static bool is_slash(int root) {
 }
 
 /* Walks down `todo` from `root` as far as there are directories: returns one when it got to the end, or -1 with errno.
- * When that is zero, a symbolic link or ".." was met, and `todo` has become the path to go instead. */
-static int walk(int root, char todo[2 * PATH_MAX], const struct tree_options *maker) {
+ * When that is zero, a symbolic link or ".." was met, and `todo` has become the path to go instead. With `is_root`
+ * nothing leads out of `root`, as nothing leads out of /. */
+static int walk(int root, char todo[2 * PATH_MAX], const struct tree_options *maker, bool is_root) {
     char done[2 * PATH_MAX] = "", next[2 * PATH_MAX], target[PATH_MAX];
     int directory = fcntl(root, F_DUPFD_CLOEXEC, 0);
     char *save, *name = strtok_r(todo, "/", &save);
@@ -84,7 +86,7 @@ static int walk(int root, char todo[2 * PATH_MAX], const struct tree_options *ma
         char *slash = strrchr(done, '/');
         if (slash)
             *slash = '\0';
-        else if (!is_slash(root))
+        else if (!is_root && !is_slash(root))
             code = EXDEV;
     } else if (errno == ENOTDIR) {
         ssize_t length = readlinkat(directory, name, target, sizeof target - 1);
@@ -94,7 +96,7 @@ static int walk(int root, char todo[2 * PATH_MAX], const struct tree_options *ma
             code = errno == EINVAL ? ENOTDIR : errno;
         else if (*target == '/') {
             base = "";
-            code = is_slash(root) ? 0 : EXDEV;
+            code = is_root || is_slash(root) ? 0 : EXDEV;
         }
     } else {
         code = errno;
@@ -107,13 +109,59 @@ static int walk(int root, char todo[2 * PATH_MAX], const struct tree_options *ma
     return -1;
 }
 
-int open_beneath(int root, const char *path, const struct tree_options *maker) {
+static int walk_all(int root, const char *path, const struct tree_options *maker, bool is_root) {
     char todo[2 * PATH_MAX];
+    if (strlen(path) >= sizeof todo) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
     strcpy(todo, path);
     for (int turns = 0; turns < MAX_TURNS; turns++) {
-        int directory = walk(root, todo, maker);
+        int directory = walk(root, todo, maker, is_root);
         if (directory >= 0 || errno != 0)
             return directory;
+    }
+    errno = ELOOP;
+    return -1;
+}
+
+int open_beneath(int root, const char *path, const struct tree_options *maker) {
+    return walk_all(root, path, maker, false);
+}
+
+int open_in_root(int root, const char *path, bool make) {
+    static const struct tree_options plain = {0};
+    return walk_all(root, path, make ? &plain : NULL, true);
+}
+
+int open_parent_in_root(int root, const char *path, char leaf[NAME_MAX + 1]) {
+    char todo[2 * PATH_MAX], target[PATH_MAX];
+    if (strlen(path) >= PATH_MAX) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    strcpy(todo, path);
+    for (int turns = 0; turns < MAX_TURNS; turns++) {
+        char *slash = strrchr(todo, '/');
+        if (!slash || strlen(slash + 1) > NAME_MAX) {
+            errno = slash ? ENAMETOOLONG : EINVAL;
+            return -1;
+        }
+        strcpy(leaf, slash + 1);
+        slash[1] = 0;
+        int parent = open_in_root(root, todo, true);
+        ssize_t length = parent >= 0 ? readlinkat(parent, leaf, target, sizeof target - 1) : -1;
+        if (length < 0)
+            return parent;
+        close(parent);
+        target[length] = 0;
+        if (*target == '/')
+            *todo = 0;
+        if (strlen(todo) + (size_t)length >= PATH_MAX) {
+            errno = ENAMETOOLONG;
+            return -1;
+        }
+        strcat(todo, target);
     }
     errno = ELOOP;
     return -1;

@@ -203,25 +203,7 @@ static void append_text(struct buffer *buffer, const char *text) {
     buffer_append(buffer, text, strlen(text));
 }
 
-/* Writes a file beside its place and renames it: a reader sees the old or the new, and a link is replaced. */
-static int write_file(const char *path, const struct buffer *content, mode_t mode, struct failure *failure) {
-    char fresh[128];
-    snprintf(fresh, sizeof fresh, "%s.banger-new", path);
-    unlink(fresh);
-    int fd = content->failed ? -1 : open(fresh, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode);
-    size_t done = 0;
-    ssize_t written = 0;
-    while (fd >= 0 && done < content->length &&
-           (written = write(fd, content->data + done, content->length - done)) > 0)
-        done += (size_t)written;
-    bool good = fd >= 0 && done == content->length && fchmod(fd, mode) == 0 && rename(fresh, path) == 0;
-    int code = good ? 0 : fail(failure, errno, "cannot write %s: %s", path, strerror(errno));
-    if (fd >= 0)
-        close(fd);
-    return code;
-}
-
-static int write_hosts(struct failure *failure) {
+static void write_hosts(void) {
     char hostname[65] = "";
     gethostname(hostname, sizeof hostname - 1);
     struct buffer text = {0};
@@ -232,12 +214,11 @@ static int write_hosts(struct failure *failure) {
         append_text(&text, hosts.items[i]);
         append_text(&text, "\n");
     }
-    int code = write_file("/etc/hosts", &text, 0644, failure);
+    provide_file("/etc/hosts", &text);
     buffer_free(&text);
-    return code;
 }
 
-static int write_resolver(struct failure *failure) {
+static void write_resolver(void) {
     struct buffer text = {0};
     for (size_t i = 0; i < nameservers.count; i++) {
         append_text(&text, "nameserver ");
@@ -250,9 +231,8 @@ static int write_resolver(struct failure *failure) {
     }
     if (searches.count)
         append_text(&text, "\n");
-    int code = write_file("/etc/resolv.conf", &text, 0644, failure);
+    provide_file("/etc/resolv.conf", &text);
     buffer_free(&text);
-    return code;
 }
 
 static int set_hostname(const char *hostname, struct failure *failure) {
@@ -261,9 +241,9 @@ static int set_hostname(const char *hostname, struct failure *failure) {
     struct buffer text = {0};
     append_text(&text, hostname);
     append_text(&text, "\n");
-    int code = write_file("/etc/hostname", &text, 0644, failure);
+    provide_file("/etc/hostname", &text);
     buffer_free(&text);
-    return code;
+    return 0;
 }
 
 /* Also where the home disk is, when that is elsewhere than root's home. The guest does without them if need be: a full
@@ -272,9 +252,11 @@ static void write_keys(char **keys) {
     struct failure failure;
     struct stat first, second;
     mkdir("/root", 0700);
-    int root = open("/root", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC), home = disks_home();
+    int slash = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int root = directory_open(slash, "/root", &failure), home = disks_home();
+    close(slash);
     if (root < 0)
-        console_print("cannot write the SSH keys: cannot open /root: %s", strerror(errno));
+        console_print("cannot write the SSH keys: %s", failure.message);
     else if (keys_write(root, keys, &failure))
         console_print("cannot write the SSH keys of /root: %s", failure.message);
     bool same = root >= 0 && home >= 0 && fstat(root, &first) == 0 && fstat(home, &second) == 0 &&
@@ -299,12 +281,12 @@ static int apply_system(struct configuration *configuration, struct failure *fai
     if (*configuration->hostname && set_hostname(configuration->hostname, failure))
         return failure->code;
     bool new_hosts = take(&hosts, &configuration->hosts);
-    if ((new_hosts || *configuration->hostname) && write_hosts(failure))
-        return failure->code;
+    if (new_hosts || *configuration->hostname)
+        write_hosts();
     bool new_nameservers = take(&nameservers, &configuration->nameservers);
     bool new_searches = take(&searches, &configuration->searches);
-    if ((new_nameservers || new_searches) && write_resolver(failure))
-        return failure->code;
+    if (new_nameservers || new_searches)
+        write_resolver();
     if (configuration->keys.count)
         write_keys(configuration->keys.items);
     for (size_t i = 0; i < configuration->interface_count; i++)
@@ -380,6 +362,7 @@ static int build_guest(struct configuration *configuration, struct failure *fail
     make_directories(&configuration->directories);
     if (net_loopback(failure) || choose_init(configuration, failure))
         return failure->code;
+    drivers_prepare(chosen_init == INIT_IMAGE);
     if (chosen_init != INIT_IMAGE) {
         /* What container engines set for the images that run here: ping and ports below 1024 without privileges. */
         write_setting("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");

@@ -2,12 +2,10 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/openat2.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -22,61 +20,6 @@ enum { API_FLAGS = MS_NOSUID | MS_NODEV | MS_NOEXEC };
 
 static int overlay_disk = -1; /* the overlay disk is out of sight once the root has moved */
 static int home_disk = -1;
-
-/* The image is hostile: its links are followed, but never out of the new root. */
-static int open_below(int root, const char *path) {
-    struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
-                           .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
-    return (int)syscall(SYS_openat2, root, path, &how, sizeof how);
-}
-
-static bool same_directory(int a, int b) {
-    struct stat first, second;
-    return fstat(a, &first) == 0 && fstat(b, &second) == 0 && first.st_dev == second.st_dev &&
-           first.st_ino == second.st_ino;
-}
-
-int directory_open(int root, const char *path, struct failure *failure) {
-    char prefix[1024];
-    size_t length = strlen(path);
-    if (path[0] != '/' || length >= sizeof prefix) {
-        fail(failure, EINVAL, "%s is no absolute path of less than %zu bytes", path, sizeof prefix);
-        return -1;
-    }
-    int directory = open_below(root, "/");
-    for (size_t start = 1; directory >= 0 && start < length;) {
-        size_t end = start + strcspn(path + start, "/");
-        if (end > start) {
-            memcpy(prefix, path, end);
-            prefix[end] = 0;
-            int next = open_below(root, prefix);
-            if (next < 0 && errno == ENOENT && mkdirat(directory, prefix + start, 0755) == 0)
-                next = open_below(root, prefix);
-            int code = errno;
-            close(directory);
-            errno = code;
-            directory = next;
-        }
-        start = end + 1;
-    }
-    if (directory < 0)
-        fail(failure, errno, "cannot make the directory %s: %s", path, strerror(errno));
-    return directory;
-}
-
-/* A directory that must be where it is, like /proc: whatever else the image has there is replaced, in the overlay. */
-static int system_directory(int root, const char *name, mode_t mode, struct failure *failure) {
-    enum { FLAGS = O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC };
-    int directory = openat(root, name, FLAGS);
-    if (directory < 0) {
-        unlinkat(root, name, 0);
-        if (mkdirat(root, name, mode) == 0 && fchmodat(root, name, mode, 0) == 0)
-            directory = openat(root, name, FLAGS);
-    }
-    if (directory < 0)
-        fail(failure, errno, "cannot make /%s in the image: %s", name, strerror(errno));
-    return directory;
-}
 
 /* Mounts on an open directory, so that no link can get in between. */
 static int mount_on(int directory, const char *source, const char *type, unsigned long flags, const char *options) {
@@ -131,6 +74,27 @@ static const struct disk *disk_of_role(const struct disk *disks, size_t count, u
     return NULL;
 }
 
+/* Files on the overlay disk that hold inodes. */
+static void hold_inodes(bool hold) {
+    enum { INODES = 4 };
+    mkdir(OVERLAY "/reserve", 0700);
+    for (int i = 0; i < INODES; i++) {
+        char path[64];
+        snprintf(path, sizeof path, OVERLAY "/reserve/%d", i);
+        if (hold)
+            mknod(path, S_IFREG | 0600, 0);
+        else
+            unlink(path);
+    }
+}
+
+static int mount_layers(void) {
+#define LAYERS "lowerdir=" IMAGE ",upperdir=" OVERLAY "/upper,workdir=" OVERLAY "/work"
+    /* redirect_dir lets programs rename directories of the image; kernels built without it refuse the option. */
+    int result = mount("overlay", ROOT, "overlay", 0, LAYERS ",redirect_dir=on");
+    return result < 0 && errno == EINVAL ? mount("overlay", ROOT, "overlay", 0, LAYERS) : result;
+}
+
 /* Mounts image and overlay and the two together on ROOT; returns a descriptor of it or -1. */
 static int mount_root(const struct disk *disks, size_t count, struct failure *failure) {
     const struct disk *image = disk_of_role(disks, count, ROLE_IMAGE);
@@ -149,10 +113,17 @@ static int mount_root(const struct disk *disks, size_t count, struct failure *fa
     mkdir(OVERLAY "/work", 0700);
     mkdir(OVERLAY "/volumes", 0700);
     overlay_disk = open(OVERLAY, O_PATH | O_DIRECTORY | O_CLOEXEC);
-#define LAYERS "lowerdir=" IMAGE ",upperdir=" OVERLAY "/upper,workdir=" OVERLAY "/work"
-    /* redirect_dir lets programs rename directories of the image; kernels built without it refuse the option. */
-    if (mount("overlay", ROOT, "overlay", 0, LAYERS ",redirect_dir=on") < 0 &&
-        (errno != EINVAL || mount("overlay", ROOT, "overlay", 0, LAYERS) < 0)) {
+    /* The overlay needs some inodes for its own trials; a user who has taken all must be able to give some back. */
+    hold_inodes(true);
+    int mounted = mount_layers();
+    if (mounted < 0 && errno == ENOSPC) {
+        hold_inodes(false);
+        mounted = mount_layers();
+        int code = errno;
+        hold_inodes(true);
+        errno = code;
+    }
+    if (mounted < 0) {
         fail(failure, errno, "cannot mount the overlay: %s", strerror(errno));
         return -1;
     }
@@ -164,18 +135,23 @@ static int mount_root(const struct disk *disks, size_t count, struct failure *fa
     return root;
 }
 
+/* Where something that holds data is mounted: it can be reached also when its place cannot be made. */
+static int place_open(int root, const char *path, const char *spare, struct failure *failure) {
+    int place = mount_point_open(root, path, failure);
+    if (place < 0) {
+        console_print("%s; what belongs there is mounted on %s instead", failure->message, spare);
+        place = directory_open(root, spare, failure);
+    }
+    return place;
+}
+
 static int mount_home(const struct disk *disk, int root, struct failure *failure) {
     const char *path = *disk->target ? disk->target : "/root";
-    int target = strcmp(path, "/root") == 0 ? system_directory(root, "root", 0700, failure)
-                                            : directory_open(root, path, failure);
-    if (target < 0)
+    if (strcmp(path, "/root") == 0) /* whatever else is there is put aside, and what is missing gets its usual mode */
+        close(system_directory(root, "root", 0700, true, failure));
+    int target = place_open(root, path, SPARE_PLACES "home", failure);
+    if (target < 0 || mount_disk(disk, HOME, failure))
         return failure->code;
-    if (same_directory(target, root) || mount_disk(disk, HOME, failure)) {
-        if (same_directory(target, root))
-            fail(failure, EINVAL, "%s is the root of the guest: no home disk can be mounted there", path);
-        close(target);
-        return failure->code;
-    }
     int from = openat(target, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int home = open(HOME, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int code = 0;
@@ -194,19 +170,27 @@ static int mount_home(const struct disk *disk, int root, struct failure *failure
 }
 
 /* Mounts a disk at a path of the guest. */
-static int mount_other(const struct disk *disk, int root, const char *target, struct failure *failure) {
-    int directory = directory_open(root, target, failure);
+static int mount_other(const struct disk *disk, int root, const char *target, const char *spare,
+                       struct failure *failure) {
+    int directory = place_open(root, target, spare, failure);
     if (directory < 0)
         return failure->code;
-    int code = 0;
-    if (same_directory(directory, root))
-        code = fail(failure, EINVAL, "%s is the root of the guest: no disk can be mounted there", target);
-    if (!code)
-        code = mount_disk(disk, HOME, failure);
+    int code = mount_disk(disk, HOME, failure);
     if (!code && mount_on(directory, HOME, NULL, MS_MOVE, NULL) < 0)
         code = fail(failure, errno, "cannot mount the disk %s on %s: %s", disk->serial, target, strerror(errno));
     close(directory);
     return code;
+}
+
+/* A guest without modules has what its kernel has built in. */
+static void mount_modules(const struct disk *disk, int root) {
+    struct utsname name;
+    char path[128];
+    struct failure failure;
+    uname(&name);
+    snprintf(path, sizeof path, MODULES "%s", name.release);
+    if (mount_other(disk, root, path, SPARE_MODULES, &failure))
+        console_print("no kernel modules: %s", failure.message);
 }
 
 /* One name for a whole path: '/' and '%' become %2F and %25. */
@@ -243,29 +227,29 @@ static int make_volume(int volumes, const char *name, int from, struct failure *
     return code;
 }
 
-/* A volume that the image leaves no place for, a file being in the way, is left out: its path says nothing bad. */
+/* A volume that the image leaves no place for, a file being in the way, is left out: its path says nothing bad. So is a
+ * new one that cannot be made, since the disk is full: what is written there stays on the same disk. One that holds data
+ * already is never just missing: a program would begin anew. */
 static int mount_volume(int root, int volumes, const char *path, struct failure *failure) {
-    char name[256], source[300];
-    struct failure reason;
-    int directory = volume_name(path, name, sizeof name) ? directory_open(root, path, &reason)
-                                                         : (fail(&reason, ENAMETOOLONG, "%s is too long", path), -1);
-    if (directory >= 0 && same_directory(directory, root)) {
-        fail(&reason, EINVAL, "%s is the root of the guest", path);
-        close(directory);
-        directory = -1;
-    }
-    if (directory < 0) {
-        console_print("no volume: %s", reason.message);
-        return 0;
-    }
-    int code = 0;
+    char name[256] = "", source[300], spare[300];
+    struct failure reason = {ENAMETOOLONG, "its path is too long"};
     struct stat status;
-    if (!code && fstatat(volumes, name, &status, AT_SYMLINK_NOFOLLOW) < 0)
-        code = make_volume(volumes, name, directory, failure);
-    snprintf(source, sizeof source, OVERLAY "/volumes/%s", name);
-    if (!code && mount_on(directory, source, NULL, MS_BIND, NULL) < 0)
-        code = fail(failure, errno, "cannot mount the volume %s: %s", path, strerror(errno));
-    close(directory);
+    bool named = volume_name(path, name, sizeof name);
+    bool there = named && fstatat(volumes, name, &status, AT_SYMLINK_NOFOLLOW) == 0;
+    snprintf(spare, sizeof spare, SPARE_PLACES "volumes/%s", name);
+    int directory = there   ? place_open(root, path, spare, &reason)
+                    : named ? mount_point_open(root, path, &reason)
+                            : -1;
+    int code = 0;
+    if (directory < 0 || (!there && make_volume(volumes, name, directory, &reason))) {
+        console_print("no volume at %s: %s", path, reason.message);
+    } else {
+        snprintf(source, sizeof source, OVERLAY "/volumes/%s", name);
+        if (mount_on(directory, source, NULL, MS_BIND, NULL) < 0)
+            code = fail(failure, errno, "cannot mount the volume %s: %s", path, strerror(errno));
+    }
+    if (directory >= 0)
+        close(directory);
     return code;
 }
 
@@ -290,21 +274,27 @@ static int mount_volumes(int root, char **paths, struct failure *failure) {
 }
 
 /* Images rely on what they have in /run (/run/postgresql, /run/sshd): no container engine mounts anything there. */
-static int mount_run(int root, bool own_init, struct failure *failure) {
-    int below = system_directory(root, "run", 0755, failure);
-    if (below < 0)
-        return failure->code;
-    if (mount_on(below, "tmpfs", "tmpfs", MS_NOSUID | MS_NODEV | MS_STRICTATIME, "mode=755,size=20%") < 0)
-        return fail(failure, errno, "cannot mount /run: %s", strerror(errno));
-    int from = openat(below, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int run = openat(root, "run", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    struct failure ignored;
-    if (!own_init && from >= 0 && run >= 0 && copy_tree(from, run, &ignored))
-        console_print("cannot copy the image's /run: %s", ignored.message);
-    close(from);
-    close(run);
+static void mount_run(int root, bool own_init) {
+    struct failure failure;
+    int below = system_directory(root, "run", 0755, true, &failure);
+    if (below >= 0 && same_directory(below, root)) {
+        fail(&failure, EINVAL, "/run is the root of the guest");
+    } else if (below >= 0 &&
+               mount_on(below, "tmpfs", "tmpfs", MS_NOSUID | MS_NODEV | MS_STRICTATIME, "mode=755,size=20%") < 0) {
+        fail(&failure, errno, "cannot mount /run: %s", strerror(errno));
+    } else if (below >= 0) {
+        int from = openat(below, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        int run = directory_open(root, "/run", &failure), opened = openat(run, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (!own_init && copy_tree(from, opened, &failure))
+            console_print("cannot copy the image's /run: %s", failure.message);
+        close(from);
+        close(run);
+        close(opened);
+        close(below);
+        return;
+    }
+    console_print("%s", failure.message);
     close(below);
-    return 0;
 }
 
 /* A link that programs take for granted; the guest comes up without it, too. */
@@ -313,25 +303,33 @@ static void make_link(const char *target, int directory, const char *name) {
         console_print("cannot make the link %s: %s", name, strerror(errno));
 }
 
-/* Moves /dev and /sys into the new root, with what belongs on top of them; /proc comes last, since mounting by
- * descriptor needs it. */
-static int move_kernel_mounts(int root, struct failure *failure) {
-    static const char *const moved[] = {"sys", "dev", "proc"};
-    mkdir("/dev/pts", 0755);
-    mkdir("/dev/shm", 01777);
-    if (mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=620,ptmxmode=666") < 0 ||
-        mount("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV | MS_STRICTATIME, "mode=1777") < 0)
-        return fail(failure, errno, "cannot mount /dev/pts and /dev/shm: %s", strerror(errno));
+static void mount_beside(const char *type, const char *target, unsigned long flags, const char *options) {
+    mkdir(target, 0755);
+    if (mount(type, target, type, flags, options) < 0)
+        console_print("cannot mount %s on %s: %s", type, target, strerror(errno));
+}
+
+/* What belongs on top of /dev and /sys, in every container engine as well. */
+static void complete_kernel_mounts(void) {
+    mount_beside("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "gid=5,mode=620,ptmxmode=666");
+    mount_beside("tmpfs", "/dev/shm", MS_NOSUID | MS_NODEV | MS_STRICTATIME, "mode=1777");
+    mount_beside("mqueue", "/dev/mqueue", API_FLAGS, NULL);
+    mount_beside("cgroup2", "/sys/fs/cgroup", API_FLAGS, "nsdelegate");
     make_link("/proc/self/fd", AT_FDCWD, "/dev/fd");
     make_link("/proc/self/fd/0", AT_FDCWD, "/dev/stdin");
     make_link("/proc/self/fd/1", AT_FDCWD, "/dev/stdout");
     make_link("/proc/self/fd/2", AT_FDCWD, "/dev/stderr");
-    if (mount("cgroup2", "/sys/fs/cgroup", "cgroup2", API_FLAGS, "nsdelegate") < 0)
-        console_print("cannot mount /sys/fs/cgroup: %s", strerror(errno));
+    make_link("/proc/kcore", AT_FDCWD, "/dev/core");
+}
+
+/* Moves /dev and /sys into the new root; /proc comes last, since mounting by descriptor needs it. All three have to be
+ * just there, so a link is not followed. */
+static int move_kernel_mounts(int root, struct failure *failure) {
+    static const char *const moved[] = {"sys", "dev", "proc"};
     for (size_t i = 0; i < sizeof moved / sizeof *moved; i++) {
         char source[8];
         snprintf(source, sizeof source, "/%s", moved[i]);
-        int directory = system_directory(root, moved[i], 0755, failure);
+        int directory = system_directory(root, moved[i], 0755, false, failure);
         if (directory < 0)
             return failure->code;
         if (mount_on(directory, source, NULL, MS_MOVE, NULL) < 0)
@@ -343,42 +341,42 @@ static int move_kernel_mounts(int root, struct failure *failure) {
 
 /* Directories and links that programs take for granted, for images made from nothing. /tmp stays on the overlay disk:
  * memory is scarcer than disk in a small guest, builds put gigabytes there, and container engines do the same. */
-static int complete_root(int root, struct failure *failure) {
-    int directory = openat(root, "tmp", O_PATH | O_DIRECTORY | O_CLOEXEC);
+static void complete_root(int root) {
+    struct failure failure;
+    int directory = system_directory(root, "tmp", 01777, true, &failure);
     if (directory < 0)
-        directory = system_directory(root, "tmp", 01777, failure);
-    if (directory < 0)
-        return failure->code;
-    close(directory);
-    if (mkdirat(root, "etc", 0755) == 0 || errno == EEXIST) {
-        int etc = openat(root, "etc", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        if (etc >= 0) {
-            make_link("../proc/self/mounts", etc, "mtab");
-            close(etc);
-        }
+        console_print("%s", failure.message);
+    else
+        close(directory);
+    int etc = directory_open(root, "/etc", &failure);
+    if (etc < 0) {
+        console_print("%s", failure.message);
+        return;
     }
-    return 0;
+    make_link("../proc/self/mounts", etc, "mtab");
+    close(etc);
 }
 
 int disks_mount(const struct disk *disks, size_t count, char **volumes, bool own_init, struct failure *failure) {
     int root = mount_root(disks, count, failure);
     if (root < 0)
         return failure->code;
-    if (complete_root(root, failure) || mount_run(root, own_init, failure) || mount_volumes(root, volumes, failure))
+    complete_root(root);
+    mount_run(root, own_init);
+    if (mount_volumes(root, volumes, failure))
         return failure->code;
     const struct disk *home = disk_of_role(disks, count, ROLE_HOME);
     if (home && mount_home(home, root, failure))
         return failure->code;
     for (size_t i = 0; i < count; i++) {
-        struct utsname name;
-        char modules[128];
-        uname(&name);
-        snprintf(modules, sizeof modules, "/lib/modules/%s", name.release);
-        if (disks[i].role == ROLE_MODULES && mount_other(&disks[i], root, modules, failure))
-            return failure->code;
-        if (disks[i].role == ROLE_OTHER && mount_other(&disks[i], root, disks[i].target, failure))
+        char spare[128];
+        snprintf(spare, sizeof spare, SPARE_PLACES "%s", disks[i].serial);
+        if (disks[i].role == ROLE_MODULES)
+            mount_modules(&disks[i], root);
+        if (disks[i].role == ROLE_OTHER && mount_other(&disks[i], root, disks[i].target, spare, failure))
             return failure->code;
     }
+    complete_kernel_mounts();
     if (move_kernel_mounts(root, failure))
         return failure->code;
     if (fchdir(root) < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 || chdir("/") < 0)

@@ -9,7 +9,6 @@
 #include "system.h"
 
 #define NAME "authorized_keys"
-#define FRESH NAME ".banger-new"
 #define MANAGED_BEGIN "# banger: the keys from here on are written by banger"
 #define MANAGED_END "# banger: your own keys may follow"
 
@@ -60,25 +59,6 @@ static int read_old(int directory, struct buffer *content, struct failure *failu
     return code;
 }
 
-/* Beside its place and then renamed: a reader sees the old or the new. */
-static int write_fresh(int directory, const struct buffer *content, struct failure *failure) {
-    unlinkat(directory, FRESH, 0);
-    int fd = openat(directory, FRESH, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-    size_t done = 0;
-    ssize_t written = 0;
-    while (fd >= 0 && done < content->length &&
-           (written = write(fd, content->data + done, content->length - done)) > 0)
-        done += (size_t)written;
-    bool good = fd >= 0 && done == content->length && fchmod(fd, 0600) == 0 &&
-                renameat(directory, FRESH, directory, NAME) == 0;
-    int code = good ? 0 : fail(failure, errno, "cannot write .ssh/" NAME ": %s", strerror(errno));
-    if (fd >= 0)
-        close(fd);
-    if (fd >= 0 && !good)
-        unlinkat(directory, FRESH, 0);
-    return code;
-}
-
 static int write_below(int home, char **lines, struct failure *failure) {
     enum { FLAGS = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC };
     int directory = openat(home, ".ssh", FLAGS);
@@ -96,8 +76,9 @@ static int write_below(int home, char **lines, struct failure *failure) {
     if (!code && (old.failed || fresh.failed))
         code = fail(failure, ENOMEM, "no memory for .ssh/" NAME);
     /* `old` ends with a NUL */
-    if (!code && (fresh.length + 1 != old.length || memcmp(fresh.data, old.data, fresh.length) != 0))
-        code = write_fresh(directory, &fresh, failure);
+    if (!code && (fresh.length + 1 != old.length || memcmp(fresh.data, old.data, fresh.length) != 0) &&
+        (code = write_beside(directory, NAME, &fresh, 0600)))
+        fail(failure, code, "cannot write .ssh/" NAME ": %s", strerror(code));
     buffer_free(&old);
     buffer_free(&fresh);
     close(directory);

@@ -118,6 +118,8 @@ int main(int count, char **arguments) {
     raise_descriptor_limit();
     if (getpid() == 1)
         run_guest();
+    if (count > 0 && strcmp(arguments[0], MODPROBE) == 0)
+        return modprobe_main(count, arguments);
     for (int i = 1; i < count; i++) {
         if (strcmp(arguments[i], "--version") == 0) {
             printf("banger-agent %s, protocol %d\n", AGENT_VERSION, PROTOCOL_VERSION);

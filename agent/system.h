@@ -58,15 +58,27 @@ struct disk {
 /* Mounts the disks, builds the root over image and overlay, and makes it this process's root. `volumes` ends with
  * NULL. With `own_init` the image's init fills /run; otherwise it gets what the image has there. */
 int disks_mount(const struct disk *disks, size_t count, char **volumes, bool own_init, struct failure *failure);
-/* Opens (O_PATH) the directory `path` below `root`, whose links are resolved inside of that root, and makes what is
- * missing. -1 with `failure` when something that is no directory is in the way. */
-int directory_open(int root, const char *path, struct failure *failure);
 /* The home disk, wherever it is mounted, as an O_PATH descriptor that stays; -1 without one. */
 int disks_home(void);
 /* The mounted disk of a role that is written to, overlay or home, as an O_PATH descriptor that stays; -1 without one. */
 int disks_of_role(uint64_t role);
 /* Makes the disk below the root filesystem read-only, so that it is clean; for the very end. */
 void disks_freeze(void);
+
+/* places.c ------------------------------------------------------------------------------------------------------ */
+
+/* Where disks are mounted whose own place in the image cannot be made. */
+#define SPARE_PLACES "/run/banger/"
+
+bool same_directory(int a, int b);
+/* Opens (O_PATH) the directory `path` below `root`, whose links are resolved inside of that root, and makes what is
+ * missing. -1 with `failure` when something that is no directory is in the way. */
+int directory_open(int root, const char *path, struct failure *failure);
+/* The same, but for the root itself, on which nothing may be mounted. */
+int mount_point_open(int root, const char *path, struct failure *failure);
+/* Opens the directory /`name` of the guest, which there has to be, and makes it with this mode; with `linked` what a link
+ * leads to does, too. Anything else that is there is renamed. -1 with `failure`. */
+int system_directory(int root, const char *name, mode_t mode, bool linked, struct failure *failure);
 
 /* grow.c -------------------------------------------------------------------------------------------------------- */
 
@@ -112,6 +124,37 @@ bool parse_address(const char *text, bool prefixed, struct address *address);
 int net_loopback(struct failure *failure);
 /* Finds the interface by its MAC and replaces its addresses and default routes. */
 int net_configure(const struct interface *interface, struct failure *failure);
+
+/* files.c -------------------------------------------------------------------------------------------------------- */
+
+/* Puts the content into a file for the guest's convenience, /etc/hosts and the like, or else mounts a file of /run there.
+ * Where neither works the console says so: the guest does without. */
+void provide_file(const char *path, const struct buffer *content);
+/* Writes a file beside its place in `directory` and renames it: a reader sees the old or the new, and a link is replaced.
+ * 0 or an errno; then nothing is left behind. */
+int write_beside(int directory, const char *name, const struct buffer *content, mode_t mode);
+
+/* drivers.c ------------------------------------------------------------------------------------------------------ */
+
+/* Where a kernel's modules are in the guest, followed by its release, or else. */
+#define MODULES "/lib/modules/"
+#define SPARE_MODULES SPARE_PLACES "modules"
+
+/* Opens the directory of the running kernel's modules; -1 when there is none. */
+int modules_open(void);
+/* Once the root stands: makes the device nodes whose drivers are loaded when they are opened, and serves the kernel's
+ * requests for modules. With `own_init` systemd is kept from a service that fails in images without kmod. */
+void drivers_prepare(bool own_init);
+
+/* modprobe.c ----------------------------------------------------------------------------------------------------- */
+
+/* Loads the modules that `name` stands for, a module or an alias, with all that they need, by modules.dep, modules.alias
+ * and modules.softdep (depmod(8)) of the directory `modules`. `load` gets each file (0 or an errno). 0 or an errno. */
+int modprobe(int modules, const char *name, int (*load)(int modules, const char *path));
+/* What the kernel runs to load a module: below /dev, which no init mounts anew. */
+#define MODPROBE "/dev/.banger-modprobe"
+/* That program: executes the image's kmod, where there is one, else does the above. Exit status. */
+int modprobe_main(int count, char **arguments);
 
 /* keys.c -------------------------------------------------------------------------------------------------------- */
 

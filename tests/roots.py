@@ -47,6 +47,12 @@ def distroless_root(root: Path) -> None:
         shutil.copy(library, target)
 
 
+def busybox_commands() -> list[str]:
+    """The names of what the host's busybox does."""
+    listed = subprocess.run(["busybox", "--list"], capture_output=True, text=True, check=True).stdout.split()
+    return [name for name in listed if name != "busybox"]
+
+
 def alpine_root(root: Path) -> None:
     """What makes Alpine different: busybox for all commands, and musl instead of glibc."""
     for directory in ("bin", "sbin", "usr/bin", "usr/sbin", "lib", "etc", "home/app", "data"):
@@ -54,9 +60,8 @@ def alpine_root(root: Path) -> None:
     busybox = shutil.which("busybox")
     assert busybox is not None
     shutil.copy(busybox, root / "bin/busybox")
-    for applet in subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split():
-        if applet != "busybox":
-            (root / "bin" / applet).symlink_to("/bin/busybox")
+    for applet in busybox_commands():
+        (root / "bin" / applet).symlink_to("/bin/busybox")
     compile_report(root / "usr/bin/report", "musl-gcc")
     (loader,) = Path("/lib").glob("ld-musl-*.so.1")
     shutil.copy(loader, root / "lib" / loader.name)

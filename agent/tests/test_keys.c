@@ -32,7 +32,7 @@ static int make_home(const char *name) {
     return home;
 }
 
-static void write_text(int directory, const char *name, const char *text) {
+static void write_owned(int directory, const char *name, const char *text) {
     int fd = openat(directory, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     CHECK(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text));
     CHECK(geteuid() != 0 || fchown(fd, USER, GROUP) == 0);
@@ -41,15 +41,6 @@ static void write_text(int directory, const char *name, const char *text) {
 
 static void make_directory(int home, const char *name) {
     CHECK(mkdirat(home, name, 0755) == 0 && (geteuid() != 0 || fchownat(home, name, USER, GROUP, 0) == 0));
-}
-
-static bool has_text(int directory, const char *name, const char *text) {
-    char content[512];
-    int fd = openat(directory, name, O_RDONLY | O_CLOEXEC);
-    ssize_t length = fd >= 0 ? read(fd, content, sizeof content) : -1;
-    if (fd >= 0)
-        close(fd);
-    return length == (ssize_t)strlen(text) && memcmp(content, text, (size_t)length) == 0;
 }
 
 static struct stat status_of(int directory, const char *name) {
@@ -92,7 +83,7 @@ static void test_written(void) {
     struct failure failure;
     int home = make_home("new");
     CHECK(keys_write(home, keys, &failure) == 0);
-    CHECK(has_text(home, FILE_NAME, BEGIN "ssh-ed25519 A a\nssh-ed25519 B b\n" END));
+    CHECK(has_content(home, FILE_NAME, BEGIN "ssh-ed25519 A a\nssh-ed25519 B b\n" END));
     CHECK(is_owned(home, ".ssh", S_IFDIR | 0700) && is_owned(home, FILE_NAME, S_IFREG | 0600));
     /* what is there already is not written again: the disk may be full */
     struct stat before = status_of(home, FILE_NAME);
@@ -101,10 +92,10 @@ static void test_written(void) {
 
     home = make_home("used");
     make_directory(home, ".ssh");
-    write_text(home, FILE_NAME, "own\n");
-    write_text(home, FILE_NAME ".banger-new", "left by an earlier one");
+    write_owned(home, FILE_NAME, "own\n");
+    write_owned(home, FILE_NAME ".banger-new", "left by an earlier one");
     CHECK(fchmodat(home, FILE_NAME, 0644, 0) == 0 && keys_write(home, fewer, &failure) == 0);
-    CHECK(has_text(home, FILE_NAME, "own\n" BEGIN "ssh-ed25519 C c\n" END) && !exists(home, FILE_NAME ".banger-new"));
+    CHECK(has_content(home, FILE_NAME, "own\n" BEGIN "ssh-ed25519 C c\n" END) && !exists(home, FILE_NAME ".banger-new"));
     CHECK(is_owned(home, ".ssh", S_IFDIR | 0700) && is_owned(home, FILE_NAME, S_IFREG | 0600));
     close(home);
 }
@@ -112,15 +103,15 @@ static void test_written(void) {
 /* Links, fifos and the like are neither followed nor changed. */
 static void test_in_the_way(void) {
     int outside = make_home("outside"), home = make_home("linked");
-    write_text(outside, "precious", "precious");
+    write_owned(outside, "precious", "precious");
     CHECK(symlinkat("../outside", home, ".ssh") == 0 && refusal(home) == ENOTDIR);
     CHECK(!exists(outside, "authorized_keys") && S_ISLNK(status_of(home, ".ssh").st_mode));
     CHECK(unlinkat(home, ".ssh", 0) == 0);
-    write_text(home, ".ssh", "file");
+    write_owned(home, ".ssh", "file");
     CHECK(refusal(home) == ENOTDIR && unlinkat(home, ".ssh", 0) == 0);
     make_directory(home, ".ssh");
     CHECK(symlinkat("../../outside/precious", home, FILE_NAME) == 0 && refusal(home) == ELOOP);
-    CHECK(has_text(outside, "precious", "precious") && unlinkat(home, FILE_NAME, 0) == 0);
+    CHECK(has_content(outside, "precious", "precious") && unlinkat(home, FILE_NAME, 0) == 0);
     CHECK(mkfifoat(home, FILE_NAME, 0600) == 0 && (geteuid() != 0 || fchownat(home, FILE_NAME, USER, GROUP, 0) == 0));
     CHECK(refusal(home) == EINVAL && unlinkat(home, FILE_NAME, 0) == 0);
     make_directory(home, FILE_NAME);
@@ -128,7 +119,7 @@ static void test_in_the_way(void) {
     make_directory(home, FILE_NAME ".banger-new");
     CHECK(refusal(home) == EEXIST && unlinkat(home, FILE_NAME ".banger-new", AT_REMOVEDIR) == 0);
     CHECK(symlinkat("../../outside/precious", home, FILE_NAME ".banger-new") == 0 && refusal(home) == 0);
-    CHECK(has_text(outside, "precious", "precious") && is_owned(home, FILE_NAME, S_IFREG | 0600));
+    CHECK(has_content(outside, "precious", "precious") && is_owned(home, FILE_NAME, S_IFREG | 0600));
     int file = openat(home, FILE_NAME, O_WRONLY | O_TRUNC | O_CLOEXEC);
     CHECK(file >= 0 && ftruncate(file, 2 << 20) == 0 && refusal(home) == EFBIG);
     close(file);
@@ -144,13 +135,13 @@ static void test_as_the_owner(void) {
     }
     int home = make_home("foreign");
     make_directory(home, ".ssh");
-    write_text(home, FILE_NAME, "secret\n");
+    write_owned(home, FILE_NAME, "secret\n");
     CHECK(fchownat(home, FILE_NAME, 0, 0, 0) == 0 && refusal(home) == EACCES);
-    CHECK(has_text(home, FILE_NAME, "secret\n") && status_of(home, FILE_NAME).st_uid == 0);
+    CHECK(has_content(home, FILE_NAME, "secret\n") && status_of(home, FILE_NAME).st_uid == 0);
     CHECK(unlinkat(home, FILE_NAME, 0) == 0 && fchownat(home, ".ssh", 0, 0, 0) == 0 && refusal(home) == EACCES);
     CHECK(!exists(home, FILE_NAME) && status_of(home, ".ssh").st_uid == 0);
     /* and afterwards this process is root again */
-    write_text(home, ".ssh/root", "root's");
+    write_owned(home, ".ssh/root", "root's");
     CHECK(fchownat(home, ".ssh/root", 0, 0, 0) == 0);
     close(home);
 }

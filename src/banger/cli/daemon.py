@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from banger import __version__
+from banger import __version__, stdio
 from banger.api import models as m
 from banger.api import operations as op
 from banger.api.client import Client
@@ -151,5 +151,6 @@ def _print_log_file(tail: int | None) -> int:
         return errors.FAILED
     if not lines and tail != 0:
         note("the log is empty: nothing was worth a line at this BANGER_LOG_LEVEL")
-    sys.stdout.buffer.writelines(lines)
+    with stdio.writing(stdio.STDOUT):
+        sys.stdout.buffer.writelines(lines)
     return 0

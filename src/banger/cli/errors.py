@@ -28,20 +28,18 @@ class UsageFault(click.UsageError):
 
 def report(message: str, hint: str = "") -> None:
     """Print an error and what to do about it on standard error."""
-    with contextlib.suppress(BrokenPipeError):
-        print(f"error: {plain(message)}", file=sys.stderr)
-        if hint:
-            print(f"hint: {plain(hint)}", file=sys.stderr)
+    print(f"error: {plain(message)}", file=sys.stderr)
+    if hint:
+        print(f"hint: {plain(hint)}", file=sys.stderr)
 
 
 def report_failure(error: BangerError) -> None:
     """Print what an operation failed with, the last lines of console or log that came along, and which VM it left."""
     report(error.message, error.hint)
-    with contextlib.suppress(BrokenPipeError):
-        for line in (error.details.get("console") or error.details.get("log", "")).splitlines():
-            print(f"  | {plain(line)}", file=sys.stderr)
-        if name := error.details.get("kept"):
-            note(f"the VM {name} is kept: see 'banger vm show {name}', remove it with 'banger vm rm {name}'")
+    for line in (error.details.get("console") or error.details.get("log", "")).splitlines():
+        print(f"  | {plain(line)}", file=sys.stderr)
+    if name := error.details.get("kept"):
+        note(f"the VM {name} is kept: see 'banger vm show {name}', remove it with 'banger vm rm {name}'")
 
 
 def report_usage(error: click.UsageError) -> None:

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from banger import __version__
+from banger import __version__, stdio
 from banger.api.errors import BangerError
 from banger.cli import errors
 from banger.cli.lazy import HELP, Entry, LazyGroup
@@ -77,21 +77,25 @@ def _print_version(context: click.Context) -> None:
 
 def main() -> None:
     """Run the command line of this process and exit with its status."""
+    stdio.complete()
+    stdio.guard()
     sys.excepthook = errors.report_bug
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _leave)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         status = run(sys.argv[1:])
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # whoever read our output has seen enough; the interpreter's own flush at exit must not complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if status != errors.FAILED:  # or standard output has failed already
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has seen enough
         status = 128 + signal.SIGPIPE
+    except BangerError as error:
+        errors.report_failure(error)
+        status = errors.FAILED
     except KeyboardInterrupt:
         status = errors.INTERRUPTED
+    finally:
+        stdio.settle()
     sys.exit(status)
 
 

@@ -11,16 +11,17 @@ import termios
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from banger import stdio
 from banger.api import models as m
+from banger.api import operations as op
 from banger.api.client import StreamConnection
 from banger.api.codec import Json, decode, decode_error
 from banger.api.errors import BangerError, Code
-from banger.api.operations import STDERR, STREAM_WINDOW
 from banger.cli.errors import INTERRUPTED
 from banger.job import Progress
+from banger.stdio import STDERR, STDIN, STDOUT
 
 CHUNK = 64_000  # bytes of input in one message
-_STDIN, _STDOUT, _STDERR = 0, 1, 2
 _FORWARDED = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
 # a command that ignores two interrupts gets no third: the user wants to leave
 _INTERRUPTS = 2
@@ -30,7 +31,7 @@ _INPUT, _OUTPUT, _CONTROL, _LOCAL, _CHARACTERS = 0, 1, 2, 3, 6
 
 def terminal_size() -> m.Terminal:
     """The size of the terminal on standard output or input, 24x80 when neither knows it."""
-    for descriptor in (_STDOUT, _STDIN):
+    for descriptor in (STDOUT, STDIN):
         with contextlib.suppress(OSError):
             size = os.get_terminal_size(descriptor)
             if size.lines and size.columns:
@@ -45,12 +46,12 @@ def terminal_env() -> list[str]:
 
 def stdin_is_terminal() -> bool:
     """Whether standard input is a terminal; a closed one is none."""
-    return os.isatty(_STDIN)
+    return os.isatty(STDIN)
 
 
 def on_terminal() -> bool:
     """Whether a person sits at both ends."""
-    return stdin_is_terminal() and os.isatty(_STDOUT)
+    return stdin_is_terminal() and os.isatty(STDOUT)
 
 
 def wait_started(stream: StreamConnection, progress: Callable[[Progress], None]) -> Json:
@@ -73,7 +74,7 @@ def copy_output(stream: StreamConnection) -> int:
         if isinstance(message, bytes):
             target, view = _addressed(message)
             while view:
-                view = view[os.write(target, view) :]
+                view = view[stdio.write(target, view) :]
         elif (status := exit_status(message)) is not None:
             return status
     raise went_away()
@@ -116,7 +117,7 @@ class Session:
         self._on_started = started
         self._started = False
         self._status: int | None = None
-        self._credit = STREAM_WINDOW
+        self._credit = op.STREAM_WINDOW
         self._interrupts = 0
         self._leaving = leaving
         self.left = False
@@ -124,7 +125,7 @@ class Session:
         # without a pseudo-terminal, our terminal is not the command's input
         self._input_open = self._raw or not stdin_is_terminal()
         self._output: deque[tuple[int, memoryview]] = deque()
-        self._whole_writes = {target for target in (_STDOUT, _STDERR) if _never_blocks(target)}
+        self._whole_writes = {target for target in (STDOUT, STDERR) if _never_blocks(target)}
 
     def run(self) -> int:
         """Carry input, output, signals and sizes until the command ends; its exit status.
@@ -149,7 +150,7 @@ class Session:
         if isinstance(error, BangerError):
             self._drain()
             if self._raw and self._mid_line:
-                os.write(_STDERR, b"\n")
+                stdio.write(STDERR, b"\n")
 
     def _begin(self) -> None:
         if self._terminal:
@@ -170,7 +171,7 @@ class Session:
         if wanted:
             poller.register(self._stream, wanted)
         if self._started and self._input_open and self._credit > 0 and self._status is None:
-            poller.register(_STDIN, select.POLLIN)
+            poller.register(STDIN, select.POLLIN)
         for descriptor, events in poller.poll():
             if descriptor == wake:
                 for number in os.read(wake, 64):
@@ -179,8 +180,8 @@ class Session:
                 self._stream.flush()
                 if wanted & select.POLLIN and events & ~select.POLLOUT:
                     self._receive()
-            elif descriptor == _STDIN:
-                self._send_input(events)
+            elif descriptor == STDIN:
+                self._send_input()
             else:
                 self._write()
 
@@ -212,17 +213,13 @@ class Session:
     def _write(self) -> None:
         target, view = self._output.popleft()
         # a pipe that polls writable takes PIPE_BUF bytes without blocking, pipe(7)
-        written = os.write(target, view if target in self._whole_writes else view[: select.PIPE_BUF])
+        written = stdio.write(target, view if target in self._whole_writes else view[: select.PIPE_BUF])
         self._mid_line = view[written - 1] != ord("\n")
         if written < len(view):
             self._output.appendleft((target, view[written:]))
 
-    def _send_input(self, events: int) -> None:
-        data = b""
-        if not events & select.POLLNVAL:
-            # a terminal that went away reads as an error
-            with contextlib.suppress(OSError):
-                data = os.read(_STDIN, min(CHUNK, self._credit))
+    def _send_input(self) -> None:
+        data = stdio.read(min(CHUNK, self._credit))
         if self._raw and self._leaving and self._leaving in data:
             data = data.partition(self._leaving)[0]
             self.left = True
@@ -257,7 +254,7 @@ class Session:
 
 
 def _addressed(message: bytes) -> tuple[int, memoryview]:
-    return (_STDERR if message[0] == STDERR else _STDOUT), memoryview(message)[1:]
+    return (STDERR if message[0] == op.STDERR else STDOUT), memoryview(message)[1:]
 
 
 def _never_blocks(descriptor: int) -> bool:
@@ -287,18 +284,18 @@ def _caught_signals(numbers: tuple[signal.Signals, ...]) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _raw_terminal() -> Iterator[None]:
-    saved = termios.tcgetattr(_STDIN)
+    saved = termios.tcgetattr(STDIN)
     try:
         _make_raw(termios.TCSADRAIN)
         yield
     finally:
         with contextlib.suppress(termios.error):
-            termios.tcsetattr(_STDIN, termios.TCSADRAIN, saved)
+            termios.tcsetattr(STDIN, termios.TCSADRAIN, saved)
 
 
 def _make_raw(when: int) -> None:
     """cfmakeraw(3)."""
-    mode = termios.tcgetattr(_STDIN)
+    mode = termios.tcgetattr(STDIN)
     mode[_INPUT] &= ~(
         termios.IGNBRK
         | termios.BRKINT
@@ -313,4 +310,4 @@ def _make_raw(when: int) -> None:
     mode[_LOCAL] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
     mode[_CONTROL] = mode[_CONTROL] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
     mode[_CHARACTERS][termios.VMIN], mode[_CHARACTERS][termios.VTIME] = 1, 0
-    termios.tcsetattr(_STDIN, when, mode)
+    termios.tcsetattr(STDIN, when, mode)

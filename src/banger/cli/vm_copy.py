@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import click
 
+from banger import stdio
 from banger.api import models as m
 from banger.api import operations as op
 from banger.api.client import Client, StreamConnection
@@ -104,7 +105,7 @@ def copy(source: Place, target: Place, user: str, archive: bool) -> int:
         raise UsageFault("--user and --archive exclude each other")
     if source.vm and (user or archive):
         raise UsageFault("--user and --archive are for copies into a VM", "files from a VM become yours")
-    if target.path == _STANDARD and not target.vm and os.isatty(1):
+    if target.path == _STANDARD and not target.vm and os.isatty(stdio.STDOUT):
         raise UsageFault("a tar stream does not belong on a terminal", "redirect it to a file or a pipe")
     if target.vm and source.path != _STANDARD and not os.path.lexists(source.path):
         raise UsageFault(f"there is no {source.path} on this host")
@@ -157,7 +158,7 @@ def _download(client: Client, source: Place, target: str, display: Display) -> l
     if target == _STANDARD:
         with client.open(op.VM_READ_TREE, m.TreeRead(source.vm, source.path, follow=True)) as stream:
             for data in _received(stream):
-                _write_all(1, data)
+                _write_all(stdio.STDOUT, data)
         return []
     is_directory = stat.S_ISDIR(found.mode)
     place, name = _download_target(source, target, is_directory)
@@ -206,7 +207,7 @@ def _no_such(place: Place) -> BangerError:
 
 
 def _standard_input() -> Iterator[bytes]:
-    while data := os.read(0, CHUNK):
+    while data := stdio.read(CHUNK):
         yield data
 
 
@@ -311,4 +312,4 @@ class _Reader:
 
 def _write_all(descriptor: int, data: memoryview) -> None:
     while data:
-        data = data[os.write(descriptor, data) :]
+        data = data[stdio.write(descriptor, data) :]

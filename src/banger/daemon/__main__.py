@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 
-from banger import config
+from banger import config, stdio
 from banger.api.codec import encode_error
 from banger.api.errors import BangerError
 from banger.daemon.daemon import claim, serve
@@ -23,6 +23,7 @@ def main() -> int:
 
     BANGER_READY_FD names a descriptor that is told `ok`, or the error in JSON, once that is known.
     """
+    stdio.complete()
     _log_to(logging.StreamHandler())
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # one line for every request tells nobody anything
     ready_fd = int(os.environ.pop("BANGER_READY_FD", "-1"))

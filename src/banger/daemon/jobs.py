@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from banger import memory
 from banger.job import Job, Progress
 
 _log = logging.getLogger(__name__)
@@ -34,7 +35,10 @@ class Workers:
         loop = asyncio.get_running_loop()
         job = Job(lambda progress: _call_soon(loop, report, progress)) if report else Job()
         self._jobs.add(job)
-        future = loop.run_in_executor(self._long if report else self._short, work, job)
+        if report:
+            future = loop.run_in_executor(self._long, memory.returned, work, job)
+        else:
+            future = loop.run_in_executor(self._short, work, job)
         future.add_done_callback(lambda ended: self._jobs.discard(job))
         try:
             return await asyncio.shield(future)

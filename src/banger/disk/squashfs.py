@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -15,7 +14,8 @@ from typing import BinaryIO
 from banger import system
 from banger.api.errors import BangerError, Code
 from banger.disk import tar
-from banger.job import Job, command_failed, widen_pipe
+from banger.disk.tar2sqfs import Packer, PackerFailedError, packing
+from banger.job import Job
 
 SIZE_LIMIT = 64 << 30  # bytes of tar stream
 _FREE_RESERVE = 256 << 20  # bytes to leave free on the target's filesystem
@@ -45,7 +45,7 @@ class Contents:
 
 
 class _Rewritten(Exception):
-    """The archive gives one path twice."""
+    """The archive gives one path twice, or breaks a rule: it takes a `_Tree` to tell."""
 
 
 Plan = dict[int, list[bytes]]  # number of a member to the paths it finally has
@@ -61,8 +61,8 @@ class _Tree:
         self._reader = reader
         self._nodes: dict[bytes, tuple[int, bool]] = {b"": (-1, True)}
 
-    def add(self, member: tar.Member, number: int) -> bool:
-        """Add a member; True when it replaces an earlier one, False when its path is new."""
+    def add(self, member: tar.Member, number: int) -> None:
+        """Add a member, which may replace an earlier one."""
         path = member.path
         self._require_directory(path.rpartition(b"/")[0], path)
         node = (number, member.kind == tar.DIRECTORY)
@@ -77,7 +77,6 @@ class _Tree:
         if old is not None and old[1] and not node[1]:
             raise self._reader.corrupt(f"has a member {_text(path)} that replaces a directory")
         self._nodes[path] = node
-        return old is not None and old[0] >= 0
 
     def plan(self) -> Plan:
         """The paths that each member has in the end; one that lost all of them is missing."""
@@ -105,17 +104,18 @@ def write_squashfs(open_tar: TarSource, target: Path, job: Job, label: str, limi
     again (twice). POSIX ACLs and overlayfs' own xattrs are left out. Raises CORRUPT for a damaged, truncated or
     unsafe archive, EXHAUSTED beyond `limit` bytes of tar or without disk space.
     """
-    try:
+    with contextlib.suppress(_Rewritten):
         return _pack_archive(open_tar, target, job, label, limit, None)
-    except _Rewritten:
-        with open_tar() as stream:
-            reader = tar.TarReader(stream, label, limit)
-            tree = _Tree(reader)
-            for number, member in enumerate(reader):
-                if number % 1000 == 0:
-                    job.check()
-                tree.add(member, number)
-        return _pack_archive(open_tar, target, job, label, limit, tree.plan())
+    with open_tar() as stream:
+        reader = tar.TarReader(stream, label, limit)
+        tree = _Tree(reader)
+        for number, member in enumerate(reader):
+            if number % 1000 == 0:
+                job.check()
+            tree.add(member, number)
+    plan = tree.plan()
+    del tree
+    return _pack_archive(open_tar, target, job, label, limit, plan)
 
 
 def _pack_archive(open_tar: TarSource, target: Path, job: Job, label: str, limit: int, plan: Plan | None) -> Contents:
@@ -127,12 +127,49 @@ def _pack_archive(open_tar: TarSource, target: Path, job: Job, label: str, limit
 
 
 def _checked(reader: tar.TarReader) -> Files:
-    """All members; raises _Rewritten at the first that replaces another."""
-    tree = _Tree(reader)
-    for number, member in enumerate(reader):
-        if tree.add(member, number):
+    """All members; raises _Rewritten at the first that replaces another, or breaks a rule."""
+    paths = _Paths()
+    for member in reader:
+        if not paths.add(member):
             raise _Rewritten
         yield member, reader.data()
+
+
+class _Paths:
+    """The paths of an archive that gives each once, in less memory than a `_Tree`: 75 bytes for a file.
+
+    It holds hash values, which SipHash keeps apart (PEP 456); two that are the same only cost a `_Tree`.
+    """
+
+    def __init__(self) -> None:
+        self._files: set[int] = set()
+        self._directories = {hash(b""): False}  # whether a member has described it
+
+    def add(self, member: tar.Member) -> bool:
+        """Whether the path is new, in a directory, and what it links to a file."""
+        path = member.path
+        if not self._has_directory(path.rpartition(b"/")[0]):
+            return False
+        value = hash(path)
+        if value in self._files:
+            return False
+        if member.kind == tar.DIRECTORY:
+            if self._directories.get(value):
+                return False
+            self._directories[value] = True
+            return True
+        if value in self._directories or (member.kind == tar.HARD_LINK and hash(member.link) not in self._files):
+            return False
+        self._files.add(value)
+        return True
+
+    def _has_directory(self, path: bytes) -> bool:
+        while (value := hash(path)) not in self._directories:
+            if value in self._files:
+                return False
+            self._directories[value] = False
+            path = path.rpartition(b"/")[0]
+        return True
 
 
 def _planned(reader: tar.TarReader, plan: Plan) -> Files:
@@ -159,46 +196,31 @@ def pack(files: Files, target: Path, job: Job) -> Contents:
     """
     # zstd's level 1 packs as fast as lz4 and costs a guest 12 % of its read speed for 24 % less space: measurements
     # in docs/image-catalog.md. tar2sqfs 1.2 also writes lz4 metadata that unsquashfs refuses.
-    argv: list[str | Path] = ["tar2sqfs", "--quiet", "--force", "--no-skip"]
-    argv += ["--compressor", "zstd", "--comp-extra", "level=1", target]
-    with (
-        contextlib.closing(files),
-        tempfile.TemporaryFile() as errors,
-        job.popen(argv, stdin=-1, stdout=errors, stderr=errors) as packer,
-    ):
-        assert packer.stdin is not None
-        widen_pipe(packer.stdin)
-        try:
-            with open(packer.stdin.fileno(), "wb", buffering=1 << 18, closefd=False) as sink:
-                contents = _feed(files, sink, target, job)
-            packer.stdin.close()
-            status = packer.wait()
-        except BrokenPipeError:
-            status = packer.wait()
-        job.check()
-        if status != 0:
-            errors.seek(0)
-            message = errors.read(1 << 20)
-            if _is_full(target):
-                raise _no_space(target)
-            raise command_failed(argv, status, message)
+    options = ["--compressor", "zstd", "--comp-extra", "level=1"]
+    try:
+        with contextlib.closing(files), packing(target, options, job) as packer:
+            contents = _feed(files, packer, target, job)
+    except PackerFailedError as error:
+        if _is_full(target):
+            raise _no_space(target) from error
+        raise
     return contents
 
 
-def _feed(files: Files, sink: BinaryIO, target: Path, job: Job) -> Contents:
+def _feed(files: Files, packer: Packer, target: Path, job: Job) -> Contents:
     contents = Contents()
     unchecked = _CHECK_EVERY  # bytes since the last look at the free space and for a cancellation
     for member, data in files:
         contents.members += 1
-        sink.write(tar.encode_header(member))
+        packer.add(member)
         if member.size:
             first = True
             for chunk in data:
                 if first:
                     _look_at(member, chunk, contents)
                     first = False
-                sink.write(chunk)
-            sink.write(bytes(-member.size % tar.BLOCK))
+                packer.write(chunk)
+            packer.write(bytes(-member.size % tar.BLOCK))
         unchecked += member.size + tar.BLOCK
         if unchecked >= _CHECK_EVERY:
             unchecked = 0
@@ -207,7 +229,6 @@ def _feed(files: Files, sink: BinaryIO, target: Path, job: Job) -> Contents:
                 raise _no_space(target)
             with contextlib.suppress(FileNotFoundError):  # the packer has not begun yet
                 system.begin_writeback(target)
-    sink.write(tar.encode_end())
     return contents
 
 

@@ -133,6 +133,8 @@ class TarReader:
         self._data = 0  # of the current member, still unread
         self._padding = 0
         self._parent = self._parent_path = b""  # as the last name has it, and normalised
+        # most numbers are the same as those before; freed with the reader, not kept among what it leaves behind
+        self._parse_number = functools.lru_cache(1024)(_parse_number)
 
     def __iter__(self) -> Iterator[Member]:
         defaults: dict[bytes, bytes] = {}
@@ -223,7 +225,7 @@ class TarReader:
         return REGULAR if header[156:157] == b"\0" else header[156:157]
 
     def _number(self, raw: bytes) -> int:
-        value = _parse_number(raw)
+        value = self._parse_number(raw)
         if value is None:
             raise self.corrupt("is damaged or is not a tar archive: a field of a header is not a number")
         return value
@@ -453,7 +455,7 @@ def _block(
     return b"%b%06o\0 %b" % (head, (zlib.adler32(head, 0) & 0xFFFF) + tail_sum + 8 * 0x20, tail)
 
 
-@functools.lru_cache(1024)
+@functools.lru_cache(64)
 def _block_tail(
     kind: bytes, link: bytes, magic: bytes, device: tuple[int, int], gnu_sparse: bytes
 ) -> tuple[bytes, int]:
@@ -474,9 +476,8 @@ def _sum(block: bytes) -> int:
     return (zlib.adler32(block[:256], 0) & 0xFFFF) + (zlib.adler32(block[256:], 0) & 0xFFFF)
 
 
-@functools.lru_cache(1024)
 def _parse_number(raw: bytes) -> int | None:
-    """A number as headers have it, None for what is none; most are the same as those before."""
+    """A number as headers have it, None for what is none."""
     if raw[0] & 0x80:  # GNU base-256, two's complement after the marker bit
         value = int.from_bytes(raw, "big") - (1 << (8 * len(raw) - 1))
         return value if raw[0] != 0xFF else value - (1 << (8 * len(raw) - 1))

@@ -29,14 +29,16 @@ OpenLayer = Callable[[], AbstractContextManager[TarReader]]
 class _Directory:
     """A directory of the tree: `number` is that of its last member, -1 without one; `layer` last touched it.
 
-    `children` are directories, or the numbers of members that are none.
+    `emptied` is the last layer that removed from it what is older. `children` are directories, or the numbers of
+    members that are none.
     """
 
-    __slots__ = ("children", "layer", "number")
+    __slots__ = ("children", "emptied", "layer", "number")
 
     def __init__(self, layer: int, number: int = -1) -> None:
         self.layer = layer
         self.number = number
+        self.emptied = -1
         self.children: dict[bytes, _Directory | int] = {}
 
 
@@ -176,6 +178,9 @@ class Tree:
         stack = [directory]
         while stack:
             current = stack.pop()
+            if current.emptied == self._layer:  # a layer may say it any number of times
+                continue
+            current.emptied = self._layer
             for name, node in list(current.children.items()):
                 if isinstance(node, _Directory):
                     if node.layer == self._layer:
