@@ -231,7 +231,7 @@ bool boot_wants_init(void) {
 /* What the kernel gives an init, and above it what configure gave. Not `container`, with which images tell an init that it
  * is in a container: systemd would end there instead of powering off. */
 static char **init_environment(void) {
-    static char *usual[] = {"PATH=" USUAL_PATH, "HOME=/", "TERM=linux"};
+    static char *usual[] = {("PATH=" USUAL_PATH), "HOME=/", "TERM=linux"};
     size_t usual_count = sizeof usual / sizeof *usual, given = 0, count = 0;
     while (configured_environment[given] != NULL)
         given++;
