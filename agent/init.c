@@ -250,7 +250,8 @@ static uint64_t judge(char **words, struct place place) {
         return INIT_IMAGE;
     if (is_container(name) || is_container(given))
         return INIT_COMMAND;
-    bool by_place = is_init_place(found) || is_init_place(real), of_container = strcmp(found, "/init") == 0 || strcmp(real, "/init") == 0;
+    bool by_place = is_init_place(found) || is_init_place(real);
+    bool of_container = strcmp(found, "/init") == 0 || strcmp(real, "/init") == 0;
     if (is_shell(given) && !by_place && !of_container)
         return judge_shell(words, place);
     if (strcmp(given, "env") == 0) {

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -12,8 +13,8 @@
 #include <unistd.h>
 
 static struct {
-    pid_t first;        /* its PID 1 as the agent sees it; 0: there is none */
-    int pids, mounts;   /* descriptors of the namespaces; -1: it ended before they were opened */
+    pid_t first;      /* its PID 1 as the agent sees it; 0: there is none */
+    int pids, mounts; /* descriptors of the namespaces; -1: it ended before they were opened */
 } inner = {.pids = -1, .mounts = -1};
 
 /* What the child that has just been forked is to do. */
@@ -89,6 +90,22 @@ int namespace_enter(struct failure *failure) {
         return fail(failure, errno, "cannot join the mounts of the main command: %s", strerror(errno));
     }
     return 0;
+}
+
+/* Not by setns(2): the kernel's own threads have the root of its PID 1, so that cannot change its mounts. */
+int namespace_open(const char *path, int flags) {
+    if (inner.first > 0) {
+        char of_first[32];
+        snprintf(of_first, sizeof of_first, "/proc/%d/root", inner.first);
+        int root = open(of_first, O_PATH | O_DIRECTORY | O_CLOEXEC);
+        struct open_how how = {.flags = (uint64_t)flags | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT};
+        int fd = (int)syscall(SYS_openat2, root, path, &how, sizeof how), error = errno;
+        close_descriptor(&root);
+        errno = error;
+        if (fd >= 0 || error != ENOSYS) /* Linux before 5.6 */
+            return fd;
+    }
+    return open(path, flags | O_CLOEXEC);
 }
 
 bool namespace_ended(pid_t pid) {

@@ -11,6 +11,8 @@ bool namespace_there(void);
 pid_t namespace_fork(bool inside, struct failure *failure);
 /* In the child, first: takes up the mounts that belong to its PID namespace. 0, or the errno in `failure`. */
 int namespace_enter(struct failure *failure);
+/* As open(2), seen as by the commands that join the namespace. */
+int namespace_open(const char *path, int flags);
 /* A child has been reaped: true when it was PID 1 of the namespace, which is gone with it. */
 bool namespace_ended(pid_t pid);
 

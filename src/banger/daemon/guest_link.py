@@ -51,15 +51,17 @@ class GuestLink:
         self.init: InitMode | None = None  # who is PID 1, once it is configured by us
         self._agent: Agent | None = None
         self._connected = asyncio.Event()
+        self.rebooted = asyncio.Event()  # cleared by whoever starts what is to run in it
         self._keeper: asyncio.Task[None] | None = None
 
-    async def connect(self, stage: Callable[[str], None] = lambda stage: None) -> None:
+    async def connect(self, stage: Callable[[str], None] = lambda stage: None) -> bool:
         """Wait for the agent, configure it when the guest has just booted, and keep the connection from then on.
 
-        Raises BangerError(GUEST) when the VMM ends first or the agent does not answer in time.
+        Returns whether it had. Raises BangerError(GUEST) when the VMM ends first or the agent does not answer in time.
         """
-        await self._while_alive(self._connect(stage))
+        booted = await self._while_alive(self._connect(stage))
         self._keeper = asyncio.create_task(self._keep())
+        return booted
 
     async def _connect(self, stage: Callable[[str], None]) -> bool:
         """Whether the guest had just booted."""
@@ -169,6 +171,7 @@ class GuestLink:
             try:
                 if await self._while_alive(self._connect(lambda stage: None)):
                     self._on_reboot()
+                    self.rebooted.set()
             except BangerError as error:
                 if not self.vmm.process.alive:
                     return
