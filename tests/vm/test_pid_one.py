@@ -88,7 +88,8 @@ def test_the_init_of_a_container(host: Host, make: Make, tmp_path: Path) -> None
     assert inside("ps -o args | grep '^sleep 1000000'; test -e /mnt/file; echo $?") == "1\n"
 
     host.ok("vm", "restart", "contained")
-    host.wait_output("begun with services, hello, in /srv\n", "vm", "logs", "contained")
+    begun = "begun with services, hello, in /srv\n"
+    host.wait_output(f"{begun}told to stop\n{begun}", "vm", "logs", "contained")
     host.ok("vm", "stop", "contained")
     assert host.ok("vm", "logs", "contained").endswith("told to stop\n")
     host.ok("vm", "rm", "contained")
