@@ -2,6 +2,7 @@
 #ifndef BANGER_AGENT_H
 #define BANGER_AGENT_H
 
+#include <linux/limits.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -55,6 +56,9 @@ int fail(struct failure *failure, int code, const char *format, ...) __attribute
 
 /* A call: reads its fields, appends to the reply; 0 or the errno that is also in `failure`. It may block. */
 typedef int call_handler(struct fields *request, struct buffer *reply, struct failure *failure);
+
+/* What commands look for programs in, unless somebody says it. */
+#define USUAL_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 /* config.c, net.c, disks.c, boot.c: the guest as a system ------------------------------------------------------- */
 
@@ -110,12 +114,13 @@ call_handler call_stat;
 struct account {
     uid_t uid;
     gid_t gid;
-    gid_t groups[64];
+    gid_t groups[4096];
     size_t group_count;
-    char name[64], home[256], shell[256];
+    char name[256], home[PATH_MAX], shell[PATH_MAX];
 };
 
-/* Finds NAME, UID, NAME:GROUP or UID:GID; a uid without an entry is fine (home "/", shell "/bin/sh"). */
+/* Finds NAME, UID, NAME:GROUP or UID:GID, digits being an id even where there is such a name; a uid without an entry is
+ * fine (home "/", shell "/bin/sh"). */
 int account_find(const char *user, struct account *account, struct failure *failure);
 
 /* loop.c --------------------------------------------------------------------------------------------------------- */

@@ -18,13 +18,16 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "init.h"
 #include "system.h"
 
 /* The kernel's own hard limit of 4096 is too low for databases; these are the limits of systemd (systemd.exec(5)). */
 enum { USUAL_DESCRIPTORS = 1024, MAX_DESCRIPTORS = 524288 };
 
 static bool in_guest, resets_only;
-static const char *chosen_init;
+/* What becomes PID 1; NULL: the agent stays it. */
+static const char *chosen_init, *init_directory;
+static char **init_words;
 
 static void console_print_list(const char *format, va_list arguments) {
     char line[600] = "banger: ";
@@ -190,7 +193,23 @@ bool boot_resets_only(void) {
     return resets_only;
 }
 
-int boot_choose_init(struct failure *failure) {
+const char *boot_path(void) {
+    for (char **variable = configured_environment; *variable != NULL; variable++)
+        if (strncmp(*variable, "PATH=", 5) == 0)
+            return *variable + 5;
+    return USUAL_PATH;
+}
+
+int boot_choose_init(char **words, const char *directory, struct failure *failure) {
+    static char found[PATH_MAX];
+    if (words != NULL && words[0] != NULL) {
+        if (!program_find(words[0], directory, boot_path(), found))
+            return fail(failure, ENOENT, "the image has no '%.200s' that could be its init", words[0]);
+        chosen_init = found;
+        init_words = words;
+        init_directory = directory;
+        return 0;
+    }
     static const char *const candidates[] = {"/sbin/init",           "/usr/sbin/init",
                                              "/usr/local/sbin/init", "/lib/systemd/systemd",
                                              "/usr/lib/systemd/systemd", "/bin/systemd",
@@ -209,6 +228,29 @@ bool boot_wants_init(void) {
     return boot_is_init() && chosen_init;
 }
 
+/* What the kernel gives an init, and above it what configure gave. Not `container`, with which images tell an init that it
+ * is in a container: systemd would end there instead of powering off. */
+static char **init_environment(void) {
+    static char *usual[] = {("PATH=" USUAL_PATH), "HOME=/", "TERM=linux"};
+    size_t usual_count = sizeof usual / sizeof *usual, given = 0, count = 0;
+    while (configured_environment[given] != NULL)
+        given++;
+    char **environment = calloc(usual_count + given + 1, sizeof *environment);
+    if (environment == NULL)
+        fatal("no memory for the environment of %s", chosen_init);
+    for (size_t i = 0; i < usual_count; i++) {
+        size_t name = strcspn(usual[i], "=") + 1, same = 0;
+        while (same < given && strncmp(configured_environment[same], usual[i], name) != 0)
+            same++;
+        if (same == given)
+            environment[count++] = usual[i];
+    }
+    for (size_t i = 0; i < given; i++)
+        if (strncmp(configured_environment[i], "container=", 10) != 0)
+            environment[count++] = configured_environment[i];
+    return environment;
+}
+
 static _Noreturn void execute_init(void) {
     sigset_t none;
     sigemptyset(&none);
@@ -219,9 +261,9 @@ static _Noreturn void execute_init(void) {
     write_setting("/proc/self/oom_score_adj", "0");
     setrlimit(RLIMIT_NOFILE, &(struct rlimit){USUAL_DESCRIPTORS, MAX_DESCRIPTORS});
     char *arguments[] = {(char *)chosen_init, NULL};
-    char *environment[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "TERM=linux",
-                           NULL};
-    execve(chosen_init, arguments, environment);
+    if (init_directory != NULL && chdir(init_directory) < 0)
+        console_print("cannot enter %s: %s", init_directory, strerror(errno));
+    execve(chosen_init, init_words != NULL ? init_words : arguments, init_environment());
     fatal("cannot execute %s: %s", chosen_init, strerror(errno));
 }
 

@@ -13,6 +13,7 @@
 
 #include "log.h"
 #include "process.h"
+#include "request.h"
 #include "session.h"
 #include "wire.h"
 
@@ -188,12 +189,17 @@ static int open_kind(uint32_t id, uint16_t kind, struct bytes request, struct fa
 
 void call_open(uint32_t id, struct bytes payload) {
     struct failure failure = {0};
-    if (payload.length < 2 || channel_find(id) != NULL) {
+    bool no_memory;
+    if (!request_whole(id, payload, &payload, &no_memory) || channel_find(id) != NULL ||
+        (payload.length < 2 && !no_memory)) {
         session_violation();
         return;
     }
-    struct bytes request = {payload.data + 2, payload.length - 2};
-    if (open_kind(id, get_u16(payload.data), request, &failure) != 0)
+    int code = no_memory ? fail(&failure, ENOMEM, "the guest is out of memory")
+                         : open_kind(id, get_u16(payload.data), (struct bytes){payload.data + 2, payload.length - 2},
+                                     &failure);
+    request_forget();
+    if (code != 0)
         session_send_error(id, &failure);
 }
 

@@ -9,9 +9,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "init.h"
 #include "system.h"
 
-enum { MAX_STRINGS = 1024, MAX_STRING = 32768 };
+enum { MAX_STRING = 128 * 1024 - 1 }; /* of a variable: execve(2), "Limits on size of arguments and environment" */
 
 static char *no_environment[] = {NULL};
 char **configured_environment = no_environment;
@@ -20,7 +21,7 @@ enum guest_state guest_state = STATE_WAITING;
 /* Ends with NULL. */
 struct strings {
     char **items;
-    size_t count;
+    size_t count, room;
 };
 
 struct configuration {
@@ -28,13 +29,18 @@ struct configuration {
     struct interface interfaces[MAX_INTERFACES];
     size_t disk_count, interface_count;
     char hostname[65]; /* empty: not mentioned */
-    struct strings nameservers, searches, hosts, keys, environment, volumes, directories;
-    uint64_t init;
+    struct strings nameservers, searches, hosts, keys, environment, volumes, directories, words;
+    char *directory; /* where the words start */
+    uint64_t init;   /* enum init_mode */
     bool init_given;
 };
 
 /* The last that was given: a later request may replace a part of what one file is made of. */
 static struct strings nameservers, searches, hosts, environment;
+/* What PID 1 is made of, kept for it. */
+static struct strings words;
+static char *directory;
+static uint64_t chosen_init; /* enum init_mode */
 static bool disks_tried, root_stands;
 
 static void strings_free(struct strings *strings) {
@@ -55,18 +61,22 @@ static bool is_line(const char *text) {
 static int add_string(struct strings *strings, struct bytes value, const char *what, bool line,
                       struct failure *failure) {
     char *text = value_string(value, MAX_STRING);
-    if (!text || (line && !is_line(text)) || strings->count == MAX_STRINGS) {
+    if (!text || (line && !is_line(text))) {
         free(text);
-        return fail(failure, EINVAL, "a %s of the configuration is not valid, or there are too many", what);
+        return fail(failure, EINVAL, "a %s of the configuration is not valid", what);
     }
-    char **items = realloc(strings->items, (strings->count + 2) * sizeof *items);
-    if (!items) {
-        free(text);
-        return fail(failure, ENOMEM, "no memory for the configuration");
+    if (strings->count + 1 >= strings->room) {
+        size_t room = strings->room ? 2 * strings->room : 16;
+        char **items = realloc(strings->items, room * sizeof *items);
+        if (!items) {
+            free(text);
+            return fail(failure, ENOMEM, "no memory for the configuration");
+        }
+        strings->items = items;
+        strings->room = room;
     }
-    items[strings->count++] = text;
-    items[strings->count] = NULL;
-    strings->items = items;
+    strings->items[strings->count++] = text;
+    strings->items[strings->count] = NULL;
     return 0;
 }
 
@@ -147,9 +157,15 @@ static int parse_field(struct configuration *configuration, uint16_t tag, struct
         return parse_disk_fields(value, &configuration->disks[configuration->disk_count++], failure);
     case TAG_INIT:
         configuration->init_given = true;
-        if (!value_number(value, &configuration->init) || configuration->init > 1)
-            return fail(failure, EINVAL, "the init mode is neither 0 nor 1");
+        if (!value_number(value, &configuration->init) || configuration->init > INIT_COMMAND)
+            return fail(failure, EINVAL, "the init mode is none that there is");
         return 0;
+    case TAG_ARG:
+        return add_string(&configuration->words, value, "word of the init", false, failure);
+    case TAG_CWD:
+        free(configuration->directory);
+        configuration->directory = value_string(value, PATH_MAX - 1);
+        return configuration->directory ? 0 : fail(failure, EINVAL, "the directory of the init is not valid");
     case TAG_NAMESERVER:
         return add_string(&configuration->nameservers, value, "name server", true, failure);
     case TAG_SEARCH:
@@ -294,22 +310,60 @@ static void make_directories(const struct strings *paths) {
     close(root);
 }
 
+static uint64_t judge(const struct strings *command, const char *start) {
+    return command->count ? init_judge(command->items, start ? start : "/", boot_path()) : INIT_AGENT;
+}
+
+static bool has_pid_namespaces(void) {
+    return access("/proc/self/ns/pid", F_OK) == 0;
+}
+
+/* An init of the image fills /run by itself, and what the image has there may be another boot's. */
+static void empty_run(void) {
+    struct failure failure;
+    int run = open("/run", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (run >= 0 && remove_contents(run, &failure))
+        console_print("cannot empty /run: %s", failure.message);
+    if (run >= 0)
+        close(run);
+}
+
+/* Decides who is PID 1, now that the image can be looked into. */
+static int choose_init(struct configuration *configuration, struct failure *failure) {
+    take(&words, &configuration->words);
+    if (take(&environment, &configuration->environment))
+        configured_environment = environment.items;
+    directory = configuration->directory;
+    configuration->directory = NULL;
+    bool automatic = configuration->init == INIT_AUTO;
+    chosen_init = automatic ? judge(&words, directory) : configuration->init;
+    if (automatic && chosen_init == INIT_IMAGE)
+        empty_run();
+    if (chosen_init == INIT_COMMAND && !has_pid_namespaces()) {
+        if (!automatic || !init_is_modest(words.items[0]))
+            return fail(failure, ENOSYS,
+                        "the guest's kernel has no PID namespaces (CONFIG_PID_NS), which a command that is PID 1 needs");
+        chosen_init = INIT_AGENT;
+    }
+    return chosen_init == INIT_IMAGE ? boot_choose_init(words.items, directory ? directory : "/", failure) : 0;
+}
+
 /* The first configure: from the boot archive to the guest's own root. */
-static int build_guest(const struct configuration *configuration, struct failure *failure) {
+static int build_guest(struct configuration *configuration, struct failure *failure) {
     static char *no_volumes[] = {NULL};
     if (disks_tried)
         return fail(failure, EBUSY, "the disks could not be set up before: the guest has to be started again");
     disks_tried = true;
     char **volumes = configuration->volumes.count ? configuration->volumes.items : no_volumes;
-    bool own_init = configuration->init == 1;
+    bool own_init = configuration->init == INIT_IMAGE;
     if (disks_mount(configuration->disks, configuration->disk_count, volumes, own_init, failure))
         return failure->code;
     root_stands = true;
     make_directories(&configuration->directories);
-    drivers_prepare(own_init);
-    if (net_loopback(failure) || (own_init && boot_choose_init(failure)))
+    if (net_loopback(failure) || choose_init(configuration, failure))
         return failure->code;
-    if (!own_init) {
+    drivers_prepare(chosen_init == INIT_IMAGE);
+    if (chosen_init != INIT_IMAGE) {
         /* What container engines set for the images that run here: ping and ports below 1024 without privileges. */
         write_setting("/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
         write_setting("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
@@ -326,6 +380,8 @@ static int apply(struct configuration *configuration, struct failure *failure) {
             return failure->code;
         if (apply_system(configuration, failure))
             return failure->code;
+    } else if (configuration->init == INIT_AUTO) {
+        chosen_init = judge(&configuration->words, configuration->directory);
     }
     if (take(&environment, &configuration->environment))
         configured_environment = environment.items;
@@ -335,18 +391,20 @@ static int apply(struct configuration *configuration, struct failure *failure) {
 }
 
 int call_configure(struct fields *request, struct buffer *reply, struct failure *failure) {
-    (void)reply;
     struct configuration *configuration = calloc(1, sizeof *configuration);
     if (!configuration)
         return fail(failure, ENOMEM, "no memory for the configuration");
     int code = parse_configuration(request, configuration, failure);
     if (!code)
         code = apply(configuration, failure);
+    if (!code)
+        put_number(reply, TAG_INIT, chosen_init);
     struct strings *all[] = {&configuration->nameservers, &configuration->searches, &configuration->hosts,
                              &configuration->keys,        &configuration->volumes,  &configuration->directories,
-                             &configuration->environment};
+                             &configuration->environment, &configuration->words};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         strings_free(all[i]);
+    free(configuration->directory);
     free(configuration);
     return code;
 }

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <limits.h>
+#include <search.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,10 +13,9 @@
 #include <unistd.h>
 
 #include "call.h"
+#include "namespace.h"
 #include "process.h"
 #include "session.h"
-
-#define USUAL_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 enum { PATH_LIMIT = 4096 };
 
@@ -41,7 +41,7 @@ static struct strings read_strings(struct bytes request, uint16_t wanted, size_t
     while (strings.items != NULL && fields_next(&fields, &tag, &value)) {
         if (tag != wanted)
             continue;
-        char *text = value_string(value, MAX_PAYLOAD);
+        char *text = value_string(value, MAX_REQUEST);
         if (text == NULL)
             return (struct strings){NULL, 0};
         strings.items[strings.count++] = text;
@@ -49,15 +49,25 @@ static struct strings read_strings(struct bytes request, uint16_t wanted, size_t
     return strings;
 }
 
-/* Adds NAME=value, replacing an earlier value of that name. */
+static int compare_names(const void *left, const void *right) {
+    const char *a = *(char *const *)left, *b = *(char *const *)right;
+    while (*a == *b && *a != '=')
+        a++, b++;
+    return (*a != '=' ? (unsigned char)*a : 0) - (*b != '=' ? (unsigned char)*b : 0);
+}
+
+/* Adds NAME=value, replacing an earlier value of that name; there may be as many as fit into 2 MiB. */
 static void set_variable(struct strings *environment, char *variable) {
-    size_t name = strcspn(variable, "=") + 1;
-    for (size_t i = 0; i < environment->count; i++)
-        if (strncmp(environment->items[i], variable, name) == 0) {
-            environment->items[i] = variable;
-            return;
-        }
-    environment->items[environment->count++] = variable;
+    static void *names; /* where the variable of each name stands */
+    char **place = &environment->items[environment->count];
+    *place = variable;
+    char ***found = tsearch(place, &names, compare_names);
+    if (found == NULL || *found == place) {
+        environment->count++;
+    } else {
+        **found = variable;
+        *place = NULL;
+    }
 }
 
 static char *variable(const char *name, const char *value) {
@@ -93,6 +103,16 @@ static int make_environment(const struct account *account, struct bytes request,
         set_variable(environment, given.items[i]);
     }
     return 0;
+}
+
+/* Programs open /dev/stdout and the like anew, by the permissions of the pipe that it is. So it becomes the user's, and
+ * those may open it who become somebody else later. No others come by it: it has no name but in /proc of its holders. */
+static void give_streams(const struct account *account) {
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+        struct stat status;
+        if (fstat(fd, &status) == 0 && S_ISFIFO(status.st_mode) && fchown(fd, account->uid, (gid_t)-1) == 0)
+            fchmod(fd, 0666);
+    }
 }
 
 static int become(const struct account *account, struct failure *failure) {
@@ -182,7 +202,10 @@ static void run_command(const void *context, struct failure *failure) {
     }
     if (account_find(user.count > 0 ? user.items[user.count - 1] : "root", &account, failure) != 0 ||
         make_environment(&account, command->request, &environment, failure) != 0 ||
-        (command->terminal && take_terminal(&account, failure) != 0) || become(&account, failure) != 0 ||
+        (command->terminal && take_terminal(&account, failure) != 0))
+        return;
+    give_streams(&account);
+    if (become(&account, failure) != 0 ||
         enter_directory(&account, read_strings(command->request, TAG_CWD, 0), failure) != 0)
         return;
     if (arguments.count == 0) {
@@ -271,6 +294,8 @@ int exec_open(struct channel *channel, struct bytes request, struct failure *fai
     }
     if ((channel->flags & EXEC_MAIN) && !process_main_reserve())
         return fail(failure, EBUSY, "the main command is still running");
+    if ((channel->flags & EXEC_INIT) && namespace_there())
+        return fail(failure, EBUSY, "a command is PID 1 already, and still running");
     channel->terminal = command.terminal;
     channel->start = exec_start;
     int code = command.terminal ? open_terminal(&plumbing, size, failure)

@@ -62,7 +62,7 @@ static enum parsed find_hello(struct parser *parser, struct frame *frame) {
 }
 
 static bool header_good(const uint8_t *data) {
-    return data[2] >= FRAME_HELLO && data[2] <= FRAME_CLOSE && get_u32(data + 8) <= MAX_PAYLOAD &&
+    return data[2] >= FRAME_HELLO && data[2] <= FRAME_PART && get_u32(data + 8) <= MAX_PAYLOAD &&
            get_u32(data + 12) == (crc32(data, 12) | 1);
 }
 

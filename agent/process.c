@@ -13,6 +13,9 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "call.h"
+#include "namespace.h"
+
 enum { PIPE_SIZE = 1024 * 1024, REPORT_FD = 3, DESCRIPTOR_LIMIT = 65536 };
 
 static struct {
@@ -96,10 +99,12 @@ _Noreturn static void child_begin(const struct plumbing *plumbing, int report, c
     struct failure failure;
     memset(&failure, 0, sizeof failure);
     setsid();
+    namespace_enter(&failure);
     arrange_descriptors(plumbing, report);
     reset_process();
     loop_signal_mask(false);
-    run(context, &failure);
+    if (failure.code == 0)
+        run(context, &failure);
     /* Shorter than PIPE_BUF: written as a whole or not at all. */
     _exit(write(REPORT_FD, &failure, sizeof failure) == sizeof failure ? 127 : 126);
 }
@@ -128,14 +133,13 @@ int process_spawn(struct channel *channel, struct plumbing *plumbing, child_main
         plumbing_close(plumbing);
         return fail(failure, ENOMEM, "cannot watch another descriptor");
     }
-    pid_t pid = fork();
+    pid_t pid = namespace_fork((channel->flags & EXEC_INIT) && !channel->tree, failure);
     if (pid == 0)
         child_begin(plumbing, report[1], run, context);
-    int error = errno;
     close(report[1]);
     plumbing_close(plumbing);
     if (pid < 0)
-        return fail(failure, error, "cannot make a process: %s", strerror(error));
+        return failure->code;
     channel->pid = pid;
     return 0;
 }
@@ -168,6 +172,9 @@ void process_reap(void) {
             main_command.kind = kind;
             main_command.value = value;
         }
+        /* reboot(2) in a PID namespace ends its PID 1 by these signals, which no other way does: reboot(2). */
+        if (namespace_ended(pid) && kind == 1 && (value == SIGHUP || value == SIGINT) && boot_is_init())
+            call_signal(value == SIGHUP ? SIGINT : SIGUSR2);
         struct channel *channel = channel_of_process(pid);
         if (channel != NULL)
             channel_exited(channel, kind, value);

@@ -20,7 +20,8 @@ void plumbing_close(struct plumbing *plumbing);
 typedef void child_main(const void *context, struct failure *failure);
 
 /* Forks: the child runs `run` in a session of its own with just its three descriptors. The channel gets the agent's
- * ends, the pid and the report. The plumbing is used up in any case. 0, or the errno in `failure`. */
+ * ends, the pid and the report. The plumbing is used up in any case. With EXEC_INIT in the channel's flags the child is
+ * PID 1 of a namespace, in which all others run while it lives. 0, or the errno in `failure`. */
 int process_spawn(struct channel *channel, struct plumbing *plumbing, child_main *run, const void *context,
                   struct failure *failure);
 /* What the child reported: 1 a failure, 0 nothing and it cannot any more, -1 not known yet. */

@@ -11,7 +11,7 @@
 #include "system.h"
 
 /* A page ends early enough for others to have their turn, and for the longest entry to fit into its frame. */
-enum { AT_ONCE = 256, LARGEST_ENTRY = 1024, COMMAND_SIZE = 512, KNOWN_USERS = 32 };
+enum { AT_ONCE = 256, LARGEST_ENTRY = 1280, COMMAND_SIZE = 512, KNOWN_USERS = 32 };
 
 struct user {
     uid_t uid;

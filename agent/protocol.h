@@ -1,4 +1,4 @@
-/* Constants of the guest protocol, version 1; docs/guest-protocol.md says what they mean. */
+/* Constants of the guest protocol, version 2; docs/guest-protocol.md says what they mean. */
 #ifndef BANGER_PROTOCOL_H
 #define BANGER_PROTOCOL_H
 
@@ -17,11 +17,13 @@
  * Zero bytes between frames are skipped.
  */
 enum {
-    PROTOCOL_VERSION = 1,
+    OLDEST_VERSION = 1, /* without PART */
+    PROTOCOL_VERSION = 2,
     HEADER_SIZE = 16,
     TRAILER_SIZE = 4,
     MAX_FRAME = 65536,
     MAX_PAYLOAD = MAX_FRAME - HEADER_SIZE - TRAILER_SIZE,
+    MAX_REQUEST = 4 * 1024 * 1024, /* payload of an OPEN with its PARTs: twice what Linux takes of a command's words */
     HELLO_SIZE = 32,
     NONCE_SIZE = 16,
     INITIAL_WINDOW = 512 * 1024, /* bytes of DATA either side may send on a new channel before WINDOW arrives */
@@ -49,6 +51,7 @@ enum frame_type {
     FRAME_RESIZE = 9, /* u16 rows, u16 columns */
     FRAME_EXIT = 10,  /* u32 0: exited, 1: ended by a signal; u32 status or signal; the last frame before CLOSE */
     FRAME_CLOSE = 11, /* no payload: the sender has forgotten the channel; answered by CLOSE unless already sent */
+    FRAME_PART = 12,  /* the next bytes of the payload of the OPEN that comes for this channel; from version 2 on */
 };
 
 /* Streams of a channel. */
@@ -77,9 +80,9 @@ enum open_kind {
 /* A field is u16 tag, u32 length, value. Numbers are u64. "nested": the value is fields again. A tag may repeat where
  * the comment has a *. Unknown tags are ignored. Strings hold no NUL. */
 enum tag {
-    TAG_ARG = 1,       /* * exec: one word of argv; none: the user's login shell */
+    TAG_ARG = 1,       /* * exec: one word of argv; none: the user's login shell. configure: of what INIT is decided by */
     TAG_ENV = 2,       /* * exec, configure: NAME=value */
-    TAG_CWD = 3,       /* exec: default is the user's home directory, or / */
+    TAG_CWD = 3,       /* exec: default is the user's home directory, or /. configure: where ARG starts, default / */
     TAG_USER = 4,      /* exec: NAME, UID, NAME:GROUP or UID:GID; default root. write tree: owner of all that is written.
                         * process: NAME, or UID where that has none */
     TAG_TERMINAL = 5,  /* exec: a pty of (rows << 16 | columns) */
@@ -110,7 +113,7 @@ enum tag {
     TAG_FSTYPE = 33,
     TAG_TARGET = 34,
     TAG_READONLY = 35,   /* number, 0 or 1 */
-    TAG_INIT = 36,       /* configure: 0 the agent stays PID 1, 1 the image's /sbin/init */
+    TAG_INIT = 36,       /* configure: enum init_mode; configure reply: what was chosen, never INIT_AUTO */
     TAG_VOLUME = 37,     /* * configure: directory that lies on the overlay disk itself, not on overlayfs */
     TAG_DIRECTORY = 38,  /* * configure: directory that is made when it is missing */
 
@@ -163,6 +166,7 @@ enum exec_flags {
     EXEC_DETACHED = 1, /* no channel data: standard input is /dev/null, EXIT is not awaited, survives the session */
     EXEC_LOG = 2,      /* its output is also written to the log port */
     EXEC_MAIN = 4,     /* the main command: its end is kept for WAIT and HEALTH */
+    EXEC_INIT = 8,     /* it is PID 1 of a PID namespace, which later commands and trees join while it lives */
 };
 
 enum tree_flags {
@@ -176,6 +180,13 @@ enum disk_role {
     ROLE_HOME = 3,    /* ext4, mounted at /root */
     ROLE_MODULES = 4, /* squashfs, mounted at /lib/modules/<uname -r> */
     ROLE_OTHER = 5,   /* mounted at TARGET */
+};
+
+enum init_mode {
+    INIT_AGENT = 0,   /* the agent stays PID 1 */
+    INIT_IMAGE = 1,   /* an init of the image: ARG, or without them what stands at an init's place */
+    INIT_AUTO = 2,    /* as ARG turns out to be; from version 2 on */
+    INIT_COMMAND = 3, /* the agent, and the main command is to be run with EXEC_INIT; from version 2 on */
 };
 
 enum guest_state {

@@ -10,6 +10,7 @@
 #include "call.h"
 #include "channel.h"
 #include "loop.h"
+#include "request.h"
 #include "ring.h"
 #include "system.h"
 #include "wire.h"
@@ -26,6 +27,7 @@ static struct parser parser;
 static uint8_t output_data[OUTPUT_CAPACITY];
 static struct ring output = {output_data, OUTPUT_CAPACITY, 0, 0};
 static bool violated, host_only;
+static uint16_t version; /* of the protocol, in this session */
 static int64_t gone_ms; /* when the host will be taken for gone; 0: it is there */
 
 bool session_use_port(int fd) { return watch_open(&port, fd); }
@@ -48,6 +50,7 @@ static void session_end(void) {
     output.start = output.length = 0;
     parser.synced = false;
     violated = false;
+    request_forget();
     channels_hangup();
 }
 
@@ -85,11 +88,12 @@ static void hello(struct bytes payload) {
     uint8_t reply[HELLO_SIZE] = {0};
     uint16_t oldest = get_u16(payload.data + NONCE_SIZE), newest = get_u16(payload.data + NONCE_SIZE + 2);
     session_end();
-    parser.synced = oldest <= PROTOCOL_VERSION && PROTOCOL_VERSION <= newest;
+    version = newest < PROTOCOL_VERSION ? newest : PROTOCOL_VERSION;
+    parser.synced = version >= OLDEST_VERSION && version >= oldest;
     memcpy(reply, payload.data, NONCE_SIZE);
     if (parser.synced) {
-        put_u16(reply + NONCE_SIZE, PROTOCOL_VERSION);
-        put_u16(reply + NONCE_SIZE + 2, PROTOCOL_VERSION);
+        put_u16(reply + NONCE_SIZE, version);
+        put_u16(reply + NONCE_SIZE + 2, version);
     }
     session_send(FRAME_HELLO, 0, 0, reply, sizeof reply);
 }
@@ -99,6 +103,8 @@ static void handle_frame(const struct frame *frame) {
         hello(frame->payload);
     else if (frame->type == FRAME_HELLO || frame->channel == 0)
         violated = true;
+    else if (frame->type == FRAME_PART)
+        violated = version < 2 || !request_part(frame->channel, frame->payload);
     else if (frame->type == FRAME_OPEN)
         call_open(frame->channel, frame->payload);
     else

@@ -1,11 +1,13 @@
 /* CALL_STAT: what kind of thing stands at a path of the guest. */
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "namespace.h"
 #include "tar.h"
 
 int call_stat(struct fields *request, struct buffer *reply, struct failure *failure) {
@@ -29,9 +31,12 @@ int call_stat(struct fields *request, struct buffer *reply, struct failure *fail
     }
     struct stat status;
     ssize_t length = 0;
-    int code = (flags & TREE_FOLLOW ? stat(path, &status) : lstat(path, &status)) < 0 ? errno : 0;
-    if (!code && S_ISLNK(status.st_mode) && (length = readlink(path, target, sizeof target)) < 0)
+    int fd = namespace_open(path, O_PATH | (flags & TREE_FOLLOW ? 0 : O_NOFOLLOW));
+    int code = fd < 0 || fstat(fd, &status) < 0 ? errno : 0;
+    if (!code && S_ISLNK(status.st_mode) && (length = readlinkat(fd, "", target, sizeof target)) < 0)
         code = errno;
+    if (fd >= 0)
+        close(fd);
     if (code) {
         fail(failure, code, "cannot stat %s: %s", SHOW(path), strerror(code));
     } else {

@@ -15,8 +15,11 @@ void console_print(const char *format, ...) __attribute__((format(printf, 1, 2))
 bool boot_in_guest(void);
 /* True where a guest that powers off is not seen to, so that it has to reset instead: Firecracker. */
 bool boot_resets_only(void);
-/* Looks for an init in the image and remembers it for boot_run_init; 0 or an errno. */
-int boot_choose_init(struct failure *failure);
+/* Remembers an init of the image for boot_run_init: `words` (ends with NULL), which are started in `directory` and stay
+ * where they are, or without any the one that is found in the usual places. 0 or an errno. */
+int boot_choose_init(char **words, const char *directory, struct failure *failure);
+/* The PATH that configure gave, or the usual one. */
+const char *boot_path(void);
 /* Calls `found` now and after each change of the device tree until it is true or `wait_ms` are over. */
 bool device_wait(bool (*found)(void *context), void *context, int wait_ms);
 

@@ -34,16 +34,20 @@ static char *read_database(const char *path) {
     return text;
 }
 
-/* Splits the line at *rest into exactly `count` parts at colons and moves on to the next line; false at the end. Lines
- * with fewer parts are skipped. */
+/* Splits the line at *rest into `count` parts at colons, "" where it has fewer, and moves on to the next line; false at
+ * the end. Empty lines, comments and the entries that name other databases (+ and -, nsswitch.conf(5)) are skipped. */
 static bool next_entry(char **rest, char *parts[], int count) {
+    static char missing[] = "";
     char *line;
     while ((line = strsep(rest, "\n")) != NULL) {
-        int found = 0;
-        while (found < count && line != NULL)
-            parts[found++] = strsep(&line, ":");
-        if (found == count && parts[0][0] != 0 && parts[0][0] != '#')
-            return true;
+        line += strspn(line, " \t\r");
+        for (size_t length = strlen(line); length > 0 && strchr(" \t\r", line[length - 1]) != NULL;)
+            line[--length] = 0;
+        if (*line == 0 || strchr(":#+-", *line) != NULL)
+            continue;
+        for (int i = 0; i < count; i++)
+            parts[i] = line != NULL ? strsep(&line, ":") : missing;
+        return true;
     }
     return false;
 }
@@ -68,20 +72,25 @@ static void copy(char *to, size_t size, const char *text, const char *otherwise)
     snprintf(to, size, "%s", *text != 0 && strlen(text) < size ? text : otherwise);
 }
 
-/* Fills the account from the first entry with that name, or else with that number. */
+/* An id of an entry; one that is left out is 0, as container engines have it. */
+static bool entry_id(const char *text, uint32_t *id) {
+    *id = 0;
+    return *text == 0 || parse_id(text, id);
+}
+
+/* Fills the account from the first entry with that number, or with that name if it is none. */
 static bool find_passwd(const char *user, struct account *account) {
     char *text = read_database("/etc/passwd");
     uint32_t wanted = 0;
-    bool numeric = parse_id(user, &wanted), named = false, found = false;
+    bool numeric = parse_id(user, &wanted), found = false;
     char *rest = text, *parts[7];
-    while (text != NULL && !named && next_entry(&rest, parts, 7)) {
+    while (text != NULL && !found && next_entry(&rest, parts, 7)) {
         uint32_t uid, gid;
-        if (!parse_id(parts[2], &uid) || !parse_id(parts[3], &gid) || strlen(parts[0]) >= sizeof account->name)
+        if (!entry_id(parts[2], &uid) || !entry_id(parts[3], &gid) || strlen(parts[0]) >= sizeof account->name)
             continue;
-        named = strcmp(parts[0], user) == 0;
-        if (!named && (found || !numeric || uid != wanted))
+        found = numeric ? uid == wanted : strcmp(parts[0], user) == 0;
+        if (!found)
             continue;
-        found = true;
         account->uid = uid;
         account->gid = gid;
         copy(account->name, sizeof account->name, parts[0], "");
@@ -93,13 +102,15 @@ static bool find_passwd(const char *user, struct account *account) {
 }
 
 static bool find_group(const char *group, gid_t *gid) {
+    if (parse_id(group, gid))
+        return true;
     char *text = read_database("/etc/group");
     char *rest = text, *parts[4];
     bool found = false;
     while (text != NULL && !found && next_entry(&rest, parts, 4))
-        found = strcmp(parts[0], group) == 0 && parse_id(parts[2], gid);
+        found = strcmp(parts[0], group) == 0 && entry_id(parts[2], gid);
     free(text);
-    return found || parse_id(group, gid);
+    return found;
 }
 
 static bool is_member(char *members, const char *name) {
@@ -117,7 +128,7 @@ static void add_groups(struct account *account) {
     uint32_t gid;
     size_t limit = sizeof account->groups / sizeof account->groups[0];
     while (text != NULL && account->group_count < limit && next_entry(&rest, parts, 4))
-        if (parse_id(parts[2], &gid) && gid != account->gid && is_member(parts[3], account->name))
+        if (entry_id(parts[2], &gid) && gid != account->gid && is_member(parts[3], account->name))
             account->groups[account->group_count++] = gid;
     free(text);
 }

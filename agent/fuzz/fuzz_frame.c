@@ -268,6 +268,8 @@ static void write_seeds(const char *directory) {
     for (size_t i = 0; i < sizeof streams; i++) {
         uint8_t seed[] = {
             1,
+            FRAME_PART, 8, 0, 1, 0, 1, CALL_HEALTH,
+            FRAME_OPEN, 8, 0, 1, 0, 0,
             FRAME_OPEN, 7, 0, 16, 0, 16, streams[i], 0,
             TAG_FLAGS, 0, 8, 0, 0, 0, i % 2 ? EXEC_LOG : 0, 0, 0, 0, 0, 0, 0, 0,
             FRAME_DATA, 7, 0, 0xec, 0xff, 2, 'a', 'b',

@@ -224,7 +224,7 @@ static void test_bad_headers(void) {
     static const struct {
         uint8_t type;
         uint32_t length;
-    } bad[] = {{0, 0}, {FRAME_CLOSE + 1, 0}, {FRAME_DATA, MAX_PAYLOAD + 1}, {FRAME_DATA, UINT32_MAX}};
+    } bad[] = {{0, 0}, {FRAME_PART + 1, 0}, {FRAME_DATA, MAX_PAYLOAD + 1}, {FRAME_DATA, UINT32_MAX}};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         uint8_t header[HEADER_SIZE];
         frame_header(header, bad[i].type, 0, 5, bad[i].length);
@@ -325,16 +325,50 @@ static void check_accounts(void) {
     account = found("77:88");
     CHECK(account.uid == 77 && account.gid == 88 && strcmp(account.home, "/") == 0 &&
           strcmp(account.shell, "/bin/sh") == 0);
-    /* A name of digits wins over the number. */
+    /* Digits are an id, whatever names there are. */
     account = found("2000");
-    CHECK(account.uid == 5 && strcmp(account.home, "/") == 0 && strcmp(account.shell, "/bin/sh") == 0);
-    CHECK(missing("bob") == ESRCH && missing("ann:nobodies") == ESRCH && missing("short") == ESRCH);
+    CHECK(account.uid == 2000 && strcmp(account.home, "/other") == 0);
+    account = found("ann:44");
+    CHECK(account.gid == 44);
+    CHECK(missing("bob") == ESRCH && missing("ann:nobodies") == ESRCH && missing("bad") == ESRCH);
     account = found(":video");
     CHECK(account.uid == 0 && account.gid == 44 && account.group_count == 1);
     account = found("ann:");
     CHECK(account.uid == 1000 && account.gid == 1001 && account.group_count == 3);
     CHECK(missing("") == EINVAL && missing(":") == EINVAL && missing("4294967295") == ESRCH);
     CHECK(missing("99999999999999999999") == ESRCH && missing("-1") == ESRCH);
+}
+
+static bool is(const char *user, uid_t uid, gid_t gid, const char *home, const char *shell) {
+    struct account account = found(user);
+    return account.uid == uid && account.gid == gid && strcmp(account.home, home) == 0 &&
+           strcmp(account.shell, shell) == 0;
+}
+
+/* What images have in their databases that were not made by useradd. */
+static void check_odd_databases(void) {
+    write_file("etc/passwd", "+::::::\n-mallory\n  \n\troot:x:0:0::/root:/bin/ash\r\n# x:x:1:1\nfour:x:1000:1000\r\n"
+                             "five:x:1001:1001:Five\nthree:x:1002\nsix:x:1003:1003::/six\none\nempty:x:::::\n"
+                             ":x:7:7::/:/bin/sh\nlarge:x:4294967294:4294967294::/:/bin/sh\n"
+                             "larger:x:4294967296:1::/:/bin/sh\n");
+    FILE *group = fopen("etc/group", "w");
+    CHECK(group != NULL && fputs("+\nfour:x:1000\nthin\nmany:x:30:", group) >= 0);
+    for (int i = 0; i < 10000; i++)
+        fprintf(group, "user%d,", i);
+    fputs("four\r\nlast:x:31:four", group);
+    for (int i = 0; i < 100; i++)
+        fprintf(group, "\ng%d:x:%d:six", i, 2000 + i);
+    CHECK(fclose(group) == 0);
+    CHECK(is("root", 0, 0, "/root", "/bin/ash") && is("0", 0, 0, "/root", "/bin/ash"));
+    CHECK(is("four", 1000, 1000, "/", "/bin/sh") && is("1000", 1000, 1000, "/", "/bin/sh"));
+    CHECK(is("five", 1001, 1001, "/", "/bin/sh") && is("three", 1002, 0, "/", "/bin/sh"));
+    CHECK(is("six", 1003, 1003, "/six", "/bin/sh") && is("one", 0, 0, "/", "/bin/sh"));
+    CHECK(is("empty", 0, 0, "/", "/bin/sh") && is("1234", 1234, 0, "/", "/bin/sh"));
+    CHECK(is("large", 4294967294, 4294967294, "/", "/bin/sh") && is("1234:many", 1234, 30, "/", "/bin/sh"));
+    CHECK(is("five:four", 1001, 1000, "/", "/bin/sh") && is("five:thin", 1001, 0, "/", "/bin/sh"));
+    struct account account = found("1000");
+    CHECK(account.group_count == 3 && account.groups[1] == 30 && account.groups[2] == 31);
+    CHECK(found("six").group_count == 101);
 }
 
 /* In a directory that becomes the root of a child process, as the paths are fixed. */
@@ -351,7 +385,8 @@ static void test_accounts(void) {
                                  "2000:x:5:5:::\nlast:x:9:9::/:/bin/false");
         write_file("etc/group", "root:x:0:\nsudo:x:27:bob,ann\nvideo:x:44:ann\nann:x:1001:ann\nannex:x:45:anna,nn\n");
         check_accounts();
-        CHECK(found("last").uid == 9);
+        CHECK(found("last").uid == 9 && found("short").gid == 7);
+        check_odd_databases();
         /* A fifo must not block, nor be believed. */
         CHECK(unlink("etc/passwd") == 0 && mkfifo("etc/passwd", 0600) == 0);
         CHECK(missing("ann") == ESRCH && found("0").uid == 0);

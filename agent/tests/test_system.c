@@ -243,8 +243,15 @@ static void test_configure(void) {
     request.length--;
     CHECK(call(call_configure, &request, &reply) == EBADMSG);
     buffer_free(&request);
-    for (size_t i = 0; i < 1025; i++)
-        put_string(&request, TAG_SEARCH, "lan");
+    /* As many variables as there are, of what Linux takes in one. */
+    for (size_t i = 0; i < 5000; i++)
+        put_string(&request, TAG_ENV, "A=1");
+    char longest[128 * 1024 + 1];
+    memset(longest, '=', sizeof longest);
+    put_bytes(&request, TAG_ENV, longest, sizeof longest - 2);
+    CHECK(call(call_configure, &request, &reply) == 0 && strlen(configured_environment[5000]) == sizeof longest - 2);
+    buffer_free(&request);
+    put_bytes(&request, TAG_ENV, longest, sizeof longest - 1);
     CHECK(call(call_configure, &request, &reply) == EINVAL);
     buffer_free(&request);
     put_number(&request, TAG_TIME, 1);

@@ -16,6 +16,7 @@ from pathlib import Path
 from banger.guest.agent import Agent, ExecRequest
 from banger.guest.protocol import (
     MAX_FRAME,
+    PROTOCOL_VERSION,
     Frame,
     FrameParser,
     FrameType,
@@ -216,7 +217,7 @@ class RawHost:
         self.open(channel, OpenKind.EXEC, encode_fields([(Tag.ARG, word) for word in request.argv]))
         assert self.receive()[:3] == (FrameType.REPLY, 0, channel)
 
-    def greet(self, oldest: int = 1, newest: int = 1) -> tuple[int, int]:
+    def greet(self, oldest: int = 1, newest: int = PROTOCOL_VERSION) -> tuple[int, int]:
         """Begin a session; the versions of the answer."""
         nonce = os.urandom(16)
         self._parser, self._frames = FrameParser(nonce), []

@@ -16,6 +16,7 @@ import pytest
 
 from banger.api.errors import BangerError, Code
 from banger.guest.agent import Agent, ExecRequest, GuestConfig, guest_errors
+from banger.guest.arguments import HINT, MOST_EACH, check_words
 from banger.guest.session import AgentError, Channel, ChannelClosed, Data, End, Exit
 from tests.process.agents import TIMEOUT, AgentProcess, Fifo, Reader, collect, feed, reports_signal, run
 
@@ -109,6 +110,53 @@ async def test_a_user_by_name_and_by_number(agent: Agent, user: str) -> None:
 async def test_a_user_with_a_group_and_one_without_an_account(agent: Agent, user: str, ids: str) -> None:
     output = await run(agent, "sh", "-c", 'echo "$(id -u) $(id -g) "', user=user, cwd="/")
     assert output.stdout.decode().startswith(ids)
+
+
+@needs_root
+@pytest.mark.parametrize("user", ["root", "daemon", "54321:12345"])
+async def test_the_standard_streams_are_the_users(agent: Agent, user: str, log: Path) -> None:
+    script = (
+        "for name in out err; do echo $name >/dev/std$name; done; echo out >>/proc/self/fd/1; echo err >/dev/fd/2;"
+        "cat /dev/stdin; stat -Lc %u /dev/stdin /dev/stdout /dev/stderr"
+    )
+    output = await run(agent, "sh", "-c", script, user=user, cwd="/", input=b"typed\n")
+    uid = b"%d\n" % {"root": 0, "daemon": 1}.get(user, 54321)
+    assert (output.stdout, output.stderr) == (b"out\nout\ntyped\n" + 3 * uid, b"err\nerr\n")
+    await agent.spawn(ExecRequest(("sh", "-c", script), cwd="/", user=user, log=True, main=True))
+    assert await agent.wait_main() == Exit(False, 0)
+    assert b"out\n" in log.read_bytes()
+
+
+@needs_root
+async def test_the_standard_streams_of_one_who_becomes_another(agent: Agent) -> None:
+    become = "import os; os.setgroups([]); os.setgid(1234); os.setuid(1234); open('/dev/stdout', 'w').write('other')"
+    output = await run(agent, sys.executable, "-c", become, user="daemon" if os.geteuid() else "root", cwd="/")
+    assert (output.stdout, output.stderr) == (b"other", b"")
+
+
+async def test_the_longest_argument_and_all_that_fit_together(agent: Agent) -> None:
+    output = await run(agent, "/bin/sh", "-c", "echo ${#1}", "sh", "x" * MOST_EACH)
+    assert output.stdout == b"%d\n" % MOST_EACH
+    check_words([], ["x" * MOST_EACH])
+    env = {f"V{number}": "y" * 100_000 for number in range(20)}
+    output = await run(agent, "/bin/sh", "-c", "echo $# ${#V0} ${#V19}", "sh", *["z"] * 1000, env=env)
+    assert output.stdout == b"1000 100000 100000\n"
+    refusal = await _refusal(agent, ExecRequest(("/bin/true", "x" * (MOST_EACH + 1))))
+    assert refusal.errno == errno.E2BIG
+    with pytest.raises(BangerError) as caught, guest_errors("cannot run 'true'", argv=["/bin/true"]):
+        raise refusal
+    assert (caught.value.code, caught.value.hint) == (Code.CANNOT_EXECUTE, HINT)
+    refusal = await _refusal(agent, ExecRequest(("/bin/true", *["x" * MOST_EACH] * 33)))
+    assert refusal.errno == errno.E2BIG
+    assert (await run(agent, "echo", "here")).stdout == b"here\n"
+
+
+async def test_very_many_variables_with_the_last_of_each_name(agent: Agent) -> None:
+    env = {f"V{number}": "given" for number in range(50_000)}
+    await agent.configure(GuestConfig(environment={**env, "V1": "configured", "W": "x" * 100_000}))
+    expected = {**env, "V1": "configured", "V2": "asked", "W": "x" * 100_000}
+    found = await _environment(agent, {"V2": "asked"})
+    assert {name: found.get(name) for name in expected} == expected
 
 
 async def test_an_unknown_user(agent: Agent) -> None:

@@ -16,6 +16,8 @@ from banger.guest.protocol import (
     INITIAL_WINDOW,
     MAX_CHANNELS,
     MAX_PAYLOAD,
+    MAX_REQUEST,
+    PROTOCOL_VERSION,
     FrameType,
     OpenKind,
     Tag,
@@ -37,14 +39,24 @@ def _error(payload: bytes) -> int:
 
 
 def _assert_healthy(host: RawHost) -> None:
-    assert host.greet() == (1, 1)
+    assert host.greet() == (PROTOCOL_VERSION, PROTOCOL_VERSION)
     host.open(1, OpenKind.HEALTH)
     reply = host.receive()
     assert (reply.type, reply.channel) == (FrameType.REPLY, 1)
 
 
 @pytest.mark.parametrize(
-    ("offered", "answered"), [((1, 1), (1, 1)), ((0, 9), (1, 1)), ((2, 9), (0, 0)), ((0, 0), (0, 0)), ((9, 1), (0, 0))]
+    ("offered", "answered"),
+    [
+        ((1, 1), (1, 1)),
+        ((1, 2), (2, 2)),
+        ((2, 2), (2, 2)),
+        ((0, 9), (2, 2)),
+        ((2, 9), (2, 2)),
+        ((3, 9), (0, 0)),
+        ((0, 0), (0, 0)),
+        ((9, 1), (0, 0)),
+    ],
 )
 def test_versions(process: AgentProcess, offered: tuple[int, int], answered: tuple[int, int]) -> None:
     with RawHost(process.socket) as host:
@@ -102,7 +114,8 @@ def test_the_agent_sends_no_more_than_was_granted(process: AgentProcess) -> None
 def test_unknown_tags_and_late_frames_are_ignored(process: AgentProcess) -> None:
     with RawHost(process.socket) as host:
         host.greet()
-        late = [frame_type for frame_type in FrameType if frame_type not in (FrameType.HELLO, FrameType.OPEN)]
+        special = (FrameType.HELLO, FrameType.OPEN, FrameType.PART)
+        late = [frame_type for frame_type in FrameType if frame_type not in special]
         host.send(*(encode_frame(frame_type, 5, b"late") for frame_type in late))
         host.open(6, OpenKind.HEALTH, struct.pack("<HI", 65000, 3) + b"new")
         assert host.receive()[:3] == (FrameType.REPLY, 0, 6)
@@ -138,7 +151,7 @@ def _with_header(channel: int, length: int, frame_type: int, check_error: int = 
         pytest.param(_with_header(1, 0, FrameType.DATA, check_error=2), id="wrong check"),
         pytest.param(_with_header(1, MAX_PAYLOAD + 1, FrameType.DATA), id="giant frame"),
         pytest.param(_with_header(1, 0xFFFFFFFF, FrameType.DATA), id="length of all ones"),
-        pytest.param(_with_header(1, 0, 12), id="unknown type"),
+        pytest.param(_with_header(1, 0, 13), id="unknown type"),
         pytest.param(encode_frame(FrameType.DATA, 1, b"x" * 100)[:-4] + bytes(4), id="wrong trailer"),
         pytest.param(encode_frame(FrameType.HELLO, 0, b"short"), id="short hello"),
         pytest.param(encode_frame(FrameType.DATA, 0, b"x"), id="data for the session"),
@@ -151,6 +164,21 @@ def _with_header(channel: int, length: int, frame_type: int, check_error: int = 
         pytest.param(encode_frame(FrameType.WINDOW, 1, b"abc"), id="short window"),
         pytest.param(encode_frame(FrameType.RESIZE, 1, b"abcde"), id="long resize"),
         pytest.param(encode_frame(FrameType.SIGNAL, 1), id="empty signal"),
+        pytest.param(encode_frame(FrameType.PART, 0, b"x"), id="a part for the session"),
+        pytest.param(encode_frame(FrameType.PART, 2) + encode_frame(FrameType.PART, 3), id="parts of two requests"),
+        pytest.param(
+            encode_frame(FrameType.PART, 2, b"\x12") + encode_frame(FrameType.OPEN, 3, b"\x12\0"), id="parts of another"
+        ),
+        pytest.param(
+            encode_frame(FrameType.PART, 1, b"\x12") + encode_frame(FrameType.OPEN, 1, b"\0"),
+            id="parts for an id in use",
+        ),
+        pytest.param(
+            encode_frame(FrameType.PART, 2, b"\1") + encode_frame(FrameType.OPEN, 2), id="parts without a kind"
+        ),
+        pytest.param(
+            encode_frame(FrameType.PART, 2, bytes(MAX_PAYLOAD)) * (MAX_REQUEST // MAX_PAYLOAD + 1), id="endless parts"
+        ),
         # the command reads nothing: its pipe takes a megabyte and the window half of one
         pytest.param(encode_frame(FrameType.DATA, 1, bytes(MAX_PAYLOAD)) * 64, id="credit overrun"),
     ],
@@ -170,6 +198,36 @@ async def test_a_broken_rule_ends_the_session_and_not_the_agent(
         host.open(1, OpenKind.WAIT)
         assert host.receive()[:3] == (FrameType.REPLY, 0, 1)
         assert host.silent()
+
+
+def test_a_request_in_parts_of_any_size(process: AgentProcess) -> None:
+    whole = OpenKind.EXEC.to_bytes(2, "little") + encode_fields([(Tag.ARG, "echo"), (Tag.ARG, "x" * 300)])
+    with RawHost(process.socket) as host:
+        host.greet()
+        for number, step in enumerate((1, 2, 7, 100, len(whole)), 1):
+            pieces = [whole[start : start + step] for start in range(0, len(whole), step)]
+            host.send(*(encode_frame(FrameType.PART, number, piece) for piece in pieces[:-1]))
+            host.send(encode_frame(FrameType.OPEN, number, pieces[-1]))
+            assert host.receive()[:3] == (FrameType.REPLY, 0, number)
+            assert host.receive().payload == b"x" * 300 + b"\n"
+            while host.receive().type is not FrameType.CLOSE:
+                pass
+
+
+def test_a_session_of_the_first_version_has_no_parts(process: AgentProcess) -> None:
+    with RawHost(process.socket) as host:
+        assert host.greet(1, 1) == (1, 1)
+        host.send(encode_frame(FrameType.PART, 1, b"\x12"))
+        host.open(1, OpenKind.HEALTH)
+        _assert_healthy(host)
+
+
+def test_the_parts_of_an_ended_session_are_forgotten(process: AgentProcess) -> None:
+    with RawHost(process.socket) as host:
+        for _ in range(3):
+            host.greet()
+            host.send(*(encode_frame(FrameType.PART, 1, bytes(MAX_PAYLOAD)) for _ in range(60)))
+            _assert_healthy(host)
 
 
 @pytest.mark.parametrize("round", range(5))

@@ -10,13 +10,17 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from banger.guest.agent import Agent, ExecRequest
+from banger.api.errors import BangerError, Code
+from banger.guest.agent import Agent, ExecRequest, GuestConfig, guest_errors
 from banger.guest.protocol import (
     GUEST_CHANNELS,
     INITIAL_WINDOW,
     MAX_CHANNELS,
     MAX_FRAME,
     MAX_PAYLOAD,
+    MAX_REQUEST,
+    PROTOCOL_VERSION,
+    Fields,
     FieldValue,
     Frame,
     FrameParser,
@@ -38,8 +42,9 @@ TIMEOUT = 30.0
 class FakeAgent:
     """Speaks raw frames over its end of a socket pair."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: socket.socket, version: int = PROTOCOL_VERSION) -> None:
         end.setblocking(False)
+        self.version = version
         self.socket = end
         self._loop = asyncio.get_running_loop()
         self._parser = FrameParser()
@@ -63,8 +68,8 @@ class FakeAgent:
 
     async def greet(self) -> None:
         nonce, oldest, newest = decode_hello((await self.expect(FrameType.HELLO)).payload)
-        assert (oldest, newest) == (1, 1)
-        await self.send(encode_hello(nonce, 1, 1))
+        assert (oldest, newest) == (1, PROTOCOL_VERSION)
+        await self.send(encode_hello(nonce, self.version, self.version))
 
 
 @pytest.fixture
@@ -75,8 +80,10 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 @asynccontextmanager
-async def _connected(ends: tuple[socket.socket, socket.socket]) -> AsyncIterator[tuple[AgentSession, FakeAgent]]:
-    fake = FakeAgent(ends[1])
+async def _connected(
+    ends: tuple[socket.socket, socket.socket], version: int = PROTOCOL_VERSION
+) -> AsyncIterator[tuple[AgentSession, FakeAgent]]:
+    fake = FakeAgent(ends[1], version)
     async with asyncio.timeout(TIMEOUT), asyncio.TaskGroup() as group:
         greeting = group.create_task(fake.greet())
         session = await AgentSession.connect(ends[0], TIMEOUT)
@@ -144,7 +151,7 @@ async def test_zeros_without_end_are_no_answer(ends: tuple[socket.socket, socket
         await pouring
 
 
-@pytest.mark.parametrize("versions", [(0, 0), (2, 2), (1, 2)])
+@pytest.mark.parametrize("versions", [(0, 0), (3, 3), (1, 2)])
 async def test_an_agent_without_a_common_version_is_refused(
     ends: tuple[socket.socket, socket.socket], versions: tuple[int, int]
 ) -> None:
@@ -415,5 +422,37 @@ async def test_values_from_the_guest_are_checked(pair: tuple[AgentSession, FakeA
 
 async def test_a_request_that_does_not_fit_is_refused_here(pair: tuple[AgentSession, FakeAgent]) -> None:
     with pytest.raises(AgentError) as caught:
-        await Agent(pair[0]).exec(ExecRequest(("x" * MAX_PAYLOAD,)))
+        await Agent(pair[0]).exec(ExecRequest(("x" * MAX_REQUEST,)))
     assert caught.value.errno == errno.E2BIG
+
+
+async def test_a_long_request_goes_in_parts(pair: tuple[AgentSession, FakeAgent]) -> None:
+    session, fake = pair
+    words = ("x" * 100_000, "y" * MAX_PAYLOAD, "")
+    asking = asyncio.create_task(Agent(session).spawn(ExecRequest(words)))
+    payload = b""
+    while (frame := await fake.receive()).type is FrameType.PART:
+        payload += frame.payload
+    assert frame.type is FrameType.OPEN
+    payload += frame.payload
+    assert Fields(payload[2:]).strings(Tag.ARG) == list(words)
+    await fake.send(encode_frame(FrameType.REPLY, frame.channel, encode_fields([(Tag.PID, 7)])))
+    assert await asking == 7
+
+
+async def test_what_an_old_agent_cannot_take_is_told_with_the_fix(ends: tuple[socket.socket, socket.socket]) -> None:
+    long = GuestConfig(environment={"A": "x", "BIG": "x" * 40_000})
+    many = GuestConfig(environment={f"V{number}": "x" for number in range(1025)})
+    async with _connected(ends, version=1) as (session, fake):
+        agent = Agent(session)
+        with pytest.raises(BangerError, match="older banger") as caught, guest_errors("cannot", argv=["x"]):
+            await agent.exec(ExecRequest(("x" * MAX_PAYLOAD,)))
+        assert (caught.value.code, caught.value.hint[:20]) == (Code.CANNOT_EXECUTE, "create the VM anew t")
+        for config, said in ((long, "'BIG' has 40,004 bytes"), (many, "too many variables")):
+            with pytest.raises(BangerError, match=said) as caught, guest_errors("cannot"):
+                await agent.configure(config)
+            assert "--unset-env" in caught.value.hint
+        asking = asyncio.create_task(agent.spawn(ExecRequest(("x" * (MAX_PAYLOAD - 100),))))
+        number = (await fake.expect(FrameType.OPEN)).channel
+        await fake.send(encode_frame(FrameType.REPLY, number, encode_fields([(Tag.PID, 7)])))
+        assert await asking == 7

@@ -132,7 +132,7 @@ def test_an_image_of_a_registry(daemon: DaemonProcess, push: Pusher) -> None:
     name = push("team/tiny:1.0", configured([BASE, TOP], config=config, created="2026-01-02T03:04:05Z"))
     info = pull(daemon, name)
     assert (info.name, info.arch, info.distro, info.source) == ("tiny-1.0", "amd64", "Tiny 1", f"oci:{name}")
-    assert (info.entrypoint, info.command, info.env) == (["/bin/sh", "-c"], ["id"], ["PATH=/bin", "A=b=c"])
+    assert (info.entrypoint, info.command, info.env) == (["/bin/sh", "-c"], ["id"], ["PATH=/bin", "A=b=c", "none"])
     assert (info.user, info.workdir, info.stop_signal) == ("nobody", "/etc", "SIGQUIT")
     assert (info.exposed_ports, info.volumes, info.labels) == (["80/tcp"], ["/data"], {"who": "me"})
     assert info.created == "2026-01-02T03:04:05Z"

@@ -155,6 +155,7 @@ def show(name: str, as_json: bool) -> None:
             ("created", image.created),
             ("imported", image.imported_at),
             ("used by", ", ".join(image.vms)),
+            *(("warning", warning) for warning in image.warnings),
             ("problem", image.problem),
         ]
     )

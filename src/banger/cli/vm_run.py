@@ -143,7 +143,7 @@ _OPTIONS = (
         help="Lead a free port of 127.0.0.1 to each TCP port that the image exposes.",
     ),
     click.option("--rm", "auto_remove", is_flag=True, help="Remove the VM when it stops."),
-    click.option("--init", type=click.Choice(["agent", "image"]), help="Which init the guest runs."),
+    click.option("--init", type=click.Choice(["auto", "agent", "image", "command"]), help="Who is PID 1 in the guest."),
     click.option("--vmm", type=click.Choice(["auto", "firecracker", "qemu"]), help="What runs the VM."),
     click.option("--shell", is_flag=True, help="A login shell, whatever the image's own command is."),
     click.option("--entrypoint", default=None, metavar="PROGRAM", help="Replace the image's entrypoint."),

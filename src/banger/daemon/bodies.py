@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_BODY = 4 << 20  # twice what Linux lets a command have of arguments and environment
-_MAX_DISCARDED = 16 * MAX_BODY
+# more than the arguments and the environment that Linux takes (2 MiB), at most six bytes for each of theirs in JSON
+MAX_BODY = 16 << 20
+_MAX_DISCARDED = 8 * MAX_BODY
 
 
 class BoundedBodies:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from banger.api.errors import BangerError, Code
 from banger.guest.agent import Agent, GuestConfig, guest_errors
-from banger.guest.protocol import DiskRole, GuestState
+from banger.guest.protocol import DiskRole, GuestState, InitMode
 from banger.guest.session import AgentSession, GuestFailure, SessionLost
 from banger.vmm.driver import Vmm
 
@@ -48,17 +48,20 @@ class GuestLink:
         self._config = config
         self._boot_timeout = boot_timeout
         self._on_reboot = on_reboot
+        self.init: InitMode | None = None  # who is PID 1, once it is configured by us
         self._agent: Agent | None = None
         self._connected = asyncio.Event()
+        self.rebooted = asyncio.Event()  # cleared by whoever starts what is to run in it
         self._keeper: asyncio.Task[None] | None = None
 
-    async def connect(self, stage: Callable[[str], None] = lambda stage: None) -> None:
+    async def connect(self, stage: Callable[[str], None] = lambda stage: None) -> bool:
         """Wait for the agent, configure it when the guest has just booted, and keep the connection from then on.
 
-        Raises BangerError(GUEST) when the VMM ends first or the agent does not answer in time.
+        Returns whether it had. Raises BangerError(GUEST) when the VMM ends first or the agent does not answer in time.
         """
-        await self._while_alive(self._connect(stage))
+        booted = await self._while_alive(self._connect(stage))
         self._keeper = asyncio.create_task(self._keep())
+        return booted
 
     async def _connect(self, stage: Callable[[str], None]) -> bool:
         """Whether the guest had just booted."""
@@ -71,7 +74,8 @@ class GuestLink:
             stage("boot")
             booted = (await agent.health()).state is GuestState.WAITING
             if booted:
-                await Agent(session, self._boot_timeout).configure(self._config)
+                with guest_errors("the guest cannot be configured"):
+                    self.init = await Agent(session, self._boot_timeout).configure(self._config)
                 await agent.clock(time.time_ns())
                 await agent.reseed(os.urandom(_ENTROPY_BYTES))
                 stage("configure")
@@ -167,6 +171,7 @@ class GuestLink:
             try:
                 if await self._while_alive(self._connect(lambda stage: None)):
                     self._on_reboot()
+                    self.rebooted.set()
             except BangerError as error:
                 if not self.vmm.process.alive:
                     return

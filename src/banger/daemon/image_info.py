@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from banger.api import models as m
-from banger.imagecat import configuration
+from banger.imagecat import configuration, runtime
 from banger.imagecat.manifest import ImageManifest
 
 
@@ -40,4 +40,5 @@ def image_info(images_dir: Path, manifest: ImageManifest, vms: list[str]) -> m.I
         stop_signal=manifest.config.stop_signal,
         labels=configuration.labels(config),
         vms=vms,
+        warnings=runtime.warnings(manifest.config),
     )

@@ -90,7 +90,7 @@ class Sessions:
             channel = None
             if not request.detach:
                 image = await self._catalogs.ensure_image(vm.record.image, report)
-                argv = vm_plan.resolve_command(request.create, image)
+                argv = vm_plan.main_command(request.create, image, vm.record.pid1)
                 channel = await self._open_exec(vm, argv, request, log=not attached and request.terminal is None)
                 stages.done("command")
         except BaseException as error:
@@ -121,15 +121,17 @@ class Sessions:
             ExecRequest(
                 argv=tuple(argv),
                 env=vm_plan.environment(request.env),
-                cwd=vm.record.workdir or None,
+                cwd=vm_plan.directory(vm.record, argv),
                 user=vm.record.user or None,
                 terminal=(request.terminal.rows, request.terminal.columns) if request.terminal else None,
                 log=log,
                 main=request.terminal is None,
+                init=vm.record.pid1 == "command",
             ),
         )
 
     async def _exec(self, vm: Vm, agent: Agent, request: ExecRequest) -> Channel:
+        _check_size(vm, request)
         with guest_errors(_what_fails(request.argv, vm), argv=request.argv):
             return await agent.exec(request)
 
@@ -139,12 +141,13 @@ class Sessions:
         command = ExecRequest(
             argv=tuple(request.argv),
             env=vm_plan.environment(request.env),
-            cwd=request.workdir or vm.record.workdir or None,
+            cwd=request.workdir or vm_plan.directory(vm.record, request.argv),
             user=request.user or vm.record.user or None,
             terminal=(request.terminal.rows, request.terminal.columns) if request.terminal else None,
         )
         if request.detach:
             vm.touch()
+            _check_size(vm, command)
             agent = await self._agent(vm, peer)
             with guest_errors(_what_fails(request.argv, vm), argv=request.argv):
                 await agent.spawn(command)
@@ -216,6 +219,11 @@ async def how_it_ended(vm: Vm, link: GuestLink | None) -> str:
     if vm.record.state == RUNNING and link is not None:  # nobody has noticed yet
         reason = link.vmm.stop_reason or "the VMM process was killed or crashed"
     return f"was {reason}" if reason in ("stopped", "killed") else f"went down: {reason}"
+
+
+def _check_size(vm: Vm, request: ExecRequest) -> None:
+    given = [f"{name}={value}" for name, value in request.env.items()]
+    vm_plan.check_environment(request.argv, [*vm.record.image_env, *vm.record.env, *given])
 
 
 def _what_fails(argv: Sequence[str], vm: Vm) -> str:

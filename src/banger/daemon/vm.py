@@ -165,6 +165,7 @@ def describe(vm: Vm, directory: Path) -> m.VmInfo:
         home_bytes=sizes.get(vm_plan.HOME, 0),
         used_bytes=used,
         init=record.init,
+        pid1=record.pid1,
         net=record.net,
         ports=record.ports,
         exposed_ports=record.exposed_ports,

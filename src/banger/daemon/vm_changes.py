@@ -54,11 +54,13 @@ def changed(record: VmRecord, request: m.VmSet, network: HostNetwork, taken: Set
     )
     if ports != record.ports:
         machine = _with_ports(machine, record.net, ports, network)
+    env = _env(record, request)
+    vm_plan.check_environment(record.command, [*record.image_env, *env])
     return dataclasses.replace(
         record,
         name=request.name or record.name,
         labels=labels | request.labels,
-        env=_env(record, request),
+        env=env,
         ports=ports,
         machine=machine,
         auto_stop=record.auto_stop if request.auto_stop is None else request.auto_stop,

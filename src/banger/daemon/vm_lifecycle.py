@@ -144,17 +144,22 @@ class Lifecycle:
         )
 
     async def _run_main(self, vm: Vm, link: GuestLink) -> None:
-        if not vm.record.command:
+        """Start what is to run in a guest that has just booted."""
+        if link.init is not None:
+            vm.record = dataclasses.replace(vm.record, pid1=link.init.name.lower())
+        command = vm_plan.command_at_start(vm.record)
+        if not command:
             return
         agent = await link.agent()
-        with guest_errors(f"cannot run {vm.record.command[0]!r} in {vm.name!r}", argv=vm.record.command):
+        with guest_errors(f"cannot run {command[0]!r} in {vm.name!r}", argv=command):
             await agent.spawn(
                 ExecRequest(
-                    argv=tuple(vm.record.command),
-                    cwd=vm.record.workdir or None,
+                    argv=tuple(command),
+                    cwd=vm_plan.directory(vm.record, command),
                     user=vm.record.user or None,
                     log=True,
                     main=True,
+                    init=vm.record.pid1 == "command",
                 )
             )
 
@@ -305,18 +310,40 @@ class Lifecycle:
     async def _watch(self, vm: Vm, link: GuestLink) -> None:
         """Notice when a VM ends by itself, or is to end with its main command; a task for as long as it runs."""
         ended = asyncio.create_task(link.vmm.process.ended.wait())
-        main = asyncio.create_task(_main_end(link)) if vm.record.command else None
+        over = False
         try:
-            if main is not None:
-                await asyncio.wait({ended, main}, return_when=asyncio.FIRST_COMPLETED)
-            if main is None or not main.done() or not self._main_ended(vm, main.result()):
-                await ended
+            while not over and not ended.done():
+                over = await self._watch_boot(vm, link, ended)
         finally:
             ended.cancel()
-            if main is not None:
-                main.cancel()
         # from here on another task of ours may cancel this one only through the lock
         self.spawn(self._after_end(vm, link))
+
+    async def _watch_boot(self, vm: Vm, link: GuestLink, ended: asyncio.Task[bool]) -> bool:
+        """Whether the main command has ended the VM; False when the VMM has ended, or the guest has booted anew."""
+        main = asyncio.create_task(_main_end(link)) if vm_plan.command_at_start(vm.record) else None
+        rebooted = asyncio.create_task(link.rebooted.wait())
+        try:
+            await asyncio.wait({ended, rebooted, *([main] if main else [])}, return_when=asyncio.FIRST_COMPLETED)
+            if main is not None and main.done() and self._main_ended(vm, main.result()):
+                return True
+            await asyncio.wait({ended, rebooted}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            rebooted.cancel()
+            if main is not None:
+                main.cancel()
+        if not ended.done():
+            link.rebooted.clear()
+            await self._run_main_again(vm, link)
+        return False
+
+    async def _run_main_again(self, vm: Vm, link: GuestLink) -> None:
+        try:
+            await self._run_main(vm, link)
+        except BangerError as error:
+            _log.warning("%s rebooted, and its main command does not start again: %s", vm.name, error)
+        with despite_full_disk():
+            self.write(vm, dataclasses.replace(vm.record, status=None))
 
     def _main_ended(self, vm: Vm, end: Exit) -> bool:
         """Note how the main command ended; whether that is the end of the VM, too."""
@@ -481,7 +508,7 @@ async def _main_end(link: GuestLink) -> Exit:
             agent = await link.agent()
             return await agent.wait_main()
         except (GuestFailure, BangerError):
-            await asyncio.sleep(1)  # the guest reboots, which runs its main command no second time
+            await asyncio.sleep(1)  # the guest reboots
 
 
 def _why(error: BaseException) -> str:

@@ -15,7 +15,8 @@ from banger.daemon.host_network import HostNetwork
 from banger.daemon.vm_policy import parse_restart
 from banger.durations import MAX_SECONDS
 from banger.guest import agent as guest
-from banger.guest.protocol import DiskRole
+from banger.guest.arguments import check_words
+from banger.guest.protocol import DiskRole, InitMode
 from banger.imagecat import runtime
 from banger.imagecat.home import ROOT_HOME
 from banger.imagecat.manifest import ImageManifest
@@ -40,6 +41,7 @@ _MAX_PUBLISHED = 100
 _VOLUMES = ("/var/lib/docker", "/var/lib/containers")
 
 HARDWARE = {QEMU: qemu.hardware, FIRECRACKER: firecracker.hardware}
+INIT_MODES = tuple(mode.name.lower() for mode in InitMode)
 ROLES = {
     "image": DiskRole.IMAGE,
     "overlay": DiskRole.OVERLAY,
@@ -53,11 +55,12 @@ def check_request(request: VmCreate) -> None:
     if request.name:
         system.validate_name(request.name, "VM")
     check_size(request.vcpu, request.memory_bytes)
-    if request.init not in ("", "agent", "image"):
-        raise BangerError(Code.INVALID, f"{request.init!r} is not an init mode", hint="use agent or image")
+    if request.init not in ("", *INIT_MODES):
+        raise BangerError(Code.INVALID, f"{request.init!r} is not an init mode", hint=f"use {', '.join(INIT_MODES)}")
     for variable in request.env:
         if "=" not in variable or variable.startswith("="):
             raise BangerError(Code.INVALID, f"{variable!r} is not an environment variable", hint="write NAME=VALUE")
+    check_words(request.command, request.env)
     for label, value in request.labels.items():
         try:
             check_label(label, value)
@@ -137,8 +140,10 @@ def plan(
                 hint=f"use another one: see 'banger {what} list'",
             )
     machine_type, cpu, firmware, command_line = HARDWARE[choice.driver](arch, choice.accelerator)
-    init = request.init or image.init
-    if init == "image":
+    command, image_env = resolve_command(request, image), runtime.environment(image.config)
+    check_environment(command, [*image_env, *request.env])
+    init = _init_mode(request, image)
+    if init in ("image", "auto"):
         # without udev in the image systemd would wait 90 s for this console's device
         command_line += " systemd.mask=serial-getty@ttyS0.service"
     ports = _published(request, image, taken_ports)
@@ -180,11 +185,11 @@ def plan(
         init=init,
         net=request.net or "user",
         ports=ports,
-        image_env=runtime.environment(image.config),
+        image_env=image_env,
         env=list(request.env),
         user=request.user or image.config.user,
         workdir=request.workdir or runtime.workdir(image.config),
-        command=resolve_command(request, image),
+        command=command,
         auto_remove=request.auto_remove,
         attached=False,
         machine=machine,
@@ -197,6 +202,8 @@ def plan(
         auto_stop=config.auto_stop if request.auto_stop is None else request.auto_stop,
         restart=request.restart or "no",
         healthcheck=list(image.config.healthcheck),
+        init_command=_init_command(request, image),
+        beside=_beside(request, image),
         balloon=config.balloon if request.balloon is None else request.balloon,
     )
 
@@ -207,9 +214,47 @@ def resolve_command(request: VmCreate, image: ImageManifest) -> list[str]:
         return []
     if request.entrypoint is not None:
         return [word for word in (request.entrypoint,) if word] + request.command
-    if (request.init or image.init) == "image" and runtime.wants_own_init(image.config):
-        return request.command  # the image's own is the guest's init already
     return [*image.config.entrypoint, *(request.command or image.config.cmd)]
+
+
+def _init_mode(request: VmCreate, image: ImageManifest) -> str:
+    """Who is to be PID 1: what is asked for, or what the image's maker says, or what its command turns out to be."""
+    return request.init or ("image" if image.init == "image" and not runtime.wants_own_init(image.config) else "auto")
+
+
+def _has_own_init(request: VmCreate, image: ImageManifest) -> bool:
+    """Whether the image's own command is an init by its place, and is not replaced."""
+    return request.entrypoint is None and runtime.wants_own_init(image.config)
+
+
+def _init_options(request: VmCreate, image: ImageManifest) -> bool:
+    """Whether the words of a request are options of the init that the image has as its entrypoint."""
+    return bool(image.config.entrypoint) and request.command[:1] != [] and request.command[0].startswith("-")
+
+
+def _init_command(request: VmCreate, image: ImageManifest) -> list[str]:
+    """What an init of the image is started with: its own command, whatever else is to run."""
+    if _has_own_init(request, image):
+        own = request.command if _init_options(request, image) else image.config.cmd
+        return [*image.config.entrypoint, *own]
+    return [] if _init_mode(request, image) == "image" else resolve_command(request, image)
+
+
+def _beside(request: VmCreate, image: ImageManifest) -> list[str]:
+    """The main command of a guest whose PID 1 is an init of the image."""
+    if _has_own_init(request, image):
+        return [] if _init_options(request, image) else request.command
+    return resolve_command(request, image) if _init_mode(request, image) == "image" else []
+
+
+def main_command(request: VmCreate, image: ImageManifest, pid1: str) -> list[str]:
+    """The main command of a new VM, [] for a login shell, once it is known who is PID 1."""
+    return _beside(request, image) if pid1 == "image" and not request.shell else resolve_command(request, image)
+
+
+def command_at_start(record: VmRecord) -> list[str]:
+    """The main command that a VM runs at each start, [] for none."""
+    return record.beside if record.pid1 == "image" and record.beside is not None else record.command
 
 
 def _published(request: VmCreate, image: ImageManifest, taken: Set[int]) -> list[PublishedPort]:
@@ -234,7 +279,7 @@ def _published(request: VmCreate, image: ImageManifest, taken: Set[int]) -> list
 
 def stop_signal(record: VmRecord) -> int:
     """What the main command of a VM gets first when it is stopped; 0: nothing."""
-    return signal_number(record.stop_signal) if record.init == "agent" else 0
+    return 0 if (record.pid1 or record.init) == "image" else signal_number(record.stop_signal)
 
 
 def guest_config(
@@ -261,10 +306,22 @@ def guest_config(
             for disk in record.machine.disks
         ),
         keys=tuple(keys),
-        init=guest.InitMode.IMAGE if record.init == "image" else guest.InitMode.AGENT,
+        init=InitMode[record.init.upper()],
+        words=tuple(record.init_command),
+        workdir=record.workdir,
         volumes=(*_VOLUMES, *record.volumes),
         directories=tuple(path for path in (record.workdir,) if runtime.is_plain_path(path)),
     )
+
+
+def directory(record: VmRecord, argv: Sequence[str]) -> str | None:
+    """Where a command of a VM starts; None: at home, where a login shell does unless its image names another place."""
+    return record.workdir if argv and record.workdir else record.workdir.removesuffix("/") or None
+
+
+def check_environment(command: Sequence[str], variables: list[str]) -> None:
+    """Raise CANNOT_EXECUTE when a command has more than Linux takes of words and NAME=VALUE, the last of a name."""
+    check_words(command, (f"{name}={value}" for name, value in environment(variables).items()))
 
 
 def environment(variables: list[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from banger.api.errors import BangerError, Code
 from banger.api.vm_conditions import HEALTH, LOG, PORT, URL, Condition
-from banger.daemon import logs, vm_policy
+from banger.daemon import logs, vm_plan, vm_policy
 from banger.daemon.events import Events, Subscription
 from banger.daemon.vm import Vm
 from banger.daemon.vm_forwards import REACHABLE, Forwards
@@ -164,7 +164,8 @@ class Readiness:
         argv = tuple(vm.record.healthcheck) if condition.kind == HEALTH else ("/bin/sh", "-c", condition.value)
         agent = await self._vms.agent(vm)
         with guest_errors(f"cannot run {argv[0]!r} in {vm.name!r}", argv=argv):
-            channel = await agent.exec(ExecRequest(argv, cwd=vm.record.workdir or None, user=vm.record.user or None))
+            where = vm_plan.directory(vm.record, argv)
+            channel = await agent.exec(ExecRequest(argv, cwd=where, user=vm.record.user or None))
         try:
             while not isinstance(said := await channel.receive(), Exit):
                 pass

@@ -182,7 +182,8 @@ class Recovery:
 
     async def _reconnect(self, vm: Vm, link: GuestLink) -> None:
         try:
-            await link.connect()
+            if await link.connect():
+                link.rebooted.set()
         except BangerError as error:
             _log.warning("the guest %s does not answer: %s", vm.name, error)
         if vm.link is link:

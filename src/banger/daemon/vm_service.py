@@ -131,7 +131,9 @@ class VmService:
             os.getuid() == 0,
             choice,
         )
-        record = dataclasses.replace(record, attached=attached, command=[] if once else record.command)
+        record = dataclasses.replace(record, attached=attached)
+        if once:
+            record = dataclasses.replace(record, command=[], beside=[])
         sizes = (request.disk_bytes or self._config.disk_size, request.home_bytes or self._config.home_size)
         with self._table.creating(record):
             try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from banger.api.errors import BangerError, Code
+from banger.guest.arguments import HINT
 from banger.guest.protocol import (
     DiskRole,
     ExecFlags,
@@ -18,6 +19,7 @@ from banger.guest.protocol import (
     Fields,
     FieldValue,
     GuestState,
+    InitMode,
     OpenKind,
     ProtocolError,
     Tag,
@@ -27,14 +29,9 @@ from banger.guest.session import AgentError, AgentSession, Channel, Exit, GuestF
 from banger.reasons import in_words
 
 _U32_MAX = (1 << 32) - 1
+# what an agent of protocol version 1 takes of a configuration
+_OLD_TEXT, _OLD_TEXTS = 32768, 1024
 _PORT_MAX = (1 << 16) - 1
-
-
-class InitMode(IntEnum):
-    """Who is PID 1 once the guest is configured."""
-
-    AGENT = 0
-    IMAGE = 1
 
 
 class ShutdownMode(IntEnum):
@@ -76,6 +73,8 @@ class GuestConfig:
     keys: tuple[str, ...] = ()  # lines of authorized_keys, in /root and on the home disk
     disks: tuple[Disk, ...] = ()
     init: InitMode | None = None
+    words: tuple[str, ...] = ()  # of an init of the image, or those that AUTO looks at; they start in `workdir`
+    workdir: str = ""
     volumes: tuple[str, ...] = ()
     directories: tuple[str, ...] = ()  # made when they are missing
 
@@ -91,6 +90,7 @@ class ExecRequest:
     terminal: tuple[int, int] | None = None
     log: bool = False  # its output also goes to the log port
     main: bool = False  # its end is kept for `wait_main` and `health`
+    init: bool = False  # it is PID 1 of a PID namespace, which later commands join
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,9 @@ def _agent_error(error: AgentError, what: str, argv: Sequence[str] | None) -> Ba
         code, hint = Code.CANNOT_EXECUTE, "give a directory that is there in the guest and that the user may enter"
     elif error.errno in (errno.ENOENT, errno.ENOTDIR):
         code, hint = Code.NOT_FOUND, "check the path; it is one inside the guest"
-    elif command and error.errno in (errno.EACCES, errno.ENOEXEC, errno.E2BIG):
+    elif error.errno == errno.E2BIG:
+        code, hint = Code.CANNOT_EXECUTE if command else Code.INVALID, error.hint or HINT
+    elif command and error.errno in (errno.EACCES, errno.ENOEXEC):
         code, hint = Code.CANNOT_EXECUTE, "check that it may be executed and is a program for the guest's architecture"
     elif error.errno == errno.ESRCH:
         code, hint = Code.INVALID, "use a user of the guest's /etc/passwd, or a numeric uid"
@@ -232,9 +234,12 @@ class Agent:
         self.session = session
         self._timeout = timeout
 
-    async def configure(self, config: GuestConfig) -> None:
-        """Configure the guest, or replace what an earlier configuration has set."""
-        await self._call(OpenKind.CONFIGURE, _config_fields(config))
+    async def configure(self, config: GuestConfig) -> InitMode | None:
+        """Configure the guest, or replace what an earlier configuration has set; who is PID 1, None from old agents."""
+        if self.session.version < 2:
+            _check_old(config)
+        reply = await self._call(OpenKind.CONFIGURE, _config_fields(config))
+        return InitMode(reply.number(Tag.INIT, max(InitMode))) if Tag.INIT in reply else None
 
     async def exec(self, request: ExecRequest) -> Channel:
         """Run a command attached to the channel that is returned; closing that sends it SIGHUP."""
@@ -365,6 +370,20 @@ class Agent:
         return await self.session.open(kind, fields, self._timeout)
 
 
+def _check_old(config: GuestConfig) -> None:
+    """Raise AgentError(E2BIG) for an environment that an agent of protocol version 1 refuses without a word of why."""
+    longest = max(config.environment, key=lambda name: len(name) + len(config.environment[name]), default="")
+    size = len(f"{longest}={config.environment.get(longest, '')}".encode("utf-8", "surrogateescape"))
+    if size > _OLD_TEXT or len(config.environment) > _OLD_TEXTS:
+        what = f"the variable {longest!r} has {size:,} bytes" if size > _OLD_TEXT else "there are too many variables"
+        raise AgentError(
+            errno.E2BIG,
+            f"{what}, and the agent of this VM, which is from an older banger, takes {_OLD_TEXTS:,} variables of"
+            f" {_OLD_TEXT:,} bytes",
+            "take it away with 'banger vm set --unset-env NAME', or create the VM anew to give it today's agent",
+        )
+
+
 def _config_fields(config: GuestConfig) -> list[tuple[Tag, FieldValue]]:
     fields: list[tuple[Tag, FieldValue]] = []
     if config.hostname is not None:
@@ -392,6 +411,8 @@ def _config_fields(config: GuestConfig) -> list[tuple[Tag, FieldValue]]:
         fields.append((Tag.DISK, [*nested, (Tag.READONLY, int(disk.readonly))]))
     if config.init is not None:
         fields.append((Tag.INIT, int(config.init)))
+        fields += [(Tag.ARG, word) for word in config.words]
+        fields += [(Tag.CWD, config.workdir)] if config.workdir else []
     return fields
 
 
@@ -407,6 +428,7 @@ def _exec_fields(request: ExecRequest, flags: ExecFlags) -> list[tuple[Tag, Fiel
         fields.append((Tag.TERMINAL, (rows & 0xFFFF) << 16 | columns & 0xFFFF))
     flags |= ExecFlags.LOG if request.log else ExecFlags(0)
     flags |= ExecFlags.MAIN if request.main else ExecFlags(0)
+    flags |= ExecFlags.INIT if request.init else ExecFlags(0)
     return [*fields, (Tag.FLAGS, int(flags))]
 
 

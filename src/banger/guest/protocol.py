@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum, IntFlag
 from typing import NamedTuple, TypeAlias
 
-PROTOCOL_VERSION = 1
+OLDEST_VERSION = 1
+PROTOCOL_VERSION = 2
 HEADER_SIZE = 16
 TRAILER_SIZE = 4
 MAX_FRAME = 65536
 MAX_PAYLOAD = MAX_FRAME - HEADER_SIZE - TRAILER_SIZE
+MAX_REQUEST = 4 << 20
 HELLO_SIZE = 32
 NONCE_SIZE = 16
 INITIAL_WINDOW = 512 * 1024
@@ -36,6 +38,7 @@ class FrameType(IntEnum):
     RESIZE = 9
     EXIT = 10
     CLOSE = 11
+    PART = 12
 
 
 class Stream(IntEnum):
@@ -146,6 +149,7 @@ class ExecFlags(IntFlag):
     DETACHED = 1
     LOG = 2
     MAIN = 4
+    INIT = 8
 
 
 class TreeFlags(IntFlag):
@@ -159,6 +163,15 @@ class DiskRole(IntEnum):
     HOME = 3
     MODULES = 4
     OTHER = 5
+
+
+class InitMode(IntEnum):
+    """Who is PID 1: the agent, an init of the image, what the main command asks for, or that command in a namespace."""
+
+    AGENT = 0
+    IMAGE = 1
+    AUTO = 2
+    COMMAND = 3
 
 
 class GuestState(IntEnum):

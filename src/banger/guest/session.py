@@ -20,7 +20,9 @@ from banger.guest.protocol import (
     MAX_CHANNELS,
     MAX_FRAME,
     MAX_PAYLOAD,
+    MAX_REQUEST,
     NONCE_SIZE,
+    OLDEST_VERSION,
     PROTOCOL_VERSION,
     FieldList,
     Fields,
@@ -54,12 +56,13 @@ class GuestFailure(Exception):
 
 
 class AgentError(GuestFailure):
-    """The agent's answer to a request that failed: a Linux errno and its sentence."""
+    """The agent's answer to a request that failed: a Linux errno and its sentence; `hint` where we know the fix."""
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, message: str, hint: str = "") -> None:
         super().__init__(code, message)
         self.errno = code
         self.message = message
+        self.hint = hint
 
     def __str__(self) -> str:
         return self.message or os.strerror(self.errno)
@@ -342,6 +345,7 @@ class AgentSession(asyncio.BufferedProtocol):
         self.loop = loop
         self.closed = asyncio.Event()
         self.reason = ""
+        self.version = 0  # of the protocol; both speak it once `connect` has returned
         self.writable = asyncio.Event()
         self._nonce = os.urandom(NONCE_SIZE)
         self._parser = FrameParser(self._nonce)
@@ -397,9 +401,8 @@ class AgentSession(asyncio.BufferedProtocol):
         await self.closed.wait()
 
     async def _request(self, kind: OpenKind, fields: FieldList, state: _State) -> Channel:
-        payload = kind.to_bytes(2, "little") + encode_fields(fields)
-        if len(payload) > MAX_PAYLOAD:
-            raise AgentError(errno.E2BIG, f"the request takes {len(payload)} bytes, and at most {MAX_PAYLOAD} fit")
+        payload = memoryview(kind.to_bytes(2, "little") + encode_fields(fields))
+        self._check_size(len(payload))
         while not self.writable.is_set():
             await self.writable.wait()
         self._check()
@@ -407,8 +410,22 @@ class AgentSession(asyncio.BufferedProtocol):
             raise AgentError(errno.EAGAIN, f"{MAX_CHANNELS} channels are in use, which is the most there can be")
         number = self._free_number()
         channel = self._channels[number] = Channel(self, number, state)
+        while len(payload) > MAX_PAYLOAD:
+            self.write_frame(FrameType.PART, number, payload[:MAX_PAYLOAD])
+            payload = payload[MAX_PAYLOAD:]
         self.write_frame(FrameType.OPEN, number, payload)
         return channel
+
+    def _check_size(self, size: int) -> None:
+        if size > MAX_REQUEST:
+            raise AgentError(errno.E2BIG, f"the request has {size:,} bytes, and at most {MAX_REQUEST:,} are possible")
+        if size > MAX_PAYLOAD and self.version < 2:
+            raise AgentError(
+                errno.E2BIG,
+                f"the request has {size:,} bytes, and the agent of this VM, which is from an older banger, takes"
+                f" {MAX_PAYLOAD:,}",
+                "create the VM anew to give it today's agent, or pass less: in a file ('banger vm cp'), for example",
+            )
 
     def _free_number(self) -> int:
         while True:
@@ -472,8 +489,9 @@ class AgentSession(asyncio.BufferedProtocol):
 
     def _handle_hello(self, frame: Frame) -> None:
         _, oldest, newest = decode_hello(frame.payload)
-        if oldest != PROTOCOL_VERSION or newest != PROTOCOL_VERSION:
-            raise ProtocolError(f"the guest's agent does not speak version {PROTOCOL_VERSION}")
+        if oldest != newest or not OLDEST_VERSION <= newest <= PROTOCOL_VERSION:
+            raise ProtocolError(f"the guest's agent speaks none of the versions {OLDEST_VERSION} to {PROTOCOL_VERSION}")
+        self.version = newest
         self._greeted.set_result(None)
 
     # asyncio.BufferedProtocol ----------------------------------------------------------------------------------------
@@ -483,7 +501,7 @@ class AgentSession(asyncio.BufferedProtocol):
         self._transport = transport
         transport.set_write_buffer_limits(high=_WRITE_BUFFER)
         self.writable.set()
-        transport.write(bytes(MAX_FRAME) + encode_hello(self._nonce, PROTOCOL_VERSION, PROTOCOL_VERSION))
+        transport.write(bytes(MAX_FRAME) + encode_hello(self._nonce, OLDEST_VERSION, PROTOCOL_VERSION))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._parser.space()

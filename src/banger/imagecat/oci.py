@@ -27,7 +27,8 @@ from banger.oci.platform import Platform
 from banger.oci.source import Environment, Source
 
 _CONFIG_LIMIT = 4 << 20  # bytes
-_TEXTS_LIMIT = 512 << 10  # bytes of JSON; with the layers it stays below what is read of a manifest
+# bytes of JSON: Linux takes 2 MiB of an environment, and with the layers it stays below what is read of a manifest
+_TEXTS_LIMIT = 3 << 20
 
 Flatten = Callable[[pull.Opened, Sequence[Descriptor], Sequence[str], Path, BlobCache, Job], Contents]
 Finalize = Callable[[Path, str, Contents, Facts, Job], ImageManifest]
@@ -224,11 +225,10 @@ def parse_diff_ids(config: bytes, label: str) -> tuple[str, ...]:
 def parse_config(config: bytes, label: str) -> ImageConfig:
     """What an image says of its main process (OCI Image Configuration 1.1, "config"); raises CORRUPT."""
     fields = Fields.parse(config, f"the configuration of {label}").object("config")
-    variables = _texts(fields, "Env")
     parsed = ImageConfig(
         entrypoint=_texts(fields, "Entrypoint"),
         cmd=_texts(fields, "Cmd"),
-        env=tuple(variable for variable in variables if variable.find("=") > 0),
+        env=_texts(fields, "Env"),
         user=_text(fields, "User"),
         workdir=_text(fields, "WorkingDir"),
         volumes=fields.keys("Volumes"),

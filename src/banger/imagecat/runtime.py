@@ -9,9 +9,8 @@ import re
 from banger.imagecat.manifest import ImageConfig
 from banger.signals import TERM, signal_number
 
-# a guest's whole configuration is one frame of 64 KiB, of which the user's own part needs some
-_MAX_ENV_BYTES, _MAX_ENV = 32 << 10, 512
-_MAX_VOLUMES, _MAX_PORTS, _MAX_PATH = 64, 1024, 200
+_MAX_VOLUMES, _MAX_PORTS, _MAX_PATH = 1024, 1024, 4095
+_MAX_VOLUME = 200  # bytes of its path: the agent names its directory by that, each slash as %2F
 # kernel filesystems, and /run, which is a tmpfs
 _NO_VOLUMES = ("/proc", "/sys", "/dev", "/run")
 # programs that are an init by their place: podman-run(1), --systemd; the agent looks for all of them (boot.c)
@@ -24,21 +23,35 @@ _INITS = frozenset(
 
 
 def environment(config: ImageConfig) -> list[str]:
-    """The variables, NAME=VALUE, as many as fit."""
-    kept: list[str] = []
-    left = _MAX_ENV_BYTES
-    for variable in config.env[:_MAX_ENV]:
-        if "=" not in variable or variable.startswith("=") or "\0" in variable or not _is_utf8(variable):
-            continue
-        left -= len(variable.encode())
-        if left >= 0:
-            kept.append(variable)
-    return kept
+    """The variables, NAME=VALUE."""
+    return [variable for variable in config.env if not _no_variable(variable)]
+
+
+def warnings(config: ImageConfig) -> list[str]:
+    """What is left out of the environment, a sentence each."""
+    refused = [(variable, why) for variable in config.env if (why := _no_variable(variable))]
+    return [f"the variable {_shorten(variable)} is left out: {why}" for variable, why in refused]
+
+
+def _no_variable(text: str) -> str:
+    """Why a text of an image's environment cannot be a variable of a command, '' when it can."""
+    if "=" not in text:
+        return "it has no '='"
+    if text.startswith("="):
+        return "it has no name"
+    if "\0" in text:
+        return "it holds a NUL"
+    return "" if _is_utf8(text) else "it is no text in UTF-8"
+
+
+def _shorten(text: str) -> str:
+    """The beginning of a stranger's text, safe to print."""
+    return ascii(text if len(text) <= 60 else f"{text[:60]}...")
 
 
 def workdir(config: ImageConfig) -> str:
-    """The directory that commands start in, absolute, or ''."""
-    return posixpath.normpath(f"/{config.workdir.lstrip('/')}") if config.workdir else ""
+    """The directory that commands start in, absolute; / unless the image says it, as with container engines."""
+    return posixpath.normpath(f"/{config.workdir.lstrip('/')}")
 
 
 def volumes(config: ImageConfig, home: str) -> list[str]:
@@ -47,6 +60,8 @@ def volumes(config: ImageConfig, home: str) -> list[str]:
     for path in config.volumes:
         volume = _normal(path)
         if not path.startswith("/") or ".." in path.split("/") or volume == "/" or not is_plain_path(volume):
+            continue
+        if len(volume.encode()) + 2 * volume.count("/") + 2 * volume.count("%") > _MAX_VOLUME:
             continue
         if volume not in kept and not any(_is_within(volume, directory) for directory in (*_NO_VOLUMES, home)):
             kept.append(volume)
@@ -80,8 +95,7 @@ def wants_own_init(config: ImageConfig) -> bool:
 def is_plain_path(path: str) -> bool:
     """Whether a path of the guest is absolute, not too long and nothing but text."""
     plain = path.startswith("/") and _is_utf8(path) and not any(character < " " for character in path)
-    # the agent names a volume's directory by the path, each slash as %2F
-    return plain and len(path.encode()) + 2 * path.count("/") + 2 * path.count("%") <= _MAX_PATH
+    return plain and len(path.encode()) <= _MAX_PATH
 
 
 def _normal(path: str) -> str:

@@ -28,6 +28,8 @@ class VmRecord:
     `restarts`: so often in a row its `restart` policy has brought it back. `status` is how its main command ended.
     `balloon`: memory that its guest leaves idle is taken from it.
     `healthcheck` is the image's command that tells whether it works, [] without one.
+    `init_command` is what an init of the image is started with, [] for the one in the usual place; `beside` what then
+    runs beside it (None: `command`). `pid1` is who was PID 1 at the last start: agent, image or command, '' before.
     `next_machine` and `next_ports` take the place of `machine` and `ports`, which are what its VMM runs with, once it
     has ended.
     """
@@ -69,6 +71,9 @@ class VmRecord:
     next_ports: list[PublishedPort] | None = None
     balloon: bool = False
     healthcheck: list[str] = field(default_factory=list)
+    init_command: list[str] = field(default_factory=list)
+    beside: list[str] | None = None
+    pid1: str = ""
 
 
 def broken_record(vm_id: str, name: str, reason: str) -> VmRecord:

@@ -121,7 +121,7 @@ def test_request_that_is_too_large_is_refused(tmp_path: Path, size: int, chunked
             status, _, answer = raw_request(client.path, "POST /v1/vm.show HTTP/1.1", body)
     assert status == 413
     error = json.loads(answer)
-    assert (error["code"], error["message"]) == ("invalid", "the request has more than 4 MiB")
+    assert (error["code"], error["message"]) == ("invalid", "the request has more than 16 MiB")
 
 
 def test_request_of_the_most_that_is_allowed_is_served(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_request_of_the_most_that_is_allowed_is_served(tmp_path: Path) -> None:
     with served(tmp_path, {"kernel.show": show}) as client:
         name = "a" * (MAX_BODY - len('{"name": ""}'))
         assert client.call(op.KERNEL_SHOW, m.NameRequest(name)).size_bytes == len(name)
-        with pytest.raises(BangerError, match="more than 4 MiB"):
+        with pytest.raises(BangerError, match="more than 16 MiB"):
             client.call(op.KERNEL_SHOW, m.NameRequest(name + "a"))
 
 

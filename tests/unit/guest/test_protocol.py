@@ -67,6 +67,7 @@ def test_constants_are_those_of_the_header() -> None:
         "TAG_": Tag,
         "ROLE_": protocol.DiskRole,
         "STATE_": protocol.GuestState,
+        "INIT_": protocol.InitMode,
         "EXEC_": protocol.ExecFlags,
         "TREE_": protocol.TreeFlags,
     }

@@ -13,7 +13,7 @@ class ImageInfo(Model):
     One that is not `managed` is the file `source`, registered where it is, with the work-seed at `work_seed` or ''.
     `size_bytes` is that of the root filesystem, `sha256` its digest. `own_kernel`: it boots a kernel that was given
     with it. `digest` is what its reference stood for in the registry, `layers` how many it was made of; `created` and
-    `labels` come from its OCI configuration. `vms` are the VMs made of it.
+    `labels` come from its OCI configuration. `vms` are the VMs made of it. `warnings` tell what VMs leave out of `env`.
     """
 
     name: str
@@ -44,6 +44,7 @@ class ImageInfo(Model):
     stop_signal: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     vms: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 class ImageList(Model):

@@ -24,6 +24,7 @@ class VmInfo(Model):
     never); `restarts` is how often in a row its restart policy has started it. `status` is how its main command ended,
     None while it has not. `pending` names the settings that apply at its next start, `next_vcpu`, `next_memory_bytes`
     and `next_ports` are their values (0 and None: as now). `balloon`: its guest gives back memory that it leaves idle.
+    `init` is what was asked for, auto, agent, image or command, and `pid1` who was PID 1 at the last start ('' before).
     """
 
     id: str
@@ -68,6 +69,7 @@ class VmInfo(Model):
     next_vcpu: int = 0
     next_memory_bytes: int = 0
     next_ports: list[PublishedPort] | None = None
+    pid1: str = ""
 
 
 class VmList(Model):
@@ -83,7 +85,8 @@ class VmCreate(Model):
     or number of what `vm stop` sends to the command first; '' means the image's, else SIGTERM. `vmm` is
     auto, firecracker or qemu, '' means as configured. `auto_stop`: it stops when untouched for so many seconds (0:
     never, None: as configured); `restart` is no, on-failure, on-failure:N or always, '' means no. `balloon`: its guest
-    gives back memory that it leaves idle (None: as configured).
+    gives back memory that it leaves idle (None: as configured). `init` says who is PID 1: agent, image (an init of the
+    image), command (the main command, in a PID namespace), or auto, which '' means unless the image says image.
     """
 
     image: str = ""
