@@ -95,6 +95,19 @@ static int mount_layers(void) {
     return result < 0 && errno == EINVAL ? mount("overlay", ROOT, "overlay", 0, LAYERS) : result;
 }
 
+/* The guest's / is the upper directory: it begins as that of the image, and is what the guest makes of it from then on.
+ * It gets its name when it is complete. */
+static int make_upper(struct failure *failure) {
+    struct stat image;
+    if (access(OVERLAY "/upper", F_OK) == 0)
+        return 0;
+    if (stat(IMAGE, &image) < 0 || (mkdir(OVERLAY "/new", 0700) < 0 && errno != EEXIST) ||
+        chown(OVERLAY "/new", image.st_uid, image.st_gid) < 0 || chmod(OVERLAY "/new", image.st_mode & 07777) < 0 ||
+        rename(OVERLAY "/new", OVERLAY "/upper") < 0)
+        return fail(failure, errno, "cannot make the overlay's upper directory: %s", strerror(errno));
+    return 0;
+}
+
 /* Mounts image and overlay and the two together on ROOT; returns a descriptor of it or -1. */
 static int mount_root(const struct disk *disks, size_t count, struct failure *failure) {
     const struct disk *image = disk_of_role(disks, count, ROLE_IMAGE);
@@ -109,7 +122,8 @@ static int mount_root(const struct disk *disks, size_t count, struct failure *fa
     if (mount_disk(&lower, IMAGE, failure) || mount_disk(overlay, OVERLAY, failure))
         return -1;
     mkdir(ROOT, 0755);
-    mkdir(OVERLAY "/upper", 0755); /* the mode of the guest's / */
+    if (make_upper(failure))
+        return -1;
     mkdir(OVERLAY "/work", 0700);
     mkdir(OVERLAY "/volumes", 0700);
     overlay_disk = open(OVERLAY, O_PATH | O_DIRECTORY | O_CLOEXEC);
