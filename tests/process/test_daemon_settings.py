@@ -103,7 +103,7 @@ def test_the_configured_balloon_is_for_new_vms_that_ask_for_none(daemon: DaemonP
         (m.VmSet("one", unset_labels=["x"]), Code.INVALID, "'one' has no label 'x'"),
         (m.VmSet("one", labels={f"n{i}": "" for i in range(101)}), Code.INVALID, "101 labels are too many"),
         (m.VmSet("one", env=["=x"]), Code.INVALID, "'=x' is not an environment variable"),
-        (m.VmSet("one", publish=["0"]), Code.INVALID, "'0' is not a port to publish"),
+        (m.VmSet("one", publish=["0"]), Code.INVALID, "0 in '0' is not a port"),
         (m.VmSet("one", unpublish=["80"]), Code.INVALID, "'one' does not publish '80'"),
         (m.VmSet("one", auto_stop=-1.0), Code.INVALID, "a VM cannot stop after -1 s"),
         (m.VmSet("one", restart="sometimes"), Code.INVALID, "'sometimes' is not a restart policy"),

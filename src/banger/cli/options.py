@@ -19,29 +19,6 @@ _MOST_DIGITS = 9
 _SHOWN = 60  # characters of a value in a message
 # compiled where they are used: every command imports this module
 _ARCHIVE = r".*\.(?:tar|gz|xz|zst|bz2|tgz|txz|qcow2|vmdk|vdi|vhdx|iso|img|raw|ext4|squashfs|deb|rpm)"
-_PUBLISH = r"(?:(?:(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):)?([0-9]{1,5}):)?([0-9]{1,5})"
-
-
-def check_publish(text: str) -> str:
-    """A port to publish, [[ADDR:]HOST:]GUEST with an IPv4 address; raises ValueError when it is none."""
-    match = re.fullmatch(_PUBLISH, text)
-    if match is None:
-        raise ValueError(f"{text!r} is not [[ADDR:]HOST:]GUEST")
-    for port in filter(None, (match[2], match[3])):
-        if not 1 <= int(port) <= 65535:
-            raise ValueError(f"{port!r} in {text!r} is not a port: use 1 to 65535")
-    if match[1]:
-        _check_address(match[1].strip("[]"), text)
-    return text
-
-
-def _check_address(address: str, text: str) -> None:
-    import ipaddress
-
-    try:
-        ipaddress.IPv4Address(address)
-    except ValueError as error:
-        raise ValueError(f"{address!r} in {text!r} is not an IPv4 address") from error
 
 
 def resolve_env(entries: tuple[str, ...]) -> list[str]:
@@ -98,10 +75,13 @@ class PublishType(click.ParamType[str]):
     name = "[[addr:]host:]guest"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from banger.net.publish import parse_publish
+
         try:
-            return check_publish(str(value))
-        except ValueError as error:
-            raise UsageFault(f"{_where(param)}: {error}", "for example --publish 8080:80") from error
+            parse_publish(str(value))
+        except BangerError as error:
+            raise UsageFault(f"{_where(param)}: {error.message}", error.hint) from error
+        return str(value)
 
 
 class SignalType(click.ParamType[str]):

@@ -118,7 +118,8 @@ def _known(names: dict[str, str]) -> str:
 def _ports(record: VmRecord, request: m.VmSet, taken: Set[int]) -> list[m.PublishedPort]:
     ports = list(record.ports)
     for text in request.unpublish:
-        left = [port for port in ports if not _is_meant(port, text)]
+        meant = parse_publish(text)
+        left = [port for port in ports if not any(_is_meant(port, each, text) for each in meant)]
         if len(left) == len(ports):
             shown = [f"{port.address}:{port.host_port}:{port.guest_port}" for port in ports]
             raise BangerError(
@@ -127,7 +128,7 @@ def _ports(record: VmRecord, request: m.VmSet, taken: Set[int]) -> list[m.Publis
                 hint=f"it publishes {', '.join(shown)}" if shown else "it publishes no port",
             )
         ports = left
-    added = [port for port in map(parse_publish, request.publish) if port not in ports]
+    added = [port for port in vm_plan.asked_for(request.publish) if port not in ports]
     for port in added:
         for other in ports:
             if (port.address, port.host_port) == (other.address, other.host_port) and port.host_port:
@@ -147,9 +148,8 @@ def _ports(record: VmRecord, request: m.VmSet, taken: Set[int]) -> list[m.Publis
     return [*ports, *(m.PublishedPort(p.address, p.host_port or next(free), p.guest_port) for p in added)]
 
 
-def _is_meant(port: m.PublishedPort, text: str) -> bool:
-    """Whether a published port is meant by GUEST, HOST:GUEST or ADDR:HOST:GUEST."""
-    meant = parse_publish(text)
+def _is_meant(port: m.PublishedPort, meant: m.PublishedPort, text: str) -> bool:
+    """Whether a published port is meant by one that a text names, which may leave out where on the host it is."""
     return (
         port.guest_port == meant.guest_port
         and meant.host_port in (0, port.host_port)

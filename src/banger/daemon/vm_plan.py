@@ -78,7 +78,7 @@ def check_request(request: VmCreate) -> None:
             signal_number(request.stop_signal)
         except ValueError as error:
             raise BangerError(Code.INVALID, str(error), hint="use a name or a number: SIGQUIT, 3, RTMIN+3") from error
-    places = [(port.address, port.host_port) for port in map(parse_publish, request.publish) if port.host_port]
+    places = [(port.address, port.host_port) for port in asked_for(request.publish) if port.host_port]
     for address, host_port in places:
         if places.count((address, host_port)) > 1:
             raise BangerError(
@@ -257,9 +257,14 @@ def command_at_start(record: VmRecord) -> list[str]:
     return record.beside if record.pid1 == "image" and record.beside is not None else record.command
 
 
+def asked_for(publish: Sequence[str]) -> list[PublishedPort]:
+    """The ports that these texts publish; raises BangerError(INVALID)."""
+    return [port for text in publish for port in parse_publish(text)]
+
+
 def _published(request: VmCreate, image: ImageManifest, taken: Set[int]) -> list[PublishedPort]:
     """The ports that a request publishes, with free ones of this host where it leaves the choice."""
-    ports = [parse_publish(text) for text in request.publish]
+    ports = asked_for(request.publish)
     if request.publish_all:
         exposed = [port.removesuffix("/tcp") for port in runtime.exposed_ports(image.config)]
         named = {port.guest_port for port in ports}

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
+import re
 import socket
 from collections.abc import Callable, Container, Sequence
 
@@ -18,26 +20,62 @@ from banger.api.models import PublishedPort
 from banger.vmm.machine import Forward
 
 LOOPBACK = "127.0.0.1"
+_PORTS = "[0-9]{1,5}(?:-[0-9]{1,5})?"
+_ON_HOST = rf"(?:(?P<address>\[[^\[\]]*\]|[^:\[\]]*):)?(?P<host>{_PORTS}|):"
+_PUBLISH = rf"(?:{_ON_HOST})?(?P<guest>{_PORTS})(?:/(?P<protocol>[A-Za-z]+))?"
 NETWORK, GUEST_ADDRESS, PREFIX = "10.0.3.0/24", "10.0.3.15", 24
 
 
-def parse_publish(text: str) -> PublishedPort:
-    """[[ADDR:]HOST:]GUEST, the address an IPv4 one and loopback unless given; BangerError(INVALID) otherwise.
+def parse_publish(text: str) -> list[PublishedPort]:
+    """[[ADDR:]HOST:]GUEST[/tcp], HOST and GUEST a port or a range FIRST-LAST; BangerError(INVALID) otherwise.
 
-    The host's port is 0 when it is to be any free one.
+    The address is an IPv4 one and loopback unless given. The host's port is 0 when it is to be any free one: without
+    HOST, or where that is empty or 0.
     """
-    parts = text.split(":")
-    address = parts[0] if len(parts) == 3 else LOOPBACK
-    numbers = parts[-2:]
-    with contextlib.suppress(OSError, ValueError):
+    match = re.fullmatch(_PUBLISH, text)
+    if match is None:
+        raise _no_port(f"{text!r} is not a port to publish")
+    protocol = (match["protocol"] or "tcp").lower()
+    if protocol != "tcp":
+        raise _no_port(f"{text!r} cannot be published: TCP only, not {protocol!r}")
+    guests, hosts = _range(text, match["guest"]), _range(text, match["host"] or "0")
+    if 0 in guests or (0 in hosts and len(hosts) > 1):
+        raise _no_port(f"0 in {text!r} is not a port: use 1 to 65535")
+    if hosts == range(1):
+        hosts = range(0)
+    elif len(hosts) != len(guests):
+        raise _no_port(f"{text!r} is not a port to publish: {len(hosts)} of the host for {len(guests)} of the guest")
+    address = _address(text, match["address"] or LOOPBACK)
+    return [PublishedPort(address, host, guest) for host, guest in itertools.zip_longest(hosts, guests, fillvalue=0)]
+
+
+def _range(text: str, ports: str) -> range:
+    first, last = (int(port) for port in (ports.split("-") * 2)[:2])
+    if last > 65535:
+        raise _no_port(f"{last} in {text!r} is not a port: use 1 to 65535")
+    if first > last:
+        raise _no_port(f"{ports} in {text!r} is not a range of ports: it ends before it begins")
+    return range(first, last + 1)
+
+
+def _address(text: str, address: str) -> str:
+    bare = address.strip("[]")
+    with contextlib.suppress(OSError):
         socket.inet_pton(socket.AF_INET, address)
-        *host, guest = (int(number) for number in numbers if number.isascii() and number.isdigit())
-        if all(1 <= number <= 65535 for number in (*host, guest)) and len(host) == len(numbers) - 1 and len(parts) <= 3:
-            return PublishedPort(address, host[0] if host else 0, guest)
-    raise BangerError(
-        Code.INVALID,
-        f"{text!r} is not a port to publish",
-        hint="write [[ADDRESS:]HOST_PORT:]GUEST_PORT, such as 8080:80, 0.0.0.0:8080:80 or 80",
+        return address
+    with contextlib.suppress(OSError):
+        socket.inet_pton(socket.AF_INET6, bare)
+        raise BangerError(
+            Code.INVALID,
+            f"{bare!r} in {text!r} is not an IPv4 address: ports cannot be published on IPv6 ones",
+            hint="publish it on 127.0.0.1, or on 0.0.0.0 for all IPv4 addresses of the host",
+        )
+    raise _no_port(f"{address!r} in {text!r} is not an IPv4 address")
+
+
+def _no_port(message: str) -> BangerError:
+    return BangerError(
+        Code.INVALID, message, hint="write [[ADDRESS:]HOST_PORT:]GUEST_PORT, such as 8080:80, 0.0.0.0:8080:80 or 80"
     )
 
 

@@ -6,41 +6,8 @@ import pytest
 
 from banger.cli.errors import UsageFault, report_bug
 from banger.cli.main import run
-from banger.cli.options import check_publish, resolve_env
+from banger.cli.options import resolve_env
 from banger.cli.vm_copy import Place, parse_place
-
-
-@pytest.mark.parametrize("text", ["80", "80:80", "8080:80", "127.0.0.1:8080:80", "0.0.0.0:1:65535"])
-def test_ports_to_publish(text: str) -> None:
-    assert check_publish(text) == text
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "0",
-        "65536",
-        ":80",
-        "0:80",
-        "80:0",
-        "80:65536",
-        "a:b",
-        "::80",
-        "1:2:3",
-        "host:80:80",
-        "::1:80:80",
-        "[]:80:80",
-        "[::1]80:80",
-        "80:80:",
-        ":80:80",
-        "[::1]:80",
-        "[::1]:8080:80",
-    ],
-)
-def test_what_cannot_be_published_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is not"):
-        check_publish(text)
 
 
 def test_environment_entries_take_values_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:

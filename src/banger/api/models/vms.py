@@ -79,10 +79,11 @@ class VmList(Model):
 class VmCreate(Model):
     """What `vm create` and `vm run` decide. Zero and '' mean the configured default.
 
-    `env` holds NAME=VALUE, `publish` [[ADDR:]HOST:]GUEST, with a free port for HOST unless given; `publish_all` adds
-    each TCP port that the image exposes. `command` empty: the image's own, else a login shell; `entrypoint` replaces
-    the image's when it is not None; `shell` asks for a login shell whatever the image says. `stop_signal` is the name
-    or number of what `vm stop` sends to the command first; '' means the image's, else SIGTERM. `vmm` is
+    `env` holds NAME=VALUE, `publish` [[ADDR:]HOST:]GUEST[/tcp], ports or ranges of them, with free ones for HOST unless
+    given; `publish_all` adds each TCP port that the image exposes. `command` empty: the image's own, else a login
+    shell; `entrypoint` replaces the image's when it is not None; `shell` asks for a login shell whatever the image
+    says. `stop_signal` is the name or number of what `vm stop` sends to the command first; '' means the image's, else
+    SIGTERM. `vmm` is
     auto, firecracker or qemu, '' means as configured. `auto_stop`: it stops when untouched for so many seconds (0:
     never, None: as configured); `restart` is no, on-failure, on-failure:N or always, '' means no. `balloon`: its guest
     gives back memory that it leaves idle (None: as configured). `init` says who is PID 1: agent, image (an init of the
