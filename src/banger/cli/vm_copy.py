@@ -70,10 +70,21 @@ def parse_place(text: str) -> Place:
         if not text:
             raise UsageFault("an empty path")
         return Place("", text)
-    VM.convert(vm, None, None)
+    try:
+        VM.convert(vm, None, None)
+    except UsageFault as fault:
+        if os.path.lexists(text):
+            fault.hint = f"for the file of this host write ./{text}"
+        raise
     if not path:
         raise UsageFault(f"{text!r} names no path in the VM", f"for the user's home directory use {vm}:/root")
     return Place(vm, posixpath.join("/", path))
+
+
+def _of_this_host(*places: Place) -> str:
+    """How the first of these that is a file of this host is written, or else the first of all."""
+    names = [f"{place.vm}:{path}" for place in places for path in (place.path[1:], place.path)]
+    return f"./{next(filter(os.path.lexists, names), names[0])}"
 
 
 @click.command(
@@ -100,7 +111,8 @@ def copy(source: Place, target: Place, user: str, archive: bool) -> int:
     in the tree. A `-` is a tar stream on standard input or output. Exits 1 when something was left out.
     """
     if bool(source.vm) == bool(target.vm):
-        raise UsageFault("one of SRC and DST must be VM:PATH, and the other a path of this host")
+        hint = f"for a file of this host write {_of_this_host(source, target)}" if source.vm else ""
+        raise UsageFault("one of SRC and DST must be VM:PATH, and the other a path of this host", hint)
     if user and archive:
         raise UsageFault("--user and --archive exclude each other")
     if source.vm and (user or archive):

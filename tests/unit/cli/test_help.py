@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -104,7 +105,7 @@ def test_help_lists_no_aliases(capsys: pytest.CaptureFixture[str]) -> None:
         (["vm", "logs", "a", "-n", "-1"], "--tail: at least 0 is needed, not '-1'", "see 'banger vm logs --help'"),
         (["daemon", "logs", "-n", "9" * 5000], f"--tail: '{'9' * 59}…' is too large", "use at most 9 digits"),
         (["completion"], "missing argument '{bash|zsh|fish}'", "see 'banger completion --help'"),
-        (["vm", "run", "-p", "x"], "--publish: 'x' is not [[ADDR:]HOST:]GUEST", "for example --publish 8080:80"),
+        (["vm", "run", "-p", "x"], "--publish: 'x' is not a port to publish", "write [[ADDRESS:]HOST_PORT:]GUEST_PORT"),
         (["vm", "run", "-P", "--net", "none"], "--publish-all needs a network", "leave out --net none"),
         (["vm", "run", "--stop-signal", "X"], "--stop-signal: 'X' is not a signal", "for example SIGQUIT, 3"),
         (["vm", "run", "--shell", "--", "ls"], "--shell goes with neither a command nor --entrypoint", "see"),
@@ -135,6 +136,8 @@ def test_help_lists_no_aliases(capsys: pytest.CaptureFixture[str]) -> None:
         (["vm", "rm", "a/b"], "'a/b' is not a valid VM name", "use 1 to 64 letters"),
         (["kernel", "import", "k", "--from", "/nonexistent"], "--from: there is no /nonexistent", "see"),
         (["vm", "cp", "a", "b"], "one of SRC and DST must be VM:PATH", "see 'banger vm cp --help'"),
+        (["vm", "cp", "a:b", "vm:/"], "one of SRC and DST must be VM:PATH", "for a file of this host write ./a:b"),
+        (["vm", "cp", "vm:/x", "a:b"], "one of SRC and DST must be VM:PATH", "for a file of this host write ./vm:x"),
         (["vm", "cp", "-a", "vm:/x", "b"], "--user and --archive are for copies into a VM", "files from a VM"),
     ],
 )
@@ -148,6 +151,17 @@ def test_usage_errors_need_no_daemon(
     assert lines[0].startswith(f"error: {message}")
     assert lines[1].startswith(f"hint: {hint}")
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize("name", ["a:b", "a b:c"])
+def test_files_with_a_colon_are_recognised(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).touch()
+    for ends in ([name, "vm:/"], ["vm:/x", name]):
+        assert run(["vm", "cp", *ends]) == 2
+        assert f"this host write ./{name}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", ["vm_list", "vm_lifecycle", "kernel", "image", "connect"])
