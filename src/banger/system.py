@@ -22,6 +22,7 @@ _SYNC_FILE_RANGE_WRITE = 2  # <linux/fs.h>, sync_file_range(2)
 _FICLONE = 0x40049409  # <linux/fs.h>, ioctl_ficlone(2)
 
 STAGING_PREFIX = ".staging-"
+NAME_MAX = 64  # characters of a kernel's, image's or VM's name
 _ORPHAN_SECONDS = 10
 
 
@@ -374,14 +375,14 @@ def without_latest(name: str) -> str:
 
 
 def validate_name(name: str, what: str) -> str:
-    """Check a kernel, image or VM name (design: 1 to 64 of letters, digits, '.', '_', '-'); return it."""
+    """Check a kernel, image or VM name (1 to NAME_MAX letters, digits, '.', '_', '-'); return it."""
     from banger.api.errors import BangerError, Code
 
     allowed = all(character.isascii() and (character.isalnum() or character in "._-") for character in name)
-    if not (1 <= len(name) <= 64 and allowed and name[0].isalnum() and ".." not in name):
+    if not (1 <= len(name) <= NAME_MAX and allowed and name[0].isalnum() and ".." not in name):
         raise BangerError(
             Code.INVALID,
             f"{name!r} is not a valid {what} name",
-            hint="use 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit, without '..'",
+            hint=f"use 1 to {NAME_MAX} letters, digits, '.', '_' or '-', the first a letter or digit, without '..'",
         )
     return name

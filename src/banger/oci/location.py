@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from banger.api.errors import BangerError, Code
-from banger.oci.reference import Reference, local_name
+from banger.oci.reference import Reference, local_name, valid_name
 
 LAYOUT, LAYOUT_ARCHIVE, DOCKER_ARCHIVE = "oci", "oci-archive", "docker-archive"
 
@@ -58,10 +58,10 @@ class Location:
                 file = file[:end]
                 break
         if not self.name or self.name.startswith("@"):
-            return file
+            return valid_name(file)
         if self.transport == DOCKER_ARCHIVE or "/" in self.name or ":" in self.name:
             return local_name(Reference.parse(self.name))
-        return file if self.name == "latest" else f"{file}-{self.name}"
+        return valid_name(file if self.name == "latest" else f"{file}-{self.name}")
 
     def __str__(self) -> str:
         return f"{self.transport}:{self.path}" + (f":{self.name}" if self.name else "")

@@ -5,11 +5,13 @@ Grammar: github.com/distribution/reference, reference.go; digests: OCI Image Spe
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from banger.api.errors import BangerError, Code
+from banger.system import NAME_MAX
 
 DOCKER_HUB = "docker.io"
 
@@ -112,12 +114,25 @@ def local_name(reference: Reference) -> str:
     """What banger calls an image or kernel from a registry unless told otherwise.
 
     The last component of the repository, with the tag unless that is `latest`; with the digest's first twelve digits
-    when there is no tag. It need not be a name that `system.validate_name` accepts: some are too long.
+    when there is no tag; made a `valid_name`.
     """
     name = reference.repository.rpartition("/")[2]
     if not reference.tag:
-        return f"{name}-{reference.digest.removeprefix('sha256:')[:12]}"
-    return name if reference.tag == "latest" else f"{name}-{reference.tag}"
+        return valid_name(f"{name}-{reference.digest.removeprefix('sha256:')[:12]}")
+    return valid_name(name if reference.tag == "latest" else f"{name}-{reference.tag}")
+
+
+def valid_name(text: str) -> str:
+    """The name nearest to a text that `system.validate_name` accepts.
+
+    Each character that cannot stand becomes a '-'; what is too long is cut, and ends in eight digits of the SHA-256 of
+    the whole, so that two that begin alike stay two.
+    """
+    name = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]", "-", text)).lstrip("._-") or "image"
+    if len(name) <= NAME_MAX:
+        return name
+    digits = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
+    return f"{name[: NAME_MAX - 9]}-{digits}"
 
 
 def same_name(first: str, second: str) -> bool:

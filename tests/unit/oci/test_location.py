@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from banger.api.errors import BangerError, Code
 from banger.oci.location import Location
 from banger.oci.reference import Registries
 from banger.oci.source import default_name
+from banger.system import validate_name
 
 
 @pytest.mark.parametrize(
@@ -48,8 +51,29 @@ def test_names_of_references() -> None:
         ("ghcr.io/org/app:v1", "app-v1"),
         (f"debian@{digest}", "debian-0123456789ab"),
         (f"debian:12@{digest}", "debian-12"),
+        ("app:_a..b", "app-_a.b"),
+        ("oci:/srv/my layout:1", "my-layout-1"),
+        ("oci-archive:/srv/...", "image"),
     ):
         assert default_name(text, Registries()) == name
+
+
+@given(
+    last=st.from_regex(r"[a-z0-9]{1,90}", fullmatch=True),
+    tag=st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", fullmatch=True),
+    file=st.text(min_size=1).filter(lambda file: "\0" not in file and ":" not in file),
+)
+def test_every_name_that_is_derived_can_be_used(last: str, tag: str, file: str) -> None:
+    for text in (f"{last}:{tag}", f"ghcr.io/org/{last}@sha256:{'0' * 64}", f"oci:{file}", f"oci:/srv/{file}:{tag}"):
+        name = default_name(text, Registries())
+        assert validate_name(name, "image") == name
+
+
+def test_long_names_stay_apart() -> None:
+    names = {default_name(f"app:{'x' * 71}{last}", Registries()) for last in "ab"}
+    assert len(names) == 2
+    assert {len(name) for name in names} == {64}
+    assert all(name.startswith("app-" + "x" * 51) for name in names)
 
 
 @pytest.mark.parametrize(
