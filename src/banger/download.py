@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import stat
 import time
+import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
@@ -20,6 +22,12 @@ _REPORT = 0.05  # seconds between progress reports at least
 _PROGRESS = 1 << 16  # bytes that make an interrupted attempt worth counting as a success
 _SHOWN = 4  # failures of mirrors that fit one line
 _SHOWN_URL = 200  # characters
+
+_CODINGS = ((), ("gzip",), ("x-gzip",))  # of the content that are understood; none is asked for
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_GZIP_ALONE = 16 + zlib.MAX_WBITS
+_SNIFFED = 4096  # bytes that tell what is in a gzip
+_INFLATED = 1 << 20  # bytes of a piece
 
 _ANSWERS = {  # status: what it means, and what helps
     401: ("it wants a user name and a password", "give them in the URL: https://USER:PASSWORD@HOST/..."),
@@ -101,8 +109,9 @@ def ask(
                 refusal = _refused(answer, timeouts)
                 if refusal.broken and attempt < timeouts.attempts and refusal.pause <= timeouts.retry_after:
                     raise refusal
-                for piece in received:
-                    assert isinstance(piece, bytes)
+                if answer.status == 200 and answer.codings not in _CODINGS:
+                    raise _coded(answer)
+                for piece in _content(received, body, answer.codings != ()):
                     body.take(piece)
                     pieces.append(piece)
             return answer, b"".join(pieces)
@@ -182,6 +191,7 @@ class _Body:
         self.authorization = authorization
         self.size, self.limit, self.sha256 = size, limit, sha256.lower()
         self.source = ""  # for messages
+        self.encoded = False  # as gzip on its way, so that it can only be had from its beginning
         self.done = 0
         self.total = size or None
         self.digest = hashlib.sha256()
@@ -238,14 +248,14 @@ def _from_mirror(url: str, body: _Body, timeouts: Timeouts) -> Iterator[bytes]:
             with exchange(url, _headers(body, validator, authorization), timeouts, body.job) as received:
                 answer = next(received)
                 assert isinstance(answer, Answer)
-                if answer.status == 401 and not renewed:
+                if answer.asks_for_login and not renewed:
                     renewed, before, authorization = True, authorization, body.authorization(url, answer)
                     if authorization != before:
                         continue
                 if body.done == 0:
                     validator = answer.validator
-                skip = _accept(answer, body, validator, timeouts)
-                for piece in _skip(received, skip, body):
+                skip, certain = _accept(answer, body, validator, timeouts)
+                for piece in _skip(_content(received, body, not certain), skip, body):
                     body.take(piece)
                     yield piece
             if body.total is not None and body.done < body.total:
@@ -266,7 +276,7 @@ def _from_mirror(url: str, body: _Body, timeouts: Timeouts) -> Iterator[bytes]:
 def _headers(body: _Body, validator: str, authorization: str) -> dict[str, str]:
     """The request's headers: the rest of the body is asked for when it can be told that it still belongs to it."""
     headers = _common_headers(authorization)
-    if body.done and (validator or body.sha256):
+    if body.done and (validator or body.sha256) and not body.encoded:
         headers["Range"] = f"bytes={body.done}-"
         if validator:
             headers["If-Range"] = validator
@@ -278,8 +288,11 @@ def _common_headers(authorization: str) -> dict[str, str]:
     return {**headers, "Authorization": authorization} if authorization else headers
 
 
-def _accept(answer: Answer, body: _Body, validator: str, timeouts: Timeouts) -> int:
-    """How many bytes of an answer the body has already; raises Failed when the rest of it is of no use."""
+def _accept(answer: Answer, body: _Body, validator: str, timeouts: Timeouts) -> tuple[int, bool]:
+    """How many bytes of an answer the body has already, and whether it is certain that they are not encoded.
+
+    Raises Failed when the rest of it is of no use.
+    """
     if answer.status == 206 and answer.range:
         skip, (first, total) = 0, answer.range
         if first != body.done or not body.done:
@@ -292,9 +305,14 @@ def _accept(answer: Answer, body: _Body, validator: str, timeouts: Timeouts) -> 
         raise _changed()
     else:
         raise _refused(answer, timeouts)
-    encoding = answer.headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
-        raise Failed(f"it sends the file encoded as {encoding[:40]!r}, which nobody asked for")
+    if answer.codings not in _CODINGS and not body.sha256:
+        raise _coded(answer)
+    coded, whole = answer.codings in _CODINGS[1:], answer.status == 200
+    certain = not coded or not whole or (bool(body.sha256) and total == body.size and not body.encoded)
+    if not certain:
+        # its length, if it is another one, is that of what the content is encoded as
+        body.encoded = body.encoded or (bool(body.sha256 and body.size) and total is not None)
+        total = None
     if total is not None:
         if reason := body.refusal(total):
             raise Failed(reason, code=Code.CORRUPT)
@@ -303,7 +321,47 @@ def _accept(answer: Answer, body: _Body, validator: str, timeouts: Timeouts) -> 
         body.total = total
     elif not body.done:
         body.total = body.size or None
-    return skip
+    return skip, certain
+
+
+def _coded(answer: Answer) -> Failed:
+    encoding = answer.headers.get("content-encoding", "")
+    return Failed(f"it sends the file encoded as {encoding[:40]!r}, which nobody asked for")
+
+
+def _content(received: Iterator[Answer | bytes], body: _Body, perhaps: bool) -> Iterator[bytes]:
+    """The pieces of the content: as they come, or unpacked where they are `perhaps`, and really, encoded as gzip."""
+    pieces = (piece for piece in received if isinstance(piece, bytes))
+    start = b""
+    while perhaps and len(start) < _SNIFFED and (piece := next(pieces, b"")):
+        start += piece
+    body.encoded = perhaps and start.startswith(_GZIP) and (body.encoded or _is_encoded(start, body))
+    if not body.encoded:
+        yield start
+        yield from pieces
+        return
+    inflate = zlib.decompressobj(_GZIP_ALONE)
+    try:
+        for piece in itertools.chain((start,), pieces):
+            while piece and not inflate.eof:
+                yield inflate.decompress(piece, _INFLATED)
+                piece = inflate.unconsumed_tail
+    except zlib.error as error:
+        raise Failed("what it sends encoded as gzip is damaged", code=Code.CORRUPT) from error
+    if not inflate.eof:
+        raise Failed("the connection ended before all of the content had come", broken=True)
+
+
+def _is_encoded(start: bytes, body: _Body) -> bool:
+    """Whether content labelled as gzip was encoded on its way; object stores give this label to archives as they are.
+
+    With a digest the archive is what is wanted, most often: unless JSON or another archive is in it.
+    """
+    try:
+        inside = zlib.decompressobj(_GZIP_ALONE).decompress(start, len(_ZSTD))
+    except zlib.error:
+        return False
+    return not body.sha256 or inside.startswith((_GZIP, _ZSTD, b"{"))
 
 
 def _refused(answer: Answer, timeouts: Timeouts) -> Failed:
@@ -327,11 +385,10 @@ def _changed() -> Failed:
     return Failed("its content is no longer what the download began with", hint="try again")
 
 
-def _skip(received: Iterator[Answer | bytes], skip: int, body: _Body) -> Iterator[bytes]:
+def _skip(received: Iterator[bytes], skip: int, body: _Body) -> Iterator[bytes]:
     """The pieces after the first `skip` bytes, which must be the same as the body has; raises Failed if not."""
     again = hashlib.sha256()
     for piece in received:
-        assert isinstance(piece, bytes)
         if skip:
             known = memoryview(piece)[:skip]
             again.update(known)

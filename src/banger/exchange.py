@@ -91,6 +91,22 @@ class Answer:
     headers: Mapping[str, str]
 
     @property
+    def asks_for_login(self) -> bool:
+        """Whether it asks for another Authorization: 401, or 403 with a challenge (RFC 6750, "insufficient_scope")."""
+        return self.status == 401 or (self.status == 403 and bool(self.challenge))
+
+    @property
+    def challenge(self) -> str:
+        """All WWW-Authenticate headers, joined by commas."""
+        return self.headers.get("www-authenticate", "")
+
+    @property
+    def codings(self) -> tuple[str, ...]:
+        """What was done to the content (RFC 9110, section 8.4); object stores name their own protocol there, too."""
+        said = [coding.strip().lower() for coding in self.headers.get("content-encoding", "").split(",")]
+        return tuple(coding for coding in said if coding not in ("", "identity", "aws-chunked"))
+
+    @property
     def length(self) -> int | None:
         value = "" if "transfer-encoding" in self.headers else self.headers.get("content-length", "")
         return int(value) if re.fullmatch("[0-9]{1,20}", value) else None

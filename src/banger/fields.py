@@ -15,7 +15,7 @@ _ARCH_ALIASES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 class Fields:
-    """One JSON object from outside; `where` names the file in the errors (`BangerError(CORRUPT)`)."""
+    """One JSON object from outside, in which null is as absent; `where` names the file in the errors (CORRUPT)."""
 
     def __init__(self, value: object, where: str) -> None:
         if not isinstance(value, dict):
@@ -48,7 +48,7 @@ class Fields:
 
     def text(self, key: str, default: str | None = None) -> str:
         """A string; required, and then not empty, when no default is given."""
-        value = self._values.get(key, default)
+        value = self._get(key, default)
         if not isinstance(value, str) or (default is None and not value):
             raise self.wrong(key, "a string")
         return value
@@ -69,28 +69,28 @@ class Fields:
 
     def number(self, key: str, default: int) -> int:
         """An integer that is not negative."""
-        value = self._values.get(key, default)
+        value = self._get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise self.wrong(key, "a non-negative integer")
         return value
 
     def flag(self, key: str) -> bool:
         """A boolean, False when absent."""
-        value = self._values.get(key, False)
+        value = self._get(key, False)
         if not isinstance(value, bool):
             raise self.wrong(key, "true or false")
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of strings, empty when absent."""
-        value = self._values.get(key, [])
+        value = self._get(key, [])
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self.wrong(key, "a list of strings")
         return tuple(value)
 
     def digests(self, key: str) -> dict[str, str]:
         """SHA-256 digests by plain file name, empty when absent."""
-        value = self._values.get(key, {})
+        value = self._get(key, {})
         if not isinstance(value, dict):
             raise self.wrong(key, "an object")
         digests = Fields(value, where_key(self.where, key))
@@ -99,17 +99,21 @@ class Fields:
                 raise self.wrong(key, f"an object of file names, not {name!r}")
         return {name: digests.sha256(name) for name in value}
 
+    def _get(self, key: str, default: object) -> object:
+        """A member, or its default; programs write null for what is absent, too."""
+        value = self._values.get(key)
+        return default if value is None else value
+
     def has(self, key: str) -> bool:
         """Whether there is such a field, and it is not null."""
         return self._values.get(key) is not None
 
     def object(self, key: str) -> Fields:
-        """One object, an empty one when absent or null."""
-        value = self._values.get(key)
-        return Fields({} if value is None else value, where_key(self.where, key))
+        """One object, an empty one when absent."""
+        return Fields(self._get(key, {}), where_key(self.where, key))
 
     def keys(self, key: str) -> tuple[str, ...]:
-        """The keys of an object, sorted, none when absent or null."""
+        """The keys of an object, sorted, none when absent."""
         return tuple(sorted(self.object(key)._values))
 
     def objects(self, key: str, most: int | None = None) -> list[Fields]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import logging
 import os
@@ -394,11 +395,16 @@ def test_digest_is_checked_before_the_end(server: Server) -> None:
     assert hashlib.sha256(b"".join(taken)).hexdigest() in caught.value.message
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "identity, br"])
+@pytest.mark.parametrize("encoding", ["br", "identity, br", "gzip, gzip"])
 def test_encoded_body_is_refused(server: Server, encoding: str) -> None:
     url = server.serve("/kernel", Reply(BODY, headers={"Content-Encoding": encoding}))
     assert f"encoded as {encoding!r}" in reason(url)
     assert download(server.serve("/plain", Reply(BODY, headers={"Content-Encoding": "Identity"}))) == BODY
+
+
+def test_gzip_is_undone_where_no_digest_says_what_is_wanted(server: Server) -> None:
+    for body in (gzip.compress(BODY), BODY):
+        assert download(server.serve("/kernel", Reply(body, headers={"Content-Encoding": "gzip"}))) == BODY
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -8,12 +8,14 @@ import re
 import threading
 import time
 import urllib.parse
+from collections.abc import Sequence
 
 from banger import download
 from banger.api.errors import BangerError, Code
 from banger.exchange import Answer, Timeouts
 from banger.fields import Fields
 from banger.job import Job
+from banger.oci.challenges import parse_challenges
 from banger.oci.credentials import Credentials, find_credentials
 from banger.oci.manifest import INDEXES, MANIFEST_LIMIT, MANIFESTS, Manifest
 from banger.oci.reference import DOCKER_HUB
@@ -22,6 +24,7 @@ _HUB = "registry-1.docker.io"
 _TOKEN_LIMIT = 1 << 20  # bytes
 _TOKEN_SECONDS = 60  # how long a token is good for when its server does not say, and at least (distribution, "token")
 _TOKEN_SECONDS_MAX = 86400
+_CHALLENGES_MAX = 3  # for one request: of a server that wants a wider scope when it has seen the first token
 
 
 class Endpoint:
@@ -66,16 +69,16 @@ class Endpoint:
         return manifest
 
     def authorization(self, refused: Answer | None = None) -> str:
-        """The header of that name for the next request, '' for none; a new one after an answer of 401."""
+        """The header of that name for the next request, '' for none; a new one after an answer that asks for it."""
         with self._lock:
             if refused:
-                self._authenticate(refused.headers.get("www-authenticate", ""))
+                self._authenticate(refused.challenge)
             elif self._challenge and time.monotonic() >= self._expires:
                 self._authenticate(self._challenge)
             return self._authorization
 
     def _get(self, path: str) -> tuple[Answer, bytes]:
-        renewed = False
+        challenges: set[str] = set()
         while True:
             answer, body = self._ask(
                 self.url(path),
@@ -88,8 +91,9 @@ class Endpoint:
                 return answer, body
             if answer.status == 400 and self._scheme == "http" and not self._challenge:
                 self._scheme = "https"  # what servers say that want TLS: on loopback, too, some do
-            elif answer.status == 401 and not renewed:
-                renewed, before = True, self._authorization
+            elif answer.challenge not in challenges and len(challenges) < _CHALLENGES_MAX and answer.asks_for_login:
+                challenges.add(answer.challenge)
+                before = self._authorization
                 if self.authorization(answer) == before:
                     break
             else:
@@ -125,12 +129,18 @@ class Endpoint:
         )
 
     def _authenticate(self, challenge: str) -> None:
-        """Obtain what a WWW-Authenticate header asks for (RFC 9110, section 11.6.1)."""
+        """Obtain what a WWW-Authenticate header asks for: a token before a password, and of other schemes nothing."""
         self._challenge = challenge
         credentials = find_credentials(self.registry, self._repository, self._job)
-        scheme, _, rest = challenge.partition(" ")
-        parameters = dict(re.findall(r'(\w{1,32})="([^"\\]{0,2000})"', rest))
-        if scheme.lower() == "basic":
+        challenges = parse_challenges(challenge)
+        for each in challenges:
+            realm = each.parameters.get("realm", "")
+            # a token server without TLS would get the password
+            if each.scheme == "bearer" and realm.lower().startswith(("https://", f"{self._scheme}://")):
+                scopes = each.parameters.get("scope", "").split() or [f"repository:{self._repository}:pull"]
+                self._token(realm, each.parameters.get("service", ""), scopes, credentials)
+                return
+        if any(each.scheme == "basic" for each in challenges):
             if credentials is None or not credentials.user:
                 raise BangerError(
                     Code.DOWNLOAD,
@@ -139,23 +149,28 @@ class Endpoint:
                 )
             self._authorization, self._expires = _basic(credentials), math.inf
             return
-        realm = parameters.get("realm", "")
-        # a token server without TLS would get the password
-        if scheme.lower() != "bearer" or not realm.startswith(("https://", f"{self._scheme}://")):
-            raise BangerError(
-                Code.UNSUPPORTED,
-                f"the registry {self.registry} wants logins in a way that banger does not know: {challenge[:200]!r}",
-            )
-        self._token(realm, parameters.get("service", ""), credentials)
+        raise BangerError(
+            Code.UNSUPPORTED,
+            f"the registry {self.registry} wants logins in a way that banger does not know: {challenge[:200]!r}",
+        )
 
-    def _token(self, realm: str, service: str, credentials: Credentials | None) -> None:
-        """Ask an authorization server (distribution, "Token Authentication" and "OAuth2 Token Authentication")."""
-        query = {"service": service, "scope": f"repository:{self._repository}:pull"}
+    def _token(self, realm: str, service: str, scopes: Sequence[str], credentials: Credentials | None) -> None:
+        """Ask an authorization server (distribution, "Token Authentication" and "OAuth2 Token Authentication").
+
+        The scopes are those of the challenge: registries may know a repository by another path than that of its URL.
+        """
+        query = [("service", service)] if service else []
         url, form, authorization = realm, b"", ""
         if credentials and credentials.token:
-            query |= {"grant_type": "refresh_token", "refresh_token": credentials.token, "client_id": "banger"}
+            query += [
+                ("scope", " ".join(scopes)),
+                ("grant_type", "refresh_token"),
+                ("refresh_token", credentials.token),
+            ]
+            query += [("client_id", "banger")]
             form = urllib.parse.urlencode(query).encode()
         else:
+            query += [("scope", scope) for scope in scopes]
             url += f"{'&' if '?' in realm else '?'}{urllib.parse.urlencode(query)}"
             authorization = _basic(credentials) if credentials else ""
         label = f"a token of {self.registry}"
