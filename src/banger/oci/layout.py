@@ -9,7 +9,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
 REF_NAME = "org.opencontainers.image.ref.name"
@@ -86,6 +86,9 @@ class Archive:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
+        # readers that make only what the archive has, like skopeo, want directories before what lies in them
+        for parent in reversed(PurePosixPath(BLOBS, "blob").parents[:-1]):
+            stream.write(_header(str(parent), 0, tarfile.DIRTYPE))
 
     def file(self, name: str, data: bytes) -> None:
         self._stream.write(_header(name, len(data)) + data + bytes(-len(data) % tarfile.BLOCKSIZE))
@@ -192,7 +195,9 @@ def _descriptor(media_type: str, data: bytes) -> dict[str, Json]:
     return {"mediaType": media_type, "digest": f"sha256:{hashlib.sha256(data).hexdigest()}", "size": len(data)}
 
 
-def _header(name: str, size: int) -> bytes:
-    member = tarfile.TarInfo(name)
+def _header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    member = tarfile.TarInfo(f"{name}/" if kind == tarfile.DIRTYPE else name)
+    member.type = kind
+    member.mode = 0o755 if kind == tarfile.DIRTYPE else 0o644
     member.size = size
     return member.tobuf(tarfile.GNU_FORMAT)
