@@ -16,7 +16,7 @@ from banger.job import Job
 
 MANIFEST = "manifest.json"
 
-_MANIFEST_LIMIT = 1 << 20  # bytes
+_MANIFEST_LIMIT = 4 << 20  # bytes: an image may have the 2 MiB of environment that Linux takes
 
 Kind = Literal["image", "kernel"]
 

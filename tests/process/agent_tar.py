@@ -15,7 +15,7 @@ import pytest
 AGENT = Path(__file__).parents[2] / "agent"
 SOURCES = [
     *(AGENT / name for name in ("tar_format.c", "tar_read.c", "tar_extract.c", "tar_write.c", "tar_create.c")),
-    *(AGENT / name for name in ("beneath.c", "stat.c", "fields.c", "tests/test_tar.c")),
+    *(AGENT / name for name in ("beneath.c", "stat.c", "namespace.c", "fields.c", "tests/test_tar.c")),
 ]
 FOLLOW, CONTENTS = 1, 2  # enum tree_flags in agent/protocol.h
 BLOCK = 512

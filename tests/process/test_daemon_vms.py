@@ -79,7 +79,7 @@ def test_created_vm_is_what_was_asked_for(daemon: DaemonProcess) -> None:
         workdir="/bin",
     )
     assert (vm.name, vm.state, vm.image, vm.kernel, vm.init, vm.net) == (
-        "one", "created", "tiny", "debian-cloud", "agent", "user",
+        "one", "created", "tiny", "debian-cloud", "auto", "user",
     )  # fmt: skip
     assert (vm.vcpu, vm.memory_bytes, vm.disk_bytes, vm.home_bytes) == (2, GIB // 2, 3 * GIB, 2 * GIB)
     assert (vm.env, vm.command, vm.user, vm.workdir) == (["A=1", "B=x=y"], ["tool", "--help"], "nobody", "/bin")

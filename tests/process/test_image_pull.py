@@ -312,6 +312,33 @@ def test_images_in_files(daemon: DaemonProcess, tmp_path: Path, transport: str) 
     assert pull(daemon, f"{transport}:{target}:{tag}") == info
 
 
+def test_files_beside_the_layers(daemon: DaemonProcess, push: Pusher) -> None:
+    # titles as of a ModelCar, on what is an archive all the same
+    titled = dataclasses.replace(TOP, annotations={"org.opencontainers.image.title": "weights"})
+    assert listing(daemon, pull(daemon, push("titled", image([BASE, titled]))).name)["etc/motd"] == b"hello"
+    # a layer of another kind, of which the configuration says nothing
+    note = Layer(b"{}", digest_of(b"{}"), "application/vnd.in-toto+json")
+    with_note = with_config(image([BASE, note, TOP]), image([BASE, TOP]).config)
+    info = pull(daemon, push("beside", with_note))
+    assert listing(daemon, info.name)["etc/motd"] == b"hello"
+    assert [layer.digest for layer in images.read_local(daemon.layout.images, "beside").layers] == [
+        digest_of(BASE.data),
+        digest_of(TOP.data),
+    ]
+
+
+def test_null_is_as_absent(daemon: DaemonProcess, push: Pusher) -> None:
+    keys = ("Entrypoint", "Cmd", "Env", "User", "WorkingDir", "Volumes", "ExposedPorts", "StopSignal", "Labels")
+    nothing = {**dict.fromkeys((*keys, "Healthcheck", "Shell", "OnBuild")), "Cmd": ["id"]}
+    made = configured([BASE], config=nothing, variant=None, created=None, author=None, history=None)
+    manifest = json.loads(made.manifest)
+    manifest |= dict.fromkeys(("annotations", "subject", "artifactType"))
+    for descriptor in (manifest["config"], *manifest["layers"]):
+        descriptor |= dict.fromkeys(("annotations", "urls", "data", "platform", "artifactType"))
+    name = push("null", dataclasses.replace(made, manifest=json.dumps(manifest).encode()))
+    assert pull(daemon, name).command == ["id"]
+
+
 REFUSED: dict[str, tuple[Callable[[], Image], Code, str]] = {
     "layers that unpack to something else": (
         lambda: with_config(image([BASE, TOP]), image([TOP, BASE]).config),
@@ -364,9 +391,9 @@ REFUSED: dict[str, tuple[Callable[[], Image], Code, str]] = {
     "NUL characters": (lambda: configured([BASE], config={"User": "a\0b"}), Code.CORRUPT, "NUL"),
     "NUL characters in a list": (lambda: configured([BASE], config={"Env": ["A=\0"]}), Code.CORRUPT, "NUL"),
     "an environment beyond what is read again": (
-        lambda: configured([BASE], config={"Env": ["A=" + "x" * (600 << 10), *["B="] * 50_000]}),
+        lambda: configured([BASE], config={"Env": ["A=" + "x" * (3 << 20), *["B="] * 50_000]}),
         Code.CORRUPT,
-        "524,288 are possible",
+        "3,145,728 are possible",
     ),
 }
 

@@ -258,8 +258,26 @@ CASES: dict[str, tuple[list[bytes], dict[str, str]]] = {
         },
     ),
     "AUFS' own files are no part of the tree": (
-        [archive((".wh..wh.plnk/1", FILE, "x"), (".wh..wh.aufs", FILE, ""), ("a", FILE, "1"))],
-        {".wh..wh.plnk": "dir", ".wh..wh.plnk/1": "x", "a": "1"},
+        [archive((".wh..wh.aufs", FILE, ""), (".wh..wh.orph", DIR, ""), ("a", FILE, "1"))],
+        {"a": "1"},
+    ),
+    "nor what is in its directories, but hard links may lead there": (
+        [
+            archive((".wh..wh.plnk", DIR, ""), (".wh..wh.plnk/1.2", FILE, "x"), ("a", HARD, ".wh..wh.plnk/1.2")),
+            archive(("d", DIR, ""), ("d/.wh..wh.plnk/3/4", FILE, "y"), ("d/b", FILE, "2")),
+        ],
+        {"a": "x", "d": "dir", "d/b": "2"},
+    ),
+    "names with .. that stay inside": (
+        [
+            archive(
+                ("d/e", DIR, ""),
+                ("d/e/../a", FILE, "1"),
+                ("x/../d/../b", HARD, "d/e/../../d/a"),
+                ("d/../.wh.c", FILE, ""),
+            )
+        ],
+        {"d": "dir", "d/e": "dir", "d/a": "1", "b": "1"},
     ),
     "names with dots and slashes": (
         [archive(("./d/", DIR, ""), ("/d//./a", FILE, "1"))],
@@ -280,6 +298,7 @@ SERVED = {
     "a hard link to a symbolic link",
     "AUFS' own files are no part of the tree",
     "names with dots and slashes",
+    "names with .. that stay inside",
     "whiteouts of nothing",
 }
 
@@ -316,6 +335,7 @@ def tree_of(rootfs: Path) -> dict[str, str]:
 
 BAD: dict[str, tuple[list[bytes], str]] = {
     "a name that leads out": ([archive(("../x", FILE, ""))], "points out of the archive"),
+    "a name that leads out further on": ([archive(("a/../../x", FILE, ""))], "points out of the archive"),
     "a hard link that leads out": ([archive(("a", HARD, "../../etc/passwd"))], "points out of the archive"),
     "a hard link to nothing": ([archive(("a", HARD, "b"))], "hard link 'a' to 'b', which is no file before it"),
     "a hard link to a directory": ([archive(("d", DIR, ""), ("a", HARD, "d"))], "no file before it"),

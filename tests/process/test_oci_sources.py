@@ -26,8 +26,8 @@ from banger.oci import files as archive_files
 from banger.oci.manifest import Descriptor, Image
 from banger.oci.platform import Platform
 from banger.oci.source import Environment, open_source
+from tests.registry import MANIFEST, Layer, digest_of, image, layer, oci_layout
 from tests.registry import Image as Built
-from tests.registry import Layer, digest_of, image, layer, oci_layout
 
 AMD64 = Platform.parse("linux/amd64")
 
@@ -254,6 +254,66 @@ def test_platforms_in_the_index_of_the_layout(tmp_path: Path) -> None:
     for each in built:
         found, _, _ = pull(f"oci:{directory}", tmp_path, Platform.parse(each.architecture))
         assert (found.digest, found.manifest) == (digest_of((directory / "index.json").read_bytes()), each.digest)
+
+
+def index_entry(directory: Path, data: bytes, **more: object) -> dict[str, object]:
+    blob_path(directory, data).write_bytes(data)
+    return {"mediaType": MANIFEST, "digest": digest_of(data), "size": len(data), **more}
+
+
+def artifact(directory: Path) -> bytes:
+    """A manifest of something that is no image, as ORAS, cosign and Helm write it."""
+    config = b"{}"
+    blob_path(directory, config).write_bytes(config)
+    descriptor = {"mediaType": "application/vnd.cncf.helm.config.v1+json", "digest": digest_of(config), "size": 2}
+    return json.dumps(
+        {"schemaVersion": 2, "mediaType": MANIFEST, "config": descriptor, "layers": [descriptor]}
+    ).encode()
+
+
+@pytest.mark.parametrize("platform", [None, {}, {"os": "", "architecture": ""}])
+def test_entries_without_a_platform_are_for_what_their_images_say(tmp_path: Path, platform: object) -> None:
+    built = [small("amd64"), small("arm64")]
+    directory = oci_layout(tmp_path / "many", built)
+    beside = [index_entry(directory, artifact(directory))]
+    entries = [index_entry(directory, each.manifest, platform=platform) for each in built]
+    (directory / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": beside + entries}))
+    for each in built:
+        found, _, _ = pull(f"oci:{directory}", tmp_path, Platform.parse(each.architecture))
+        assert found.manifest == each.digest
+    error = failure(f"oci:{directory}", tmp_path, Platform.parse("riscv64"))
+    assert error.code is Code.NOT_FOUND
+    assert "is for 'linux/amd64, linux/arm64', not for linux/riscv64" in error.message
+
+
+def test_an_image_that_says_what_it_is_for_comes_before_one_that_does_not(tmp_path: Path) -> None:
+    first, second = small("amd64"), image([layer({"other": b"1"})])
+    directory = oci_layout(tmp_path / "many", [first, second])
+    entries = [index_entry(directory, first.manifest)]
+    # no operating system means the usual one
+    entries.append(index_entry(directory, second.manifest, platform={"architecture": "amd64"}))
+    (directory / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+    found, _, _ = pull(f"oci:{directory}", tmp_path, Platform.parse("amd64"))
+    assert found.manifest == second.digest
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_artifacts_beside_an_image(tmp_path: Path, named: bool) -> None:
+    built = small("amd64")
+    directory = oci_layout(tmp_path / "many", [built])
+    platform = {"os": "linux", "architecture": "amd64"}
+    names = {"annotations": {"org.opencontainers.image.ref.name": "1.2"}} if named else {}
+    entries = [
+        index_entry(directory, artifact(directory), **({} if named else {"platform": platform})),
+        index_entry(directory, built.manifest, **names, platform=platform),
+    ]
+    (directory / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+    found, _, _ = pull(f"oci:{directory}", tmp_path, Platform.parse("amd64"))
+    assert found.manifest == built.digest
+    # alone it is what there is: kernels come so, too
+    (directory / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries[:1]}))
+    found, _, _ = pull(f"oci:{directory}", tmp_path, Platform.parse("amd64"))
+    assert found.manifest == entries[0]["digest"]
 
 
 def top_digest(directory: Path) -> str:

@@ -328,7 +328,10 @@ class TarReader:
         return int(whole)
 
     def _normalise(self, name: bytes) -> bytes:
-        """A member's name as a path relative to the root of the archive, without '.' and empty components."""
+        """A member's name as a path relative to the root of the archive, without '.', '..' and empty components.
+
+        By its letters alone, as Docker and umoci do it, whatever links there may be on the way.
+        """
         parent, _, last = name.rpartition(b"/")
         # most members lie in the same directory as the one before them
         if (
@@ -341,10 +344,15 @@ class TarReader:
             return self._parent_path + last
         if not name or b"\0" in name:
             raise self.corrupt(f"has an unusable member name {show(name)}")
-        parts = [part for part in name.split(b"/") if part not in (b"", b".")]
+        parts: list[bytes] = []
+        for part in name.split(b"/"):
+            if part == b".." and not parts:
+                raise self.corrupt(f"has a member {show(name)} that points out of the archive with '..'")
+            if part == b"..":
+                parts.pop()
+            elif part not in (b"", b"."):
+                parts.append(part)
         path = b"/".join(parts)
-        if b".." in parts:
-            raise self.corrupt(f"has a member {show(name)} that points out of the archive with '..'")
         if len(path) > _PATH_MAX or any(len(part) > _NAME_MAX for part in parts):
             raise self.corrupt(f"has a member {show(name)} whose name is longer than Linux allows")
         if last not in _SPECIAL and len(parts) > 1:

@@ -22,11 +22,18 @@ from banger.oci import onepass, pull
 from banger.oci.blobs import BlobCache
 from banger.oci.layers import Tree, merged
 from banger.oci.location import Location
-from banger.oci.manifest import Descriptor, Image, digest_of, other_platform, platform_of
+from banger.oci.manifest import (
+    CONFIG_LIMIT,
+    Descriptor,
+    Image,
+    digest_of,
+    other_platform,
+    platform_of,
+    read_config,
+)
 from banger.oci.platform import Platform
-from banger.oci.source import Environment, Source
+from banger.oci.source import Environment
 
-_CONFIG_LIMIT = 4 << 20  # bytes
 # bytes of JSON: Linux takes 2 MiB of an environment, and with the layers it stays below what is read of a manifest
 _TEXTS_LIMIT = 3 << 20
 
@@ -62,14 +69,14 @@ def pull_oci(
             source = source_of(text)
             if not replace and (there := _already_there(images_dir, name, source, image, platform, kernel)):
                 return there
-            config = _read_config(opened.source, image.config, text)
+            config = read_config(opened.source.blob, image.config, text)
             _check_platform(config, platform, text)
             diff_ids = parse_diff_ids(config, text)
-            _check_layers(image.layers, diff_ids, text)
+            layers = _root_layers(image.layers, diff_ids, text)
             parsed = parse_config(config, text)
             with system.staging(images_dir, name) as staged:
                 try:
-                    contents = flatten(opened, image.layers, diff_ids, staged / ROOTFS_SQUASHFS, cache, job)
+                    contents = flatten(opened, layers, diff_ids, staged / ROOTFS_SQUASHFS, cache, job)
                 except pull.DamagedCache:
                     continue
                 (staged / CONFIG).write_bytes(config)
@@ -82,8 +89,7 @@ def pull_oci(
                     origin=origin,
                     revision=image.digest,
                     layers=tuple(
-                        Layer(blob.digest, diff_id, blob.size)
-                        for blob, diff_id in zip(image.layers, diff_ids, strict=True)
+                        Layer(blob.digest, diff_id, blob.size) for blob, diff_id in zip(layers, diff_ids, strict=True)
                     ),
                 )
                 manifest = finalize(staged, name, contents, facts, job)
@@ -117,7 +123,7 @@ def _already_there(
             return "what it was pulled from has changed since"
         try:
             with open(images_dir / name / CONFIG, "rb", opener=system.open_regular) as stream:
-                config = digest_of(stream.read(_CONFIG_LIMIT))
+                config = digest_of(stream.read(CONFIG_LIMIT))
         except OSError:
             return "its configuration is missing"
         # it names what the layers unpack to, so the rest is the same
@@ -178,14 +184,6 @@ def _layers(blobs: Sequence[pull.Readable], diff_ids: Sequence[str], label: str)
     ]
 
 
-def _read_config(source: Source, descriptor: Descriptor, label: str) -> bytes:
-    what = f"the configuration of {label}"
-    if descriptor.size > _CONFIG_LIMIT:
-        raise BangerError(Code.CORRUPT, f"{what} has {descriptor.size:,} bytes; {_CONFIG_LIMIT:,} are possible")
-    with contextlib.closing(source.blob(descriptor, what)) as pieces:
-        return b"".join(pieces)
-
-
 def _check_platform(config: bytes, platform: Platform, label: str) -> None:
     """An image that is in no index says here alone what it is for."""
     fields = Fields.parse(config, f"the configuration of {label}")
@@ -195,28 +193,37 @@ def _check_platform(config: bytes, platform: Platform, label: str) -> None:
         raise other_platform(label, {shown}, platform)
 
 
-def _check_layers(layers: Sequence[Descriptor], diff_ids: Sequence[str], label: str) -> None:
+def _root_layers(layers: Sequence[Descriptor], diff_ids: Sequence[str], label: str) -> Sequence[Descriptor]:
+    """The layers that the configuration speaks of; whatever else an image carries is for other programs.
+
+    Their `diff_ids` make sure that they are archives, even where titles call them files.
+    """
+    if not layers:
+        raise BangerError(Code.CORRUPT, f"{label} has no layers: there is nothing in it")
+    archives = [layer for layer in layers if _is_archive(layer)]
+    if len(diff_ids) == len(archives):
+        return archives
     for layer in layers:
-        if layer.title or "tar" not in layer.media_type:
+        if layer.title or not _is_archive(layer):
             what = layer.title or layer.media_type
             raise BangerError(
                 Code.UNSUPPORTED,
                 f"{label} is not the image of a root filesystem: {what[:120]!r} is one of its layers",
                 hint="files of such an artifact can be had with the oras command",
             )
-    if len(diff_ids) != len(layers):
-        raise BangerError(
-            Code.CORRUPT,
-            f"{label} has {system.counted(len(layers), 'layer')}, its configuration speaks of {len(diff_ids)}",
-        )
-    if not layers:
-        raise BangerError(Code.CORRUPT, f"{label} has no layers: there is nothing in it")
+    raise BangerError(
+        Code.CORRUPT, f"{label} has {system.counted(len(layers), 'layer')}, its configuration speaks of {len(diff_ids)}"
+    )
+
+
+def _is_archive(layer: Descriptor) -> bool:
+    return not layer.media_type or "tar" in layer.media_type
 
 
 def parse_diff_ids(config: bytes, label: str) -> tuple[str, ...]:
     """The digests of an image's unpacked layers, the lowest first; raises CORRUPT."""
     rootfs = Fields.parse(config, f"the configuration of {label}").object("rootfs")
-    diff_ids = rootfs.texts("diff_ids") if rootfs.has("diff_ids") else ()
+    diff_ids = rootfs.texts("diff_ids")
     if not all(re.fullmatch(r"sha256:[0-9a-f]{64}", diff_id) for diff_id in diff_ids):
         raise rootfs.wrong("diff_ids", "digests: sha256: and 64 hexadecimal digits")
     return diff_ids
@@ -226,14 +233,14 @@ def parse_config(config: bytes, label: str) -> ImageConfig:
     """What an image says of its main process (OCI Image Configuration 1.1, "config"); raises CORRUPT."""
     fields = Fields.parse(config, f"the configuration of {label}").object("config")
     parsed = ImageConfig(
-        entrypoint=_texts(fields, "Entrypoint"),
-        cmd=_texts(fields, "Cmd"),
-        env=_texts(fields, "Env"),
-        user=_text(fields, "User"),
-        workdir=_text(fields, "WorkingDir"),
+        entrypoint=fields.texts("Entrypoint"),
+        cmd=fields.texts("Cmd"),
+        env=fields.texts("Env"),
+        user=fields.text("User", ""),
+        workdir=fields.text("WorkingDir", ""),
         volumes=fields.keys("Volumes"),
         exposed_ports=fields.keys("ExposedPorts"),
-        stop_signal=_text(fields, "StopSignal"),
+        stop_signal=fields.text("StopSignal", ""),
         healthcheck=_healthcheck(fields),
     )
     _check_texts(parsed, label)
@@ -242,8 +249,8 @@ def parse_config(config: bytes, label: str) -> ImageConfig:
 
 def _healthcheck(fields: Fields) -> tuple[str, ...]:
     """The command of a HEALTHCHECK, () without one (Docker Image Specification 1.2, "Healthcheck")."""
-    kind, *words = (_texts(fields.object("Healthcheck"), "Test") if fields.has("Healthcheck") else ()) or ("NONE",)
-    shell = _texts(fields, "Shell") or ("/bin/sh", "-c")
+    kind, *words = fields.object("Healthcheck").texts("Test") or ("NONE",)
+    shell = fields.texts("Shell") or ("/bin/sh", "-c")
     return {"CMD": tuple(words), "CMD-SHELL": (*shell, *words)}.get(kind, ())
 
 
@@ -259,11 +266,3 @@ def _check_texts(config: ImageConfig, label: str) -> None:
     for text in (text for value in values.values() for text in ([value] if isinstance(value, str) else value)):
         if "\0" in text:
             raise BangerError(Code.CORRUPT, f"the configuration of {label} has NUL characters")
-
-
-def _text(fields: Fields, key: str) -> str:
-    return fields.text(key, "") if fields.has(key) else ""
-
-
-def _texts(fields: Fields, key: str) -> tuple[str, ...]:
-    return fields.texts(key) if fields.has(key) else ()

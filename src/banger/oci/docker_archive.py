@@ -95,7 +95,7 @@ class DockerArchiveSource:
         return self._files.extent(name).read(MANIFEST_LIMIT)
 
     def _choose(self, entries: Sequence[Fields]) -> Fields:
-        names = [entry.texts("RepoTags") if entry.has("RepoTags") else () for entry in entries]
+        names = [entry.texts("RepoTags") for entry in entries]
         place = int(self._name[1:]) if re.fullmatch(r"@[0-9]{1,6}", self._name) else None
         found = [
             entry

@@ -20,7 +20,7 @@ MEMBERS_MAX = 1_000_000  # of all layers together; each file takes about 140 byt
 
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
-RESERVED = b".wh..wh."  # of AUFS, whose own files are no part of a tree
+RESERVED = b".wh..wh."  # of AUFS, whose own files are no part of a tree, though hard links may lead to them
 _LINKS_MAX = 40  # on one way, as Linux has it (path_resolution(7))
 
 OpenLayer = Callable[[], AbstractContextManager[TarReader]]
@@ -101,6 +101,8 @@ class Tree:
             if directory.number >= 0:
                 self._place(plan, directory.number, prefix[:-1])
             for name, node in directory.children.items():
+                if name.startswith(RESERVED):
+                    continue
                 if isinstance(node, _Directory):
                     stack.append((node, prefix + name + b"/"))
                 else:

@@ -54,7 +54,7 @@ class LayoutSource:
             raise BangerError(Code.CORRUPT, f"{INDEX!r} in {self._files.label} is not an index of images")
         chosen = self._choose(index.entries)
         digest = read_descriptor(chosen[0]).digest if len(chosen) == 1 else index.digest
-        image = find_image(replace(index, entries=chosen), platform, self._label, self._manifest)
+        image = find_image(replace(index, entries=chosen), platform, self._label, self._manifest, self.blob)
         return replace(image, digest=digest)
 
     def blob(self, descriptor: Descriptor, label: str) -> Generator[bytes, None, None]:
@@ -89,8 +89,9 @@ class LayoutSource:
         elif len(entries) == 1 or not any(names):
             found = list(entries)
         else:
-            found = [entry for entry in entries if entry.text("digest", "") == entries[0].text("digest", "")]
-            if len(found) < len(entries):
+            # what has no name beside what has one is of the kind of signatures
+            found = [entry for entry, name in zip(entries, names, strict=True) if name]
+            if len({entry.text("digest", "") for entry in found}) > 1:
                 raise BangerError(
                     Code.INVALID,
                     f"{self._files.label} has several images: {shown_names(names)}",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from banger.api.errors import BangerError, Code
@@ -14,10 +15,12 @@ from banger.oci.platform import Platform
 MANIFEST_LIMIT = 4 << 20  # bytes, as the distribution specification asks registries to accept
 INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
 MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
+CONFIGS = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
+CONFIG_LIMIT = 4 << 20  # bytes
 LAYERS_MAX = 500  # docker refuses more than 127
 ENTRIES_MAX = 10_000  # of an index; the largest that are published have some dozens
 
-_READ_MAX = 16  # manifests below the first one: indexes may lie in indexes
+_READ_MAX = 16  # manifests below the first one: indexes may lie in indexes, and entries not say what they are for
 # annotations of layers that are single files, and of those that are archives all the same (ORAS)
 _TITLE, _UNPACK = "org.opencontainers.image.title", "io.deis.oras.content.unpack"
 _ATTESTATION = "vnd.docker.reference.type"  # BuildKit's documentation, "Image attestation storage"
@@ -31,6 +34,9 @@ class Descriptor:
     digest: str
     size: int
     title: str = ""
+
+
+ReadBlob = Callable[[Descriptor, str], Generator[bytes, None, None]]
 
 
 @dataclass(frozen=True)
@@ -66,19 +72,24 @@ class Manifest:
         return cls(digest_of(body), kind, fields, fields.objects("manifests", ENTRIES_MAX) if kind in INDEXES else ())
 
 
+ReadManifest = Callable[[Descriptor], Manifest]
+
+
 def digest_of(data: bytes) -> str:
     """As the Image Specification writes it ("Digests")."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def find_image(top: Manifest, platform: Platform, label: str, read: Callable[[Descriptor], Manifest]) -> Image:
+def find_image(top: Manifest, platform: Platform, label: str, read: ReadManifest, blob: ReadBlob) -> Image:
     """The image for a platform that `top` is or leads to; `read` gives the manifest of a descriptor, checked by digest.
 
-    Raises NOT_FOUND when there is none for the platform, CORRUPT and UNSUPPORTED for manifests that are wrong or of
-    kinds that cannot be used.
+    Where an index does not say what an entry is for, the entry's own configuration does. Raises NOT_FOUND when there is
+    none for the platform, CORRUPT and UNSUPPORTED for manifests that are wrong or of kinds that cannot be used.
     """
-    search = _Search(platform, label, read)
+    search = _Search(platform, label, read, blob)
     found = search.find(top)
+    if found is None and not search.offered:
+        found = search.artifact
     if found is None:
         raise other_platform(label, search.offered, platform)
     return _image(found, top.digest, label)
@@ -94,6 +105,15 @@ def other_platform(label: str, offered: set[str], platform: Platform) -> BangerE
     )
 
 
+def read_config(blob: ReadBlob, descriptor: Descriptor, label: str) -> bytes:
+    """The configuration of the image `label`; raises CORRUPT, and what `blob` raises."""
+    what = f"the configuration of {label}"
+    if descriptor.size > CONFIG_LIMIT:
+        raise BangerError(Code.CORRUPT, f"{what} has {descriptor.size:,} bytes; {CONFIG_LIMIT:,} are possible")
+    with contextlib.closing(blob(descriptor, what)) as pieces:
+        return b"".join(pieces)
+
+
 def read_descriptor(fields: Fields) -> Descriptor:
     """Read a descriptor; raises CORRUPT."""
     digest = fields.text("digest")
@@ -105,49 +125,73 @@ def read_descriptor(fields: Fields) -> Descriptor:
 
 
 class _Search:
-    """Looks for an image through indexes; `offered` collects the platforms that there are."""
+    """Looks for an image through indexes.
 
-    def __init__(self, platform: Platform, label: str, read: Callable[[Descriptor], Manifest]) -> None:
+    `offered` collects the platforms that there are, `artifact` is the first thing on the way that is no image: a
+    signature, a bill of materials, a chart.
+    """
+
+    def __init__(self, platform: Platform, label: str, read: ReadManifest, blob: ReadBlob) -> None:
         self._platform = platform
         self._label = label
         self._read = read
+        self._blob = blob
         self._left = _READ_MAX
         self.offered: set[str] = set()
+        self.artifact: Manifest | None = None
 
-    def find(self, manifest: Manifest) -> Manifest | None:
+    def find(self, manifest: Manifest, known: bool = True) -> Manifest | None:
+        """`known` says that it is for the platform, if it is an image."""
         if manifest.kind not in INDEXES:
-            return manifest
-        for descriptor in self._candidates(manifest.entries):
+            return manifest if known or self._fits(manifest) else None
+        for descriptor, known in self._candidates(manifest.entries):
             if self._left == 0:
-                raise BangerError(Code.CORRUPT, f"{self._label} leads through more than {_READ_MAX} indexes")
+                raise BangerError(Code.CORRUPT, f"{self._label} leads through more than {_READ_MAX} manifests")
             self._left -= 1
-            found = self.find(self._read(descriptor))
-            if found is not None:
+            below = self._read(descriptor)
+            if below.kind not in INDEXES and _is_artifact(below):
+                self.artifact = self.artifact or below
+            elif found := self.find(below, known):
                 return found
         return None
 
-    def _candidates(self, entries: Sequence[Fields]) -> Iterator[Descriptor]:
-        """What may be or lead to an image for the platform, the best first."""
+    def _fits(self, manifest: Manifest) -> bool:
+        """Whether an image is for the platform by its own word."""
+        config = read_descriptor(manifest.fields.object("config"))
+        offered = platform_of(
+            Fields.parse(read_config(self._blob, config, self._label), f"the config of {self._label}")
+        )
+        return not offered.architecture or self._rank(offered) is not None
+
+    def _rank(self, offered: Platform) -> float | None:
+        rank = self._platform.rank(offered)
+        if rank is None:
+            self.offered.add(f"{offered.os[:20]}/{offered.architecture[:20]}/{offered.variant[:20]}".rstrip("/"))
+        return rank
+
+    def _candidates(self, entries: Sequence[Fields]) -> Iterator[tuple[Descriptor, bool]]:
+        """What may be or lead to an image for the platform, the best first, and whether it says that itself."""
         entries = [entry for entry in entries if not _is_attestation(entry)]
-        ranked: list[tuple[float, int]] = []
+        ranked: list[tuple[float, int, bool]] = []
         for number, entry in enumerate(entries):
-            if not entry.has("platform"):
-                if len(entries) == 1 or entry.text("mediaType", "") in INDEXES:
-                    ranked.append((float("inf"), number))
-                continue
             offered = platform_of(entry.object("platform"))
-            rank = self._platform.rank(offered)
-            if rank is None:
-                self.offered.add(f"{offered.os[:20]}/{offered.architecture[:20]}/{offered.variant[:20]}".rstrip("/"))
-            else:
-                ranked.append((rank, number))
-        for _, number in sorted(ranked):
-            yield read_descriptor(entries[number])
+            if not offered.architecture:
+                ranked.append((float("inf"), number, len(entries) == 1))
+            elif (rank := self._rank(offered)) is not None:
+                ranked.append((rank, number, True))
+        for _, number, known in sorted(ranked):
+            yield read_descriptor(entries[number]), known
 
 
 def platform_of(fields: Fields) -> Platform:
     """The platform that an index's entry or an image's config names; raises CORRUPT."""
     return Platform.of(fields.text("os", ""), fields.text("architecture", ""), fields.text("variant", ""))
+
+
+def _is_artifact(manifest: Manifest) -> bool:
+    """By the type of its configuration (Image Specification 1.1, "Guidelines for Artifact Usage")."""
+    config = manifest.fields.object("config").text("mediaType", "")
+    return config not in CONFIGS and config != ""
 
 
 def _is_attestation(entry: Fields) -> bool:

@@ -186,6 +186,8 @@ class _View:
         return self._last
 
     def _walk(self, path: bytes) -> _Node | None:
+        if path.startswith(RESERVED) or b"/" + RESERVED in path:
+            _give_up()
         self._require_directory(path)
         node = self._root
         for part in path.split(b"/") if path else ():

@@ -65,7 +65,7 @@ class Platform:
 
     def rank(self, offered: Platform) -> float | None:
         """How well an image for another platform runs on this one: 0 is best, None not at all."""
-        if (offered.os, offered.architecture) != (self.os, self.architecture):
+        if (offered.os or self.os, offered.architecture) != (self.os, self.architecture):
             return None
         if offered.variant == self.variant:
             return 0

@@ -42,7 +42,7 @@ class Registry:
         CORRUPT and UNSUPPORTED for manifests that are wrong or of kinds that cannot be used.
         """
         top = self._manifest(self._reference.digest or self._reference.tag)
-        return find_image(top, platform, str(self._reference), lambda chosen: self._manifest(chosen.digest))
+        return find_image(top, platform, str(self._reference), lambda chosen: self._manifest(chosen.digest), self.blob)
 
     def blob(self, descriptor: Descriptor, label: str) -> Generator[bytes, None, None]:
         """The content of a blob in pieces of at most 1 MiB, checked by size and digest while it streams.

@@ -140,7 +140,7 @@ def test_absolute_names_are_refused(target: Path, name: str, rooted: bool) -> No
 
 
 @pytest.mark.parametrize("rooted", [True, False])
-@pytest.mark.parametrize("name", ["../outside", "boot/../../outside", "modules/a/../../../outside", "boot/../vmlinux"])
+@pytest.mark.parametrize("name", ["../outside", "boot/../../outside", "modules/a/../../../outside"])
 def test_names_with_dotdot_are_refused(target: Path, name: str, rooted: bool) -> None:
     error = refusal(target, Entry(name, b"x"), rooted=rooted)
     assert error.code == Code.CORRUPT
@@ -476,6 +476,19 @@ def destination(name: str) -> str | None:
     return None
 
 
+def cleaned(name: str) -> list[str]:
+    """The parts of a name that does not lead out."""
+    parts: list[str] = []
+    for part in name.split("/"):
+        if part == ".." and not parts:
+            raise Refused
+        if part == "..":
+            parts.pop()
+        elif part not in ("", "."):
+            parts.append(part)
+    return parts
+
+
 def model(archives: list[list[Entry]], rooted: bool) -> tuple[dict[str, bytes], dict[str, int]]:
     leaves: dict[str, LEAF] = {}
     directories: dict[str, int] = {}
@@ -491,9 +504,9 @@ def model(archives: list[list[Entry]], rooted: bool) -> tuple[dict[str, bytes], 
     for number, entries in enumerate(archives):
         for entry in entries:
             order += 1
-            parts = [part for part in entry.name.split("/") if part not in ("", ".")]
-            if ".." in parts or (entry.kind == LINK and ".." in entry.link.split("/")):
-                raise Refused
+            parts = cleaned(entry.name)
+            if entry.kind == LINK:
+                cleaned(entry.link)
             name = "/".join(parts)
             if not name:
                 continue
@@ -545,7 +558,7 @@ def model(archives: list[list[Entry]], rooted: bool) -> tuple[dict[str, bytes], 
             if entry.kind == LINK:
                 if entry.link.startswith("/") and not rooted:
                     raise Refused
-                same = leaves.get("/".join(part for part in entry.link.split("/") if part not in ("", ".")))
+                same = leaves.get("/".join(cleaned(entry.link)))
                 data, to = (same[2], same[3]) if same else (None, None)
                 if data is None and to is None and destination(name):
                     skip("link")
@@ -607,7 +620,17 @@ NAMES = st.one_of(
     *[st.sampled_from(PLAIN)] * 40,
     *[st.builds(str.__add__, st.sampled_from(PREFIXES[:-1]), TAILS)] * 20,
     st.builds(str.__add__, st.sampled_from(PREFIXES), TAILS),
-    st.sampled_from(["../outside", "boot/../../outside", "/../x", "modules/..", "modules/x\x01", "lib/modules/v/\x7f"]),
+    st.sampled_from(
+        [
+            "../outside",
+            "boot/../../outside",
+            "/../x",
+            "modules/..",
+            "modules/x\x01",
+            "modules/a/../b",
+            "lib/modules/v/\x7f",
+        ]
+    ),
 ).filter(bool)
 TARGETS = st.lists(st.sampled_from([*PARTS[:10], "..", "..", ".", "a"]), min_size=1, max_size=5).map("/".join)
 KINDS = [REGULAR] * 5 + [SYMLINK] * 3 + [LINK] * 2 + [DIRECTORY, DIRECTORY, CHARACTER, BLOCK, FIFO]
