@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from banger.api.errors import BangerError, Code
-from banger.disk import merge, tar
+from banger.disk import tar
 from banger.disk.parts import Parts
 from banger.disk.tar import Member
 from banger.job import Job, command_failed, widen_pipe
@@ -66,7 +66,7 @@ def packing(target: Path, options: Sequence[str], job: Job) -> Iterator[Packer]:
         if status == 0 and in_parts:
             records.seek(0)
             # in a process of its own: for two million files it takes 1 GB of memory
-            argv = [sys.executable, "-I", "-m", merge.__name__, target]
+            argv = [sys.executable, "-I", "-m", "banger.disk.merge", target]
             with job.popen(argv, stdin=records, stdout=errors, stderr=errors) as child:
                 status = child.wait()
         job.check()
