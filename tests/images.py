@@ -18,18 +18,29 @@ from banger.job import Job
 
 MINIMAL = "debian-bookworm-minimal"
 PODMAN = "test-podman"  # MINIMAL with podman, and a static busybox to fill images of its own
+INITS = "test-inits"  # MINIMAL with the programs that look after the processes of containers
+SYSVINIT = "test-sysvinit"  # MINIMAL with sysvinit and OpenRC in place of systemd
+# what is left out of MINIMAL for an image, and what is added
+_MADE_OF_MINIMAL = {
+    PODMAN: ((), ("podman", "crun", "busybox-static")),
+    INITS: ((), ("catatonit", "dumb-init", "runit", "s6", "supervisor", "tini")),
+    SYSVINIT: (("systemd-sysv",), ("openrc", "sysvinit-core")),
+}
 HOST_ARCH = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
 
 
 def cached_image(name: str, cache: Path | None = None) -> Path:
-    """The images directory that holds an image of the catalog, or PODMAN, ready to be used in place or linked from.
+    """The images directory that holds an image of the catalog, or one of the above, to be used in place or linked from.
 
     It is kept in `cache` (by default in the system's temporary directory), by what the image is made of.
     """
     root = cache or Path(tempfile.gettempdir()) / f"banger-test-images-{os.getuid()}"
-    entry = IMAGES.lookup(IMAGES.embedded().entries, MINIMAL if name == PODMAN else name, HOST_ARCH)
-    if name == PODMAN:
-        entry = dataclasses.replace(entry, name=PODMAN, packages=(*entry.packages, "podman", "crun", "busybox-static"))
+    made = name in _MADE_OF_MINIMAL
+    entry = IMAGES.lookup(IMAGES.embedded().entries, MINIMAL if made else name, HOST_ARCH)
+    if made:
+        without, added = _MADE_OF_MINIMAL[name]
+        packages = (*(package for package in entry.packages if package not in without), *added)
+        entry = dataclasses.replace(entry, name=name, packages=packages)
     mirror = find_mirror()
     key = hashlib.sha256("\n".join(mmdebstrap_command(entry, mirror)).encode()).hexdigest()[:16]
     images = root / key / "images"

@@ -43,6 +43,8 @@ find "$root/usr/share/doc" ! -type d ! -name copyright -delete
 find "$root/usr/share/doc" -mindepth 1 -type d -empty -delete
 
 # the agent mounts the disks, there is no screen, and a sandbox fetches nothing unasked
-chroot "$root" systemctl set-default multi-user.target
-chroot "$root" systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
-    e2scrub_all.timer e2scrub_reap.service fstrim.timer getty@tty1.service systemd-remount-fs.service
+if [ -x "$root/usr/bin/systemctl" ] || [ -x "$root/bin/systemctl" ]; then
+    chroot "$root" systemctl set-default multi-user.target
+    chroot "$root" systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
+        e2scrub_all.timer e2scrub_reap.service fstrim.timer getty@tty1.service systemd-remount-fs.service
+fi
