@@ -7,6 +7,7 @@ host.ok("image", "pull", layout.reference("greeter"))
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from banger.imagecat.manifest import image_paths, read_local
+from tests.http_server import Reply, Server
 from tests.images import cached_image
 from tests.registry import CONFIG, INDEX, MANIFEST, Layer, digest_of, packed_layer
 from tests.roots import compile_report, distroless_root
@@ -134,6 +136,13 @@ class Layout:
     def reference(self, tag: str) -> str:
         return f"oci:{self._directory}:{tag}"
 
+    def blobs(self) -> list[bytes]:
+        return [path.read_bytes() for path in self._blobs.iterdir()]
+
+    def descriptor(self, tag: str) -> Mapping[str, object]:
+        (found,) = [entry for entry in self._entries if entry["annotations"] == {REF_NAME: tag}]
+        return {key: found[key] for key in ("mediaType", "digest", "size")}
+
     def add(self, tag: str, layers: Sequence[Layer], config: Mapping[str, object]) -> None:
         """Write an image; `config` is what the specification calls so, with its names."""
         document = {
@@ -187,6 +196,46 @@ class Row:
     error: str = ""
     steps: Sequence[tuple[str, str]] = ()
     logs: str = ""
+
+
+@dataclass(frozen=True)
+class Registry:
+    """How a registry serves an image: `challenge` is what it wants of a login, {realm} being its token server.
+
+    `headers` come with its blobs. With `encoded` all JSON is sent as gzip. `entry` is what its index says of the image,
+    and `artifact` puts something else before it there.
+    """
+
+    name: str
+    challenge: str = ""
+    token: str = '{"token": "good"}'
+    headers: Mapping[str, str] = field(default_factory=dict)
+    encoded: bool = False
+    entry: Mapping[str, object] = field(default_factory=lambda: {"platform": {"os": "linux", "architecture": "amd64"}})
+    artifact: bool = False
+
+    def serve(self, server: Server, layout: Layout, tag: str) -> str:
+        """Serve the image that a layout calls `tag`; its reference."""
+        blobs = {digest_of(data): data for data in layout.blobs()}
+        entries = [{**layout.descriptor(tag), **self.entry}]
+        if self.artifact:
+            note = json.dumps({"schemaVersion": 2, "config": {**entries[0], "mediaType": "text/spdx"}, "layers": []})
+            blobs[digest_of(note.encode())] = note.encode()
+            entries.insert(0, {**entries[0], "digest": digest_of(note.encode()), "size": len(note)})
+        index = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}).encode()
+        for digest, data in blobs.items():
+            server.serve(f"/v2/{self.name}/blobs/{digest}", Reply(data, headers=self.headers))
+            server.serve(f"/v2/{self.name}/manifests/{digest}", self._json(data))
+        replies = [self._json(index)]
+        if self.challenge:
+            realm = server.serve("/token", self._json(self.token.encode()))
+            wanted = self.challenge.format(realm=realm)
+            replies.insert(0, Reply(status=401, headers={"WWW-Authenticate": wanted}))
+        server.serve(f"/v2/{self.name}/manifests/1", *replies)
+        return f"127.0.0.1:{server.port}/{self.name}:1"
+
+    def _json(self, data: bytes) -> Reply:
+        return Reply(gzip.compress(data), headers={"Content-Encoding": "gzip"}) if self.encoded else Reply(data)
 
 
 def sh(script: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from tests.field_images import (
     HardLink,
     Layout,
     Link,
+    Registry,
     Row,
     busybox_program,
     layer_of,
@@ -28,6 +29,7 @@ from tests.field_images import (
     try_image,
     users,
 )
+from tests.http_server import serving
 from tests.images import INITS, MINIMAL, SYSVINIT
 from tests.registry import Layer
 from tests.vm.host import Host
@@ -597,6 +599,18 @@ PLACES = [
 ROWS = [*BASES, *INIT_SYSTEMS, *USERS, *ENTRYPOINTS, *ENVIRONMENTS, *VOLUMES, *SIGNALS, *LAYERS, *PLACES]
 
 
+REGISTRIES = [
+    Registry("two-challenges", challenge='Negotiate, Basic realm="x", Bearer realm="{realm}", service="s"'),
+    Registry("scope-of-its-own", challenge='Bearer realm="{realm}",scope="repository:elsewhere/app:pull"'),
+    Registry("token-with-null", challenge='Bearer realm="{realm}"', token='{"token": null, "access_token": "good"}'),
+    Registry("blobs-called-gzip", headers={"Content-Encoding": "gzip"}),
+    Registry("json-as-gzip", challenge='Bearer realm="{realm}"', encoded=True),
+    Registry("index-without-platform", entry={}),
+    Registry("index-with-null", entry={"platform": None, "annotations": None, "urls": None}),
+    Registry("artifact-beside", artifact=True),
+]
+
+
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     return Layout(tmp_path_factory.mktemp("field") / "layout")
@@ -615,3 +629,12 @@ def test_an_image(host: Host, layout: Layout, lowest: dict[str, Layer], tmp_path
         lowest[row.base] = lowest_layer(row.base, tmp_path)
     layout.add(row.name, [lowest[row.base], *(layer_of(tree) for tree in row.layers)], row.config)
     try_image(host, row, layout.reference(row.name))
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.name)
+def test_a_registry(host: Host, tmp_path: Path, registry: Registry) -> None:
+    layout = Layout(tmp_path / "layout")
+    layout.add("1", [lowest_layer(STATIC, tmp_path)], {"Entrypoint": ["/report"]})
+    row = Row(registry.name, STATIC, out="0:0 / on {}, HOME=/root, 1 words\n")
+    with serving() as server:
+        try_image(host, row, registry.serve(server, layout, "1"))
