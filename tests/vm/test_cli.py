@@ -140,7 +140,7 @@ def test_commands_that_do_not_run(host: Host, guest: str) -> None:
             "vm run -p [::1]:8080:80",
             2,
             "--publish: '::1' in .* is not an IPv4 address",
-            "for example --publish 8080:80",
+            "publish it on 127.0.0.1, or .*",
         ),
         ("vm run --memory lots", 2, "--memory: 'lots' is not a size", ".*512M.*"),
     ],

@@ -181,11 +181,7 @@ class ImagePulls:
     async def _pull_oci(
         self, request: m.ImagePull, text: str, platform: Platform, report: Report, origin: str = ""
     ) -> ImageManifest:
-        try:
-            name = system.validate_name(request.save_as or default_name(text, self._config.registries), "image")
-        except BangerError as error:
-            error.hint = error.hint if request.save_as else "say what it is to be called here: --as NAME"
-            raise
+        name = system.validate_name(request.save_as or default_name(text, self._config.registries), "image")
         await self._workers.run(lambda job: self._require_tools({Use.IMAGE}, name, request, platform.architecture))
         environment = Environment(self._layout.cache, self._config.registries)
         if request.kernel_ref and not (self._layout.kernels / request.kernel_ref).exists():
