@@ -201,6 +201,25 @@ def test_redirected_blobs_get_no_password(server: Server, environment: Path) -> 
         assert "authorization" not in storage.requests[0].headers
 
 
+@pytest.mark.parametrize("challenge", ['Basic realm="x"', 'Bearer realm="{realm}"'])
+@pytest.mark.parametrize("what", ["manifest", "blob"])
+def test_a_challenge_of_another_server(server: Server, environment: Path, challenge: str, what: str) -> None:
+    """Where a registry redirects to, nobody learns its password by asking for it."""
+    built = image([layer({"vmlinux": b"first"})])
+    address = serve(server, built)
+    login(environment, address)
+    with serving() as other:
+        realm = other.serve("/token", Reply(b'{"token": "good"}'))
+        wanted = {"WWW-Authenticate": challenge.format(realm=realm)}
+        there = other.serve("/there", Reply(status=401, headers=wanted))
+        moved = Reply(status=307, headers={"Location": there})
+        blob = f"/v2/kernel/blobs/{digest_of(built.layers[0].data)}"
+        server.serve("/v2/kernel/manifests/1" if what == "manifest" else blob, moved)
+        failure(lambda: pull(address, "kernel:1"))
+        assert other.asked("/token") == []
+        assert not any("authorization" in request.headers for request in [*server.requests, *other.requests])
+
+
 @pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/"])
 def test_redirects_to_elsewhere(server: Server, location: str) -> None:
     built = image([layer({"vmlinux": b"first"})])
