@@ -125,6 +125,18 @@ def test_a_server_that_wants_ever_wider_scopes(server: Server) -> None:
     assert len(server.asked("/v2/kernel/manifests/1")) == 4
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_login_that_only_blobs_ask_for(server: Server, status: int) -> None:
+    each = layer({"vmlinux": b"first"})
+    address = serve(server, image([each]))
+    realm = server.serve("/token", Reply(b'{"token": "good"}'))
+    wanted = Reply(status=status, headers={"WWW-Authenticate": f'Bearer realm="{realm}",error="insufficient_scope"'})
+    path = f"/v2/kernel/blobs/{digest_of(each.data)}"
+    server.serve(path, wanted, Reply(each.data))
+    assert pull(address, "kernel:1")[1] == [each.data]
+    assert [request.headers.get("authorization") for request in server.asked(path)] == [None, "Bearer good"]
+
+
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_login_that_only_the_base_asks_for(server: Server, environment: Path, status: int) -> None:
     """As docker and skopeo begin there, registries exist that tell nowhere else how to log in."""
