@@ -202,9 +202,9 @@ class Row:
 class Registry:
     """How a registry serves an image: `challenge` is what it wants of a login, {realm} being its token server.
 
-    With `hidden` it says that at /v2/ alone, and until then that there is no image.
-    `headers` come with its blobs. With `encoded` all JSON is sent as gzip. `entry` is what its index says of the image,
-    and `artifact` puts something else before it there.
+    With `hidden` it says that at /v2/ alone, and until then that there is no image. `headers` come with its blobs. With
+    `encoded` all JSON is sent as gzip. `entry` is what its index says of the image, and `artifact` puts something else
+    before it there.
     """
 
     name: str

@@ -152,6 +152,18 @@ def test_a_login_that_only_the_base_asks_for(server: Server, environment: Path, 
     assert len(server.asked("/v2/")) == 1
 
 
+def test_a_hidden_image_that_no_login_shows(server: Server, environment: Path) -> None:
+    address = f"127.0.0.1:{server.port}"
+    server.serve("/v2/", Reply(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'}))
+    server.serve("/v2/kernel/manifests/1", Reply(status=404))
+    for password in ("", "guessed"):
+        if password:
+            login(environment, address, password=password)
+        error = failure(lambda: pull(address, "kernel:1"))
+        assert error.code is Code.NOT_FOUND
+        assert f"check the name, or log in: docker login {address}" in error.hint
+
+
 @pytest.mark.parametrize(("status", "code"), [(401, Code.DOWNLOAD), (403, Code.DOWNLOAD), (404, Code.NOT_FOUND)])
 @pytest.mark.parametrize("base", [200, 401, 404, 500])
 def test_a_refusal_that_nothing_explains(server: Server, status: int, code: Code, base: int) -> None:

@@ -35,6 +35,7 @@ class Endpoint:
 
     def __init__(self, scheme: str, registry: str, repository: str, label: str, job: Job, timeouts: Timeouts) -> None:
         self.registry = registry
+        self._login = f"docker login {registry} (or skopeo login {registry})"
         self._scheme = scheme
         self._repository = repository
         self._label = label
@@ -106,7 +107,12 @@ class Endpoint:
             else:
                 break
         if answer.status == 404:
-            raise BangerError(Code.NOT_FOUND, f"the registry has no image {self._label}", hint="check the name")
+            hint = (
+                f"check the name, or log in: {self._login}"
+                if self._base_asked and self._challenge
+                else "check the name"
+            )
+            raise BangerError(Code.NOT_FOUND, f"the registry has no image {self._label}", hint=hint)
         raise self._refused(answer.status, f"the registry {self.registry}")
 
     def _log_in(self, answer: Answer) -> bool:
@@ -132,14 +138,13 @@ class Endpoint:
 
     def _refused(self, status: int, who: str) -> BangerError:
         """The error for an answer of this status, by `who`."""
-        login = f"docker login {self.registry} (or skopeo login {self.registry})"
         message, hint = f"{who} answers {status} when asked for {self._label}", "try again later"
         if status in (401, 403):
             message = f"{self.registry} does not let you read {self._label}, or there is no such image"
-            hint = f"check the name, or log in: {login}"
+            hint = f"check the name, or log in: {self._login}"
         elif status == 429:
             message = f"{who} limits how much can be pulled, and does not answer for {self._label} now"
-            hint = f"try again later, or log in for a higher limit: {login}"
+            hint = f"try again later, or log in for a higher limit: {self._login}"
         return BangerError(Code.DOWNLOAD, message, hint=hint)
 
     def _ask(
@@ -178,7 +183,7 @@ class Endpoint:
                 raise BangerError(
                     Code.DOWNLOAD,
                     f"the registry {self.registry} wants a user name and a password",
-                    hint=f"log in: docker login {self.registry} (or skopeo login {self.registry})",
+                    hint=f"log in: {self._login}",
                 )
             self._authorization, self._expires = _basic(credentials), math.inf
             return
