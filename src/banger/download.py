@@ -205,6 +205,11 @@ class _Body:
         self.digest = hashlib.sha256()
         self._reported = 0.0
 
+    @property
+    def allowed(self) -> int:
+        """How many bytes it may have at most."""
+        return min(self.size or self.limit, self.limit)
+
     def refusal(self, announced: int) -> str:
         """Why a body of this size is not the one that is wanted, or ''."""
         if self.size and announced != self.size:
@@ -216,9 +221,8 @@ class _Body:
     def take(self, piece: bytes) -> None:
         """Account for the next piece before it is handed on; raises CORRUPT when it is one too many."""
         self.done += len(piece)
-        allowed = min(self.size or self.limit, self.limit)
-        if self.done > allowed:
-            message = f"{self.source} is larger than the {allowed} bytes it may have{self.coding}"
+        if self.done > self.allowed:
+            message = f"{self.source} is larger than the {self.allowed} bytes it may have{self.coding}"
             raise BangerError(Code.CORRUPT, message)
         self.digest.update(piece)
         now = time.monotonic()
@@ -362,13 +366,23 @@ def _content(received: Iterator[Answer | bytes], body: _Body, perhaps: bool) -> 
     # it loads libraries, and the daemon imports this module at its start
     from banger.decompress import PieceReader, chunks
 
-    source = io.BufferedReader(PieceReader(itertools.chain((start,), pieces)))
+    source = io.BufferedReader(PieceReader(_bounded(itertools.chain((start,), pieces), body)))
     try:
         yield from chunks(source, "gzip", concatenated=True)
     except BangerError as error:
         if error.code is not Code.CORRUPT:
             raise
         raise Failed("what it sends encoded as gzip is damaged or ends early", broken=True) from error
+
+
+def _bounded(pieces: Iterable[bytes], body: _Body) -> Iterator[bytes]:
+    """The pieces of a gzip, held to a size that the content fits in: empty members bring none; raises Failed."""
+    left = 2 * body.allowed + _SNIFFED
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            raise Failed(f"it sends more gzip data than {body.allowed} bytes can take", code=Code.CORRUPT)
+        yield piece
 
 
 def _is_encoded(start: bytes, body: _Body) -> bool:

@@ -294,6 +294,19 @@ def test_content_of_several_gzip_members(server: Server) -> None:
     assert pull(address, "kernel:1")[1] == [data]
 
 
+@pytest.mark.parametrize("what", ["manifest", "blob"])
+def test_gzip_that_nothing_comes_out_of(server: Server, what: str) -> None:
+    """Empty members without an end: what is unpacked never gets too large."""
+    each = layer({"vmlinux": b"first"}, "")
+    address = serve(server, image([each]))
+    path = "manifests/1" if what == "manifest" else f"blobs/{digest_of(each.data)}"
+    server.serve(f"/v2/kernel/{path}", Reply(gzip.compress(b"") * 4096, headers=ENCODED, framing="endless"))
+    error = failure(lambda: pull(address, "kernel:1"))
+    assert error.code is Code.CORRUPT
+    assert "more gzip data than" in error.message
+    server.left.get(timeout=30)
+
+
 @pytest.mark.parametrize("label", ["deflate", "br", "zstd"])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_blobs_that_are_encoded_in_a_way_that_is_not_known(server: Server, label: str, framing: str) -> None:
