@@ -202,12 +202,14 @@ class Row:
 class Registry:
     """How a registry serves an image: `challenge` is what it wants of a login, {realm} being its token server.
 
-    `headers` come with its blobs. With `encoded` all JSON is sent as gzip. `entry` is what its index says of the image,
-    and `artifact` puts something else before it there.
+    With `hidden` it says that at /v2/ alone, and until then that there is no image. `headers` come with its blobs. With
+    `encoded` all JSON is sent as gzip. `entry` is what its index says of the image, and `artifact` puts something else
+    before it there.
     """
 
     name: str
     challenge: str = ""
+    hidden: bool = False
     token: str = '{"token": "good"}'
     headers: Mapping[str, str] = field(default_factory=dict)
     encoded: bool = False
@@ -229,8 +231,9 @@ class Registry:
         replies = [self._json(index)]
         if self.challenge:
             realm = server.serve("/token", self._json(self.token.encode()))
-            wanted = self.challenge.format(realm=realm)
-            replies.insert(0, Reply(status=401, headers={"WWW-Authenticate": wanted}))
+            wanted = Reply(status=401, headers={"WWW-Authenticate": self.challenge.format(realm=realm)})
+            server.serve("/v2/", wanted)
+            replies.insert(0, Reply(status=404) if self.hidden else wanted)
         server.serve(f"/v2/{self.name}/manifests/1", *replies)
         return f"127.0.0.1:{server.port}/{self.name}:1"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import os
 import re
@@ -27,7 +28,8 @@ _CODINGS = ((), ("gzip",), ("x-gzip",))  # of the content that are understood; n
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _GZIP_ALONE = 16 + zlib.MAX_WBITS
 _SNIFFED = 4096  # bytes that tell what is in a gzip
-_INFLATED = 1 << 20  # bytes of a piece
+# answers to ranges: of servers that have none, or only ones with an end
+_NO_RANGES = (400, 416)
 
 _ANSWERS = {  # status: what it means, and what helps
     401: ("it wants a user name and a password", "give them in the URL: https://USER:PASSWORD@HOST/..."),
@@ -47,18 +49,20 @@ def stream(
     size: int = 0,
     limit: int,
     sha256: str = "",
+    plain: bool = False,
     authorization: Authorization = lambda url, refused: "",
     timeouts: Timeouts = USUAL,
 ) -> Generator[bytes, None, None]:
     """The body of the first of `urls` (mirrors, tried in order) that delivers it, in pieces of at most 1 MiB.
 
-    `size` is its exact size in bytes when not 0, `limit` the most it may have, `sha256` its digest when not '';
-    `authorization` gives requests their header of that name, which no other server that is redirected to gets to see.
+    `size` is its exact size in bytes when not 0, `limit` the most it may have, `sha256` its digest when not '', `plain`
+    whether it is known not to be a gzip itself. `authorization` gives requests their header of that name, which no
+    other server that is redirected to gets to see.
     An interrupted body is continued, if need be from the next mirror. Close the generator to leave early. Raises
     DOWNLOAD when no URL delivers, CORRUPT for another size or digest: the latter only at the end, so nothing may be
     done with the pieces that cannot be undone.
     """
-    body = _Body(job, label, stage, size, limit, sha256, authorization)
+    body = _Body(job, label, stage, size, limit, sha256, plain, authorization)
     failures: list[tuple[str, Failed]] = []
     for url in urls:
         body.source = _shown(url)
@@ -88,7 +92,7 @@ def ask(
     form: bytes = b"",
     timeouts: Timeouts = USUAL,
 ) -> tuple[Answer, bytes]:
-    """One request of an API: the answer whatever its status, and its body of at most `limit` bytes.
+    """One request of an API: the answer whatever its status, and with 200 its body of at most `limit` bytes.
 
     A `form` (application/x-www-form-urlencoded) is posted, and redirected nowhere. Raises DOWNLOAD when no answer
     comes, CORRUPT for a larger body. What is worth another attempt gets it, as in `stream`.
@@ -109,7 +113,9 @@ def ask(
                 refusal = _refused(answer, timeouts)
                 if refusal.broken and attempt < timeouts.attempts and refusal.pause <= timeouts.retry_after:
                     raise refusal
-                if answer.status == 200 and answer.codings not in _CODINGS:
+                if answer.status != 200:  # pages for people, of any size and kind
+                    return answer, b""
+                if answer.codings not in _CODINGS:
                     raise _coded(answer)
                 for piece in _content(received, body, answer.codings != ()):
                     body.take(piece)
@@ -185,22 +191,29 @@ class _Body:
         size: int,
         limit: int,
         sha256: str,
+        plain: bool = False,
         authorization: Authorization = lambda url, refused: "",
     ) -> None:
         self.job, self.label, self.stage = job, label, stage
         self.authorization = authorization
-        self.size, self.limit, self.sha256 = size, limit, sha256.lower()
+        self.size, self.limit, self.sha256, self.plain = size, limit, sha256.lower(), plain
         self.source = ""  # for messages
+        self.coding = ""  # for messages, too: what was done to it that cannot be undone here
         self.encoded = False  # as gzip on its way, so that it can only be had from its beginning
         self.done = 0
         self.total = size or None
         self.digest = hashlib.sha256()
         self._reported = 0.0
 
+    @property
+    def allowed(self) -> int:
+        """How many bytes it may have at most."""
+        return min(self.size or self.limit, self.limit)
+
     def refusal(self, announced: int) -> str:
         """Why a body of this size is not the one that is wanted, or ''."""
         if self.size and announced != self.size:
-            return f"it has {announced} bytes, not {self.size}"
+            return f"it has {announced} bytes, not {self.size}{self.coding}"
         if announced > self.limit:
             return f"it has {announced} bytes, more than the {self.limit} allowed"
         return ""
@@ -208,9 +221,9 @@ class _Body:
     def take(self, piece: bytes) -> None:
         """Account for the next piece before it is handed on; raises CORRUPT when it is one too many."""
         self.done += len(piece)
-        allowed = min(self.size or self.limit, self.limit)
-        if self.done > allowed:
-            raise BangerError(Code.CORRUPT, f"{self.source} is larger than the {allowed} bytes it may have")
+        if self.done > self.allowed:
+            message = f"{self.source} is larger than the {self.allowed} bytes it may have{self.coding}"
+            raise BangerError(Code.CORRUPT, message)
         self.digest.update(piece)
         now = time.monotonic()
         if now - self._reported >= _REPORT:
@@ -220,12 +233,12 @@ class _Body:
     def finish(self) -> None:
         """The last checks; raises CORRUPT."""
         if self.size and self.done != self.size:
-            raise BangerError(Code.CORRUPT, f"{self.source} has {self.done} bytes, not {self.size}")
+            raise BangerError(Code.CORRUPT, f"{self.source} has {self.done} bytes, not {self.size}{self.coding}")
         actual = self.digest.hexdigest()
         if self.sha256 and actual != self.sha256:
             raise BangerError(
                 Code.CORRUPT,
-                f"{self.source} is not what was published: its SHA-256 is {actual}, not {self.sha256}",
+                f"{self.source} is not what was published: its SHA-256 is {actual}, not {self.sha256}{self.coding}",
                 hint="it was changed or replaced: ask its publisher for the current SHA-256",
             )
         self.job.progress(self.stage, self.label, self.done, self.done)
@@ -242,12 +255,17 @@ def _from_mirror(url: str, body: _Body, timeouts: Timeouts) -> Iterator[bytes]:
     reached = body.done
     attempts = 0
     authorization, renewed = body.authorization(url, None), False
+    whole = False  # is what to ask for, as ranges are refused
     while True:
         started = body.done
+        headers = _headers(body, validator, authorization, whole)
         try:
-            with exchange(url, _headers(body, validator, authorization), timeouts, body.job) as received:
+            with exchange(url, headers, timeouts, body.job) as received:
                 answer = next(received)
                 assert isinstance(answer, Answer)
+                if answer.status in _NO_RANGES and "Range" in headers:
+                    whole = True
+                    continue
                 if answer.asks_for_login and not renewed:
                     renewed, before, authorization = True, authorization, body.authorization(url, answer)
                     if authorization != before:
@@ -259,7 +277,8 @@ def _from_mirror(url: str, body: _Body, timeouts: Timeouts) -> Iterator[bytes]:
                     body.take(piece)
                     yield piece
             if body.total is not None and body.done < body.total:
-                raise Failed(f"the connection ended after {body.done} of {body.total} bytes", broken=True)
+                reason = f"the connection ended after {body.done} of {body.total} bytes{body.coding}"
+                raise Failed(reason, broken=True)
             return
         except Failed as failure:
             if body.done and body.done == body.total:  # only the end of the exchange is missing
@@ -273,10 +292,10 @@ def _from_mirror(url: str, body: _Body, timeouts: Timeouts) -> Iterator[bytes]:
         authorization, renewed = body.authorization(url, None), renewed and body.done == started
 
 
-def _headers(body: _Body, validator: str, authorization: str) -> dict[str, str]:
+def _headers(body: _Body, validator: str, authorization: str, whole: bool) -> dict[str, str]:
     """The request's headers: the rest of the body is asked for when it can be told that it still belongs to it."""
     headers = _common_headers(authorization)
-    if body.done and (validator or body.sha256) and not body.encoded:
+    if body.done and (validator or body.sha256) and not body.encoded and not whole:
         headers["Range"] = f"bytes={body.done}-"
         if validator:
             headers["If-Range"] = validator
@@ -301,12 +320,13 @@ def _accept(answer: Answer, body: _Body, validator: str, timeouts: Timeouts) -> 
         skip, total = body.done, answer.length
         if body.done and not body.sha256 and validator and answer.validator != validator:
             raise _changed()
-    elif answer.status == 416 and body.done:
-        raise _changed()
     else:
         raise _refused(answer, timeouts)
-    if answer.codings not in _CODINGS and not body.sha256:
-        raise _coded(answer)
+    body.coding = ""
+    if answer.codings not in _CODINGS:
+        if not body.sha256:
+            raise _coded(answer)
+        body.coding = f"; the server says that it is {_encoded(answer)}"
     coded, whole = answer.codings in _CODINGS[1:], answer.status == 200
     certain = not coded or not whole or (bool(body.sha256) and total == body.size and not body.encoded)
     if not certain:
@@ -325,8 +345,11 @@ def _accept(answer: Answer, body: _Body, validator: str, timeouts: Timeouts) -> 
 
 
 def _coded(answer: Answer) -> Failed:
-    encoding = answer.headers.get("content-encoding", "")
-    return Failed(f"it sends the file encoded as {encoding[:40]!r}, which nobody asked for")
+    return Failed(f"it sends the file {_encoded(answer)}, which nobody asked for")
+
+
+def _encoded(answer: Answer) -> str:
+    return f"encoded as {answer.headers.get('content-encoding', '')[:40]!r}"
 
 
 def _content(received: Iterator[Answer | bytes], body: _Body, perhaps: bool) -> Iterator[bytes]:
@@ -340,33 +363,44 @@ def _content(received: Iterator[Answer | bytes], body: _Body, perhaps: bool) -> 
         yield start
         yield from pieces
         return
-    inflate = zlib.decompressobj(_GZIP_ALONE)
+    # it loads libraries, and the daemon imports this module at its start
+    from banger.decompress import PieceReader, chunks
+
+    source = io.BufferedReader(PieceReader(_bounded(itertools.chain((start,), pieces), body)))
     try:
-        for piece in itertools.chain((start,), pieces):
-            while piece and not inflate.eof:
-                yield inflate.decompress(piece, _INFLATED)
-                piece = inflate.unconsumed_tail
-    except zlib.error as error:
-        raise Failed("what it sends encoded as gzip is damaged", code=Code.CORRUPT) from error
-    if not inflate.eof:
-        raise Failed("the connection ended before all of the content had come", broken=True)
+        yield from chunks(source, "gzip", concatenated=True)
+    except BangerError as error:
+        if error.code is not Code.CORRUPT:
+            raise
+        raise Failed("what it sends encoded as gzip is damaged or ends early", broken=True) from error
+
+
+def _bounded(pieces: Iterable[bytes], body: _Body) -> Iterator[bytes]:
+    """The pieces of a gzip, held to a size that the content fits in: empty members bring none; raises Failed."""
+    left = 2 * body.allowed + _SNIFFED
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            raise Failed(f"it sends more gzip data than {body.allowed} bytes can take", code=Code.CORRUPT)
+        yield piece
 
 
 def _is_encoded(start: bytes, body: _Body) -> bool:
     """Whether content labelled as gzip was encoded on its way; object stores give this label to archives as they are.
 
-    With a digest the archive is what is wanted, most often: unless JSON or another archive is in it.
+    With a digest the archive is what is wanted, most often: unless JSON or another archive is in it, or the wanted one
+    is `plain`.
     """
     try:
         inside = zlib.decompressobj(_GZIP_ALONE).decompress(start, len(_ZSTD))
     except zlib.error:
         return False
-    return not body.sha256 or inside.startswith((_GZIP, _ZSTD, b"{"))
+    return not body.sha256 or body.plain or inside.startswith((_GZIP, _ZSTD, b"{"))
 
 
 def _refused(answer: Answer, timeouts: Timeouts) -> Failed:
     status = answer.status
-    if status == 429 or status >= 500:
+    if status in (408, 429) or status >= 500:
         pause = answer.retry_after()
         reason = f"the server answers {_phrase(status)}"
         if pause > timeouts.retry_after:

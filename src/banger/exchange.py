@@ -97,7 +97,7 @@ class Answer:
 
     @property
     def challenge(self) -> str:
-        """All WWW-Authenticate headers, joined by commas."""
+        """All WWW-Authenticate headers, joined by commas; '' of a server that was redirected to."""
         return self.headers.get("www-authenticate", "")
 
     @property
@@ -269,6 +269,7 @@ def _request(
             if isinstance(connection, socket.socket):
                 connected(connection)
 
+    asked = target
     for _ in range(_REDIRECTS + 1):
         if target.scheme not in ("http", "https") or not target.raw_host:
             raise Failed("only http and https URLs can be downloaded")
@@ -287,7 +288,10 @@ def _request(
                 ) as response,
             ):
                 if form or response.next_request is None:
-                    yield Answer(response.status_code, dict(response.headers))
+                    said = dict(response.headers)
+                    if not _same_server(asked, target):
+                        said.pop("www-authenticate", None)  # it could have the password sent to wherever it wants
+                    yield Answer(response.status_code, said)
                     yield from response.iter_raw()
                     return
                 source, target = target, _redirected(target, response.next_request.url)

@@ -74,6 +74,14 @@ class Fields:
             raise self.wrong(key, "a non-negative integer")
         return value
 
+    def seconds(self, key: str) -> float:
+        """A time in seconds that may be written as a string; 0 when absent, and for what is none."""
+        value = self._get(key, 0)
+        try:
+            return float(value) if isinstance(value, int | float | str) else 0
+        except (ValueError, OverflowError):
+            return 0
+
     def flag(self, key: str) -> bool:
         """A boolean, False when absent."""
         value = self._get(key, False)
@@ -117,8 +125,13 @@ class Fields:
         return tuple(sorted(self.object(key)._values))
 
     def objects(self, key: str, most: int | None = None) -> list[Fields]:
-        """A list of objects, of at most so many: each takes some memory, however short it is written."""
-        value = self._values.get(key)
+        """A list of objects, of at most so many: each takes some memory, however short it is written.
+
+        It must be there, but may be null: so Go writes a list without anything in it.
+        """
+        value = self._values.get(key, "")
+        if value is None:
+            return []
         if not isinstance(value, list):
             raise self.wrong(key, "a list of objects")
         if most is not None and len(value) > most:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 from collections.abc import Iterator
@@ -201,6 +200,25 @@ def test_redirected_blobs_get_no_password(server: Server, environment: Path) -> 
         assert "authorization" not in storage.requests[0].headers
 
 
+@pytest.mark.parametrize("challenge", ['Basic realm="x"', 'Bearer realm="{realm}"'])
+@pytest.mark.parametrize("what", ["manifest", "blob"])
+def test_a_challenge_of_another_server(server: Server, environment: Path, challenge: str, what: str) -> None:
+    """Where a registry redirects to, nobody learns its password by asking for it."""
+    built = image([layer({"vmlinux": b"first"})])
+    address = serve(server, built)
+    login(environment, address)
+    with serving() as other:
+        realm = other.serve("/token", Reply(b'{"token": "good"}'))
+        wanted = {"WWW-Authenticate": challenge.format(realm=realm)}
+        there = other.serve("/there", Reply(status=401, headers=wanted))
+        moved = Reply(status=307, headers={"Location": there})
+        blob = f"/v2/kernel/blobs/{digest_of(built.layers[0].data)}"
+        server.serve("/v2/kernel/manifests/1" if what == "manifest" else blob, moved)
+        failure(lambda: pull(address, "kernel:1"))
+        assert other.asked("/token") == []
+        assert not any("authorization" in request.headers for request in [*server.requests, *other.requests])
+
+
 @pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/"])
 def test_redirects_to_elsewhere(server: Server, location: str) -> None:
     built = image([layer({"vmlinux": b"first"})])
@@ -246,7 +264,6 @@ def test_registry_that_fails(server: Server, status: int) -> None:
 @pytest.mark.parametrize(
     "challenge",
     [
-        "",
         "Bearer",
         "Negotiate",
         "Bearer realm",
@@ -276,7 +293,6 @@ def test_challenges_that_make_no_sense(server: Server, environment: Path, challe
         (Reply(b'{"token": 7}'), Code.CORRUPT),
         (Reply(b'{"token": "a\\r\\nHost: b"}'), Code.CORRUPT),
         (Reply(b'{"token": "\\u00e9"}'), Code.CORRUPT),
-        (Reply(b'{"token": "a", "expires_in": -1}'), Code.CORRUPT),
         (Reply(b'{"token": "a", "expires_in": 1' + b"0" * 4000 + b"}"), Code.DOWNLOAD),
         (Reply(bytes(2 << 20)), Code.CORRUPT),
         (Reply(status=401), Code.DOWNLOAD),
@@ -393,180 +409,3 @@ def test_image_without_its_config(server: Server) -> None:
     error = failure(lambda: b"".join(repository.blob(config, "the config")))
     assert error.code is Code.DOWNLOAD
     assert "'the config' cannot be downloaded" in error.message
-
-
-# what servers write in other ways than the usual one
-
-
-def served_with_login(server: Server, challenge: str, *replies: Reply) -> str:
-    """An image behind a challenge in which {realm} is a token server with these replies."""
-    built = image([layer({"vmlinux": b"first"})])
-    address = serve(server, built)
-    realm = server.serve("/token", *replies or (Reply(b'{"token": "good"}'),))
-    wanted = Reply(status=401, headers={"WWW-Authenticate": challenge.format(realm=realm)})
-    server.serve("/v2/kernel/manifests/1", wanted, Reply(built.manifest))
-    return address
-
-
-@pytest.mark.parametrize(
-    "challenge",
-    [
-        'Negotiate, Basic realm="x", Bearer realm="{realm}",service="s"',
-        'Bearer realm="{realm}", service="s", Basic realm="x"',
-        'bearer  REALM = "{realm}" , service=s',
-        'Bearer error="invalid_token", error_description="no \\"token\\", yet", realm="{realm}"',
-        'Negotiate YIIJvwYGKwYBBQUC==, Bearer realm="{realm}"',
-        'Bearer realm="ftp://127.0.0.1/", Bearer realm="{realm}"',
-        ', Digest realm="a, b", nonce="c=d",, Bearer realm="{realm}"',
-    ],
-)
-def test_the_challenge_that_is_known_is_chosen(server: Server, environment: Path, challenge: str) -> None:
-    address = served_with_login(server, challenge)
-    login(environment, address)
-    pull(address, "kernel:1")
-    assert server.asked("/v2/kernel/manifests/1")[-1].headers["authorization"] == "Bearer good"
-
-
-def test_a_password_where_no_token_is_to_be_had(server: Server, environment: Path) -> None:
-    address = served_with_login(server, 'Negotiate, Bearer realm="file:///token", Basic realm="x"')
-    login(environment, address)
-    pull(address, "kernel:1")
-    assert server.requests[-1].user == f"{USER}:{PASSWORD}"
-    assert server.asked("/token") == []
-
-
-def test_several_headers(server: Server) -> None:
-    built = image([layer({"vmlinux": b"first"})])
-    address = serve(server, built)
-    realm = server.serve("/token", Reply(b'{"token": "good"}'))
-    lines = ["Negotiate", 'Basic realm="x"', f'Bearer realm="{realm}"']
-    head = "".join(f"WWW-Authenticate: {line}\r\n" for line in lines)
-    refusal = Reply(raw=f"HTTP/1.1 401 Unauthorized\r\n{head}Content-Length: 0\r\n\r\n".encode())
-    server.serve("/v2/kernel/manifests/1", refusal, Reply(built.manifest))
-    assert len(pull(address, "kernel:1")[1]) == 1
-
-
-def test_the_scope_is_that_of_the_challenge(server: Server, environment: Path) -> None:
-    scope = "repository:local/team/kernel:pull repository:base:pull"
-    address = served_with_login(server, f'Bearer realm="{{realm}}",scope="{scope}"')
-    pull(address, "kernel:1")
-    assert server.asked("/token")[0].path == (
-        "/token?scope=repository%3Alocal%2Fteam%2Fkernel%3Apull&scope=repository%3Abase%3Apull"
-    )
-
-
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_server_that_wants_a_wider_scope(server: Server, status: int) -> None:
-    built = image([layer({"vmlinux": b"first"})])
-    address = serve(server, built)
-    realm = server.serve("/token", Reply(b'{"token": "narrow"}'), Reply(b'{"token": "wide"}'))
-    first = Reply(status=401, headers={"WWW-Authenticate": f'Bearer realm="{realm}",scope="a"'})
-    wider = f'Bearer realm="{realm}",scope="a b",error="insufficient_scope"'
-    second = Reply(status=status, headers={"WWW-Authenticate": wider})
-    server.serve("/v2/kernel/manifests/1", first, second, Reply(built.manifest))
-    assert len(pull(address, "kernel:1")[1]) == 1
-    said = [request.headers.get("authorization") for request in server.asked("/v2/kernel/manifests/1")]
-    assert said == [None, "Bearer narrow", "Bearer wide"]
-
-
-def test_a_server_that_wants_ever_wider_scopes(server: Server) -> None:
-    realm = server.serve("/token", *(Reply(f'{{"token": "{number}"}}'.encode()) for number in range(20)))
-    challenges = [
-        Reply(status=401, headers={"WWW-Authenticate": f'Bearer realm="{realm}",scope="{number}"'})
-        for number in range(20)
-    ]
-    server.serve("/v2/kernel/manifests/1", *challenges)
-    assert failure(lambda: pull(f"127.0.0.1:{server.port}", "kernel:1")).code is Code.DOWNLOAD
-    assert len(server.asked("/v2/kernel/manifests/1")) == 4
-
-
-@pytest.mark.parametrize(
-    "token",
-    [
-        {"token": None, "access_token": "good"},
-        {"token": "good", "access_token": None, "expires_in": None, "issued_at": None, "refresh_token": None},
-        {"token": "", "access_token": "good", "expires_in": 0},
-    ],
-)
-@pytest.mark.parametrize("packed", [False, True])
-def test_tokens_with_null_and_encoded(server: Server, token: dict[str, object], packed: bool) -> None:
-    body = json.dumps(token).encode()
-    reply = Reply(gzip.compress(body), headers={"Content-Encoding": "gzip"}) if packed else Reply(body)
-    address = served_with_login(server, 'Bearer realm="{realm}"', reply)
-    assert len(pull(address, "kernel:1")[1]) == 1
-
-
-ENCODED = {"Content-Encoding": "gzip"}
-
-
-@pytest.mark.parametrize("packed", ["gzip", "zstd", ""])
-@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
-@pytest.mark.parametrize("on_the_way", [False, True])
-def test_blobs_with_a_content_encoding(server: Server, packed: str, framing: str, on_the_way: bool) -> None:
-    """What object stores only call so, and what proxies do: the digest decides."""
-    each = layer({"vmlinux": NOISE}, packed)
-    address = serve(server, image([each]))
-    path = f"/v2/kernel/blobs/{digest_of(each.data)}"
-    data = gzip.compress(each.data) if on_the_way else each.data
-    server.serve(path, Reply(data, headers=ENCODED, framing=framing))
-    if on_the_way and packed == "" and framing != "length":
-        # nothing tells it from an archive that is only called so
-        assert failure(lambda: pull(address, "kernel:1")).code in (Code.CORRUPT, Code.DOWNLOAD)
-    else:
-        assert pull(address, "kernel:1")[1] == [each.data]
-
-
-@pytest.mark.parametrize("label", ["zstd", "br", "aws-chunked", "gzip, gzip", "IDENTITY", "x-gzip"])
-def test_blobs_under_any_label(server: Server, label: str) -> None:
-    each = layer({"vmlinux": NOISE})
-    address = serve(server, image([each]))
-    server.serve(f"/v2/kernel/blobs/{digest_of(each.data)}", Reply(each.data, headers={"Content-Encoding": label}))
-    assert pull(address, "kernel:1")[1] == [each.data]
-
-
-@pytest.mark.parametrize("on_the_way", [False, True])
-def test_blobs_with_a_content_encoding_that_break_off(server: Server, on_the_way: bool) -> None:
-    each = layer({"vmlinux": NOISE})
-    address = serve(server, image([each]))
-    data = gzip.compress(each.data) if on_the_way else each.data
-    path = f"/v2/kernel/blobs/{digest_of(each.data)}"
-    server.serve(path, Reply(data, headers=ENCODED, cut=1_000_000), Reply(data, headers=ENCODED))
-    assert pull(address, "kernel:1")[1] == [each.data]
-    # what was encoded on its way has no bytes to be asked for
-    assert [request.headers.get("range") for request in server.asked(path)] == [
-        None,
-        None if on_the_way else "bytes=1000000-",
-    ]
-
-
-def test_an_encoding_that_unpacks_to_more(server: Server) -> None:
-    each = layer({"vmlinux": b"first"})
-    address = serve(server, image([each]))
-    path = f"/v2/kernel/blobs/{digest_of(each.data)}"
-    server.serve(path, Reply(gzip.compress(each.data + bytes(1 << 30), 1), headers=ENCODED))
-    assert failure(lambda: pull(address, "kernel:1")).code is Code.CORRUPT
-    server.serve("/v2/kernel/manifests/1", Reply(gzip.compress(bytes(1 << 30), 1), headers=ENCODED))
-    assert failure(lambda: pull(address, "kernel:1")).code is Code.CORRUPT
-
-
-@pytest.mark.parametrize("damage", [slice(0, -20), slice(0, 40)])
-def test_an_encoding_that_is_damaged(server: Server, damage: slice) -> None:
-    address = serve(server, image([layer({"vmlinux": b"first"})]))
-    data = gzip.compress(json.dumps(PLAIN).encode())[damage]
-    server.serve("/v2/kernel/manifests/1", Reply(data, headers=ENCODED))
-    assert failure(lambda: pull(address, "kernel:1")).code is Code.DOWNLOAD
-
-
-def test_manifests_that_are_encoded(server: Server) -> None:
-    built = image([layer({"vmlinux": b"first"})])
-    address = serve(server, built)
-    typed = {"Content-Type": "application/json; charset=utf-8"}
-    for reply in (
-        Reply(gzip.compress(built.manifest), headers={**ENCODED, **typed}),
-        Reply(gzip.compress(built.manifest), headers=ENCODED, framing="chunked"),
-        Reply(built.manifest, headers=ENCODED),  # which only says so
-    ):
-        server.serve("/v2/kernel/manifests/1", reply)
-        assert pull(address, "kernel:1")[0].digest == built.digest
-    server.serve("/v2/kernel/manifests/1", Reply(built.manifest, headers={"Content-Encoding": "br"}))
-    assert "encoded as 'br'" in failure(lambda: pull(address, "kernel:1")).message

@@ -125,7 +125,7 @@ def test_next_mirror_serves_when_the_first_does_not(server: Server, mirror: Serv
     with serving() as empty:
         serve(mirror, BUILT)
         assert mirrored(server, empty.url(""), mirror.url("")) == LAYERS
-        assert [request.path for request in empty.requests] == ["/v2/kernel/manifests/1"]
+        assert [request.path for request in empty.requests] == ["/v2/kernel/manifests/1", "/v2/"]
     assert server.requests == []
 
 

@@ -357,8 +357,11 @@ def test_plain_http_only_where_it_is_allowed(monkeypatch: pytest.MonkeyPatch) ->
         ("CONNECT", "localhost.example.org:443"),
         ("CONNECT", "registry-1.docker.io:443"),
         ("GET", "http://registry.example.org:5000/v2/org/kernel/manifests/1"),
+        ("GET", "http://registry.example.org:5000/v2/"),
         ("GET", "http://localhost/v2/org/kernel/manifests/1"),
+        ("GET", "http://localhost/v2/"),
         ("GET", "http://127.1.2.3:5000/v2/org/kernel/manifests/1"),
+        ("GET", "http://127.1.2.3:5000/v2/"),
     ]
 
 

@@ -601,6 +601,9 @@ ROWS = [*BASES, *INIT_SYSTEMS, *USERS, *ENTRYPOINTS, *ENVIRONMENTS, *VOLUMES, *S
 
 REGISTRIES = [
     Registry("two-challenges", challenge='Negotiate, Basic realm="x", Bearer realm="{realm}", service="s"'),
+    Registry("login-at-the-base", challenge='Bearer realm="{realm}"', hidden=True),
+    Registry("no-quotes", challenge="Basic realm=/, Bearer realm={realm},service=s"),
+    Registry("time-as-text", challenge='Bearer realm="{realm}"', token='{"token": "good", "expires_in": "300"}'),
     Registry("scope-of-its-own", challenge='Bearer realm="{realm}",scope="repository:elsewhere/app:pull"'),
     Registry("token-with-null", challenge='Bearer realm="{realm}"', token='{"token": null, "access_token": "good"}'),
     Registry("blobs-called-gzip", headers={"Content-Encoding": "gzip"}),

@@ -1,4 +1,7 @@
-"""Reads WWW-Authenticate headers (RFC 9110, section 11.6.1): the ways in which a server takes logins."""
+"""Reads WWW-Authenticate headers (RFC 9110, section 11.6.1): the ways in which a server takes logins.
+
+Other than there, values need no quotes: servers write `realm=https://...` and `realm=/`, too.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import dataclass, field
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _SEPARATORS = re.compile(r"[ \t,]*")
-_PARAMETER = re.compile(rf'({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}))(?=[ \t,]|$)')
+_PARAMETER = re.compile(rf'({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^ \t,"]+))(?=[ \t,]|$)')
 _SCHEME = re.compile(rf"({_TOKEN})(?:[ \t]+[A-Za-z0-9._~+/-]+=*(?=[ \t]*(?:,|$)))?(?=[ \t,]|$)")  # with its token68
 _MOST = 64  # schemes and parameters together: no server has so many
 

@@ -35,6 +35,7 @@ class Endpoint:
 
     def __init__(self, scheme: str, registry: str, repository: str, label: str, job: Job, timeouts: Timeouts) -> None:
         self.registry = registry
+        self._login = f"docker login {registry} (or skopeo login {registry})"
         self._scheme = scheme
         self._repository = repository
         self._label = label
@@ -44,11 +45,15 @@ class Endpoint:
         self._authorization = ""
         self._expires = 0.0
         self._challenge = ""
+        self._base_asked = False
 
     def url(self, path: str) -> str:
         """The address of a manifest or blob."""
+        return f"{self._base()}{self._repository}/{path}"
+
+    def _base(self) -> str:
         host = _HUB if self.registry == DOCKER_HUB else self.registry
-        return f"{self._scheme}://{host}/v2/{self._repository}/{path}"
+        return f"{self._scheme}://{host}/v2/"
 
     def manifest(self, name: str) -> Manifest:
         """A manifest by tag or digest, checked against either.
@@ -59,9 +64,10 @@ class Endpoint:
         answer, body = self._get(f"manifests/{name}")
         manifest = Manifest.parse(body, self._label)
         said = answer.headers.get("docker-content-digest", "")
-        expected = name if ":" in name else said if said.startswith("sha256:") else manifest.digest
+        told = {digest for each in said.split(",") if (digest := each.strip()).startswith("sha256:")}
+        expected = {name} if ":" in name else told or {manifest.digest}
         # of the signed manifests that Docker had first, only a part counts; nothing reads them
-        if manifest.digest != expected and manifest.kind in (*INDEXES, *MANIFESTS):
+        if {manifest.digest} != expected and manifest.kind in (*INDEXES, *MANIFESTS):
             asked = f"when asked for {name}" if ":" in name else f"and calls it {said[:100]!r}"
             raise BangerError(
                 Code.CORRUPT, f"the registry {self.registry} answers with {manifest.digest} {asked}", hint="try again"
@@ -69,10 +75,13 @@ class Endpoint:
         return manifest
 
     def authorization(self, refused: Answer | None = None) -> str:
-        """The header of that name for the next request, '' for none; a new one after an answer that asks for it."""
+        """The header of that name for the next request, '' for none; a new one after an answer that asks for it.
+
+        It stays the same where nothing tells how to log in.
+        """
         with self._lock:
             if refused:
-                self._authenticate(refused.challenge)
+                self._authenticate(refused.challenge or self._challenge or self._challenge_of_base())
             elif self._challenge and time.monotonic() >= self._expires:
                 self._authenticate(self._challenge)
             return self._authorization
@@ -91,27 +100,51 @@ class Endpoint:
                 return answer, body
             if answer.status == 400 and self._scheme == "http" and not self._challenge:
                 self._scheme = "https"  # what servers say that want TLS: on loopback, too, some do
-            elif answer.challenge not in challenges and len(challenges) < _CHALLENGES_MAX and answer.asks_for_login:
+            elif answer.challenge in challenges or len(challenges) == _CHALLENGES_MAX:
+                break
+            elif self._log_in(answer):
                 challenges.add(answer.challenge)
-                before = self._authorization
-                if self.authorization(answer) == before:
-                    break
             else:
                 break
         if answer.status == 404:
-            raise BangerError(Code.NOT_FOUND, f"the registry has no image {self._label}", hint="check the name")
+            hint = (
+                f"check the name, or log in: {self._login}"
+                if self._base_asked and self._challenge
+                else "check the name"
+            )
+            raise BangerError(Code.NOT_FOUND, f"the registry has no image {self._label}", hint=hint)
         raise self._refused(answer.status, f"the registry {self.registry}")
+
+    def _log_in(self, answer: Answer) -> bool:
+        """Whether there is another Authorization after this answer; a registry may hide what it has (403, 404)."""
+        hidden = answer.status in (403, 404) and not self._challenge
+        if not answer.asks_for_login and not hidden:
+            return False
+        before = self._authorization
+        try:
+            return self.authorization(answer) != before
+        except BangerError as error:
+            if error.code is Code.CANCELLED or answer.status != 404:
+                raise
+            return False  # that there is none is what is known
+
+    def _challenge_of_base(self) -> str:
+        """What /v2/ asks for (distribution specification, "Determining Support"): some registries say it only there."""
+        if self._base_asked:
+            return ""
+        self._base_asked = True
+        answer, _ = self._ask(self._base(), self._label, MANIFEST_LIMIT)
+        return answer.challenge if answer.asks_for_login else ""
 
     def _refused(self, status: int, who: str) -> BangerError:
         """The error for an answer of this status, by `who`."""
-        login = f"docker login {self.registry} (or skopeo login {self.registry})"
         message, hint = f"{who} answers {status} when asked for {self._label}", "try again later"
         if status in (401, 403):
             message = f"{self.registry} does not let you read {self._label}, or there is no such image"
-            hint = f"check the name, or log in: {login}"
+            hint = f"check the name, or log in: {self._login}"
         elif status == 429:
             message = f"{who} limits how much can be pulled, and does not answer for {self._label} now"
-            hint = f"try again later, or log in for a higher limit: {login}"
+            hint = f"try again later, or log in for a higher limit: {self._login}"
         return BangerError(Code.DOWNLOAD, message, hint=hint)
 
     def _ask(
@@ -129,7 +162,12 @@ class Endpoint:
         )
 
     def _authenticate(self, challenge: str) -> None:
-        """Obtain what a WWW-Authenticate header asks for: a token before a password, and of other schemes nothing."""
+        """Obtain what a WWW-Authenticate header asks for: a token before a password, nothing without a header.
+
+        Raises UNSUPPORTED when it asks for other things alone.
+        """
+        if not challenge:
+            return
         self._challenge = challenge
         credentials = find_credentials(self.registry, self._repository, self._job)
         challenges = parse_challenges(challenge)
@@ -145,7 +183,7 @@ class Endpoint:
                 raise BangerError(
                     Code.DOWNLOAD,
                     f"the registry {self.registry} wants a user name and a password",
-                    hint=f"log in: docker login {self.registry} (or skopeo login {self.registry})",
+                    hint=f"log in: {self._login}",
                 )
             self._authorization, self._expires = _basic(credentials), math.inf
             return
@@ -182,7 +220,7 @@ class Endpoint:
         if not re.fullmatch(r"[!-~]+", token):
             raise BangerError(Code.CORRUPT, f"the token server of {self.registry} answers without a token")
         self._authorization = f"Bearer {token}"
-        lifetime = min(max(_TOKEN_SECONDS, fields.number("expires_in", 0)), _TOKEN_SECONDS_MAX)
+        lifetime = min(max(_TOKEN_SECONDS, fields.seconds("expires_in")), _TOKEN_SECONDS_MAX)
         self._expires = time.monotonic() + 0.9 * lifetime  # so that it is still good when it arrives
 
 

@@ -66,6 +66,8 @@ class Registry:
             size=descriptor.size,
             limit=descriptor.size,
             sha256=descriptor.digest.removeprefix("sha256:"),
+            # what has a title may be any file: ORAS gives this type to all
+            plain=descriptor.media_type.endswith(".tar") and not descriptor.title,
             authorization=authorization,
             timeouts=self._timeouts,
         )
