@@ -115,12 +115,13 @@ def ask(
                     raise refusal
                 if answer.status != 200:  # pages for people, of any size and kind
                     return answer, b""
-                if answer.codings not in _CODINGS:
-                    raise _coded(answer)
-                for piece in _content(received, body, answer.codings != ()):
+                for piece in _content(received, body, answer.codings in _CODINGS[1:]):
                     body.take(piece)
                     pieces.append(piece)
-            return answer, b"".join(pieces)
+                text = b"".join(pieces)
+                if answer.codings not in _CODINGS and not text.startswith((b"{", b"[")):  # else it only says so
+                    raise _coded(answer)
+            return answer, text
         except Failed as failure:
             if not failure.broken or attempt == timeouts.attempts or failure.pause > timeouts.retry_after:
                 raise _all_failed(label, [(url, failure)]) from failure
@@ -263,7 +264,7 @@ def _from_mirror(url: str, body: _Body, timeouts: Timeouts) -> Iterator[bytes]:
             with exchange(url, headers, timeouts, body.job) as received:
                 answer = next(received)
                 assert isinstance(answer, Answer)
-                if answer.status in _NO_RANGES and "Range" in headers:
+                if "Range" in headers and not _continues(answer, body):
                     whole = True
                     continue
                 if answer.asks_for_login and not renewed:
@@ -305,6 +306,12 @@ def _headers(body: _Body, validator: str, authorization: str, whole: bool) -> di
 def _common_headers(authorization: str) -> dict[str, str]:
     headers = {"Accept-Encoding": "identity", "User-Agent": f"banger/{__version__}"}
     return {**headers, "Authorization": authorization} if authorization else headers
+
+
+def _continues(answer: Answer, body: _Body) -> bool:
+    """Whether an answer to a Range is of use: the part that was asked for, the whole, or why there is neither."""
+    first = answer.range[0] if answer.range else -1
+    return answer.status not in _NO_RANGES and (answer.status != 206 or first == body.done)
 
 
 def _accept(answer: Answer, body: _Body, validator: str, timeouts: Timeouts) -> tuple[int, bool]:

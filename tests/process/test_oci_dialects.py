@@ -62,6 +62,8 @@ def served_with_login(server: Server, challenge: str, *replies: Reply) -> str:
         'Negotiate YIIJvwYGKwYBBQUC==, Bearer realm="{realm}"',
         'Bearer realm="ftp://127.0.0.1/", Bearer realm="{realm}"',
         ', Digest realm="a, b", nonce="c=d",, Bearer realm="{realm}"',
+        'Bearer realm="{realm}#there"',
+        'Bearer realm="{realm}"service="s"',
         "Basic realm=/, Bearer realm={realm},service=s",  # without the quotes that the grammar wants
     ],
 )
@@ -276,10 +278,11 @@ def test_manifests_that_are_encoded(server: Server) -> None:
         Reply(gzip.compress(built.manifest), headers={**ENCODED, **typed}),
         Reply(gzip.compress(built.manifest), headers=ENCODED, framing="chunked"),
         Reply(built.manifest, headers=ENCODED),  # which only says so
+        Reply(built.manifest, headers={"Content-Encoding": "br"}),
     ):
         server.serve("/v2/kernel/manifests/1", reply)
         assert pull(address, "kernel:1")[0].digest == built.digest
-    server.serve("/v2/kernel/manifests/1", Reply(built.manifest, headers={"Content-Encoding": "br"}))
+    server.serve("/v2/kernel/manifests/1", Reply(b"\x0b\x02\x80{}\x03", headers={"Content-Encoding": "br"}))
     assert "encoded as 'br'" in failure(lambda: pull(address, "kernel:1")).message
 
 
@@ -322,13 +325,22 @@ def test_blobs_that_are_encoded_in_a_way_that_is_not_known(server: Server, label
 # answers
 
 
-@pytest.mark.parametrize("status", [400, 416])
-def test_ranges_that_are_refused(server: Server, status: int) -> None:
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Reply(status=400),
+        Reply(status=416),
+        Reply(NOISE[:10], status=206),
+        Reply(NOISE[:10], status=206, headers={"Content-Range": f"bytes 0-9/{len(NOISE)}"}),
+        Reply(NOISE[:10], status=206, headers={"Content-Type": "multipart/byteranges; boundary=x"}),
+    ],
+)
+def test_ranges_that_are_refused(server: Server, refusal: Reply) -> None:
     """By servers that only know ranges with an end, or none at all: the whole comes again."""
     each = layer({"vmlinux": NOISE}, "")
     address = serve(server, image([each]))
     path = f"/v2/kernel/blobs/{digest_of(each.data)}"
-    server.serve(path, Reply(each.data, cut=1_000_000), Reply(status=status), Reply(each.data))
+    server.serve(path, Reply(each.data, cut=1_000_000), refusal, Reply(each.data))
     assert pull(address, "kernel:1")[1] == [each.data]
     assert [request.headers.get("range") for request in server.asked(path)] == [None, "bytes=1000000-", None]
 

@@ -172,7 +172,7 @@ class Endpoint:
         credentials = find_credentials(self.registry, self._repository, self._job)
         challenges = parse_challenges(challenge)
         for each in challenges:
-            realm = each.parameters.get("realm", "")
+            realm = urllib.parse.urldefrag(each.parameters.get("realm", "")).url
             # a token server without TLS would get the password
             if each.scheme == "bearer" and realm.lower().startswith(("https://", f"{self._scheme}://")):
                 scopes = each.parameters.get("scope", "").split() or [f"repository:{self._repository}:pull"]
