@@ -139,7 +139,7 @@ def test_commands_that_do_not_run(host: Host, guest: str) -> None:
         (
             "vm run -p [::1]:8080:80",
             2,
-            "--publish: '::1' in .* is not an IPv4 address",
+            "--publish: '::1' in .* is not an IPv4 address: ports cannot be published on IPv6 ones",
             "publish it on 127.0.0.1, or .*",
         ),
         ("vm run --memory lots", 2, "--memory: 'lots' is not a size", ".*512M.*"),
